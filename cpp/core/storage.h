@@ -1,0 +1,113 @@
+// Native memory behind a tensor. Three kinds: owned; a view into a kept-alive mapping; and file-backed with a
+// decoder, materialised on demand and evictable, so that a frozen weight which a matmul has packed is not held twice.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+
+namespace heddle {
+
+/// Zeroed memory, 64-byte aligned; big blocks come straight from the OS in huge pages and go straight back to it.
+/// Throws kOutOfMemory. `bytes` of the release must be those of the allocation.
+std::byte* allocate_aligned(size_t bytes);
+void release_aligned(std::byte* data, size_t bytes) noexcept;
+
+/// 64-byte aligned, zero-initialised on demand by the kernel; throws kOutOfMemory.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(size_t bytes);
+  AlignedBuffer(AlignedBuffer&& other) noexcept;
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
+  AlignedBuffer(const AlignedBuffer&) = delete;
+  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
+  ~AlignedBuffer();
+
+  std::byte* data() const noexcept { return data_; }
+  size_t size() const noexcept { return size_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+class Storage {
+ public:
+  /// Fills the destination with the tensor's elements; called again after evict().
+  using Decoder = std::function<void(std::span<std::byte>)>;
+
+  static std::shared_ptr<Storage> owned(size_t bytes);
+  /// Read-only bytes inside memory that `keep_alive` holds (a file mapping).
+  static std::shared_ptr<Storage> view(std::span<const std::byte> bytes, std::shared_ptr<const void> keep_alive);
+  static std::shared_ptr<Storage> decoded(size_t bytes, Decoder decoder);
+  /// Writable bytes that a backend allocated; `release` gives them back.
+  static std::shared_ptr<Storage> adopted(std::span<std::byte> bytes, std::function<void()> release);
+
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+  ~Storage();
+
+  size_t size() const noexcept { return size_; }
+  bool writable() const noexcept { return kind_ == Kind::kOwned; }
+  /// Bytes held in anonymous memory right now (reported to V8 as external memory).
+  size_t resident() const noexcept;
+
+  /// The elements. Materialises a decoded storage (thread-safe). The pointer stays valid while a Pin is held.
+  const std::byte* data();
+  /// Throws kArgument unless writable().
+  std::byte* mutable_data();
+
+  /// Keeps the bytes from being evicted (program buffers bound to this storage hold one).
+  class Pin {
+   public:
+    /// kLazy keeps bytes from going without bringing them in: data() is then null.
+    enum class Load { kNow, kLazy };
+    explicit Pin(std::shared_ptr<Storage> storage, Load load = Load::kNow);
+    Pin(Pin&& other) noexcept = default;
+    Pin& operator=(Pin&& other) noexcept;
+    ~Pin();
+    const std::byte* data() const noexcept { return data_; }
+
+   private:
+    std::shared_ptr<Storage> storage_;
+    const std::byte* data_ = nullptr;
+  };
+
+  /// Drops materialised bytes of a decoded storage that nobody pins; tells the OS that a view's pages are cold.
+  void evict();
+
+  /// Derived forms of frozen contents (a matmul's packed weight), made once per key and shared by all programs.
+  /// Valid until the contents change: mutable_data() clears them.
+  std::shared_ptr<void> derived(const std::string& key, const std::function<std::shared_ptr<void>()>& make);
+  void invalidate_derived();
+  /// Grows whenever the contents may have changed: what was packed at another version is stale.
+  uint64_t version() const noexcept { return version_.load(std::memory_order_acquire); }
+
+ private:
+  enum class Kind { kOwned, kView, kDecoded };
+  Storage(Kind kind, size_t size) : kind_(kind), size_(size) {}
+  const std::byte* load();
+
+  Kind kind_;
+  size_t size_;
+  size_t pins_ = 0;
+  AlignedBuffer buffer_;
+  std::span<const std::byte> view_;
+  std::shared_ptr<const void> keep_alive_;
+  Decoder decoder_;
+  std::span<std::byte> adopted_;
+  std::function<void()> release_;
+  std::atomic<uint64_t> version_{0};
+  std::map<std::string, std::shared_ptr<void>> derived_;
+  mutable std::mutex mutex_;
+  std::mutex derived_mutex_;
+};
+
+}  // namespace heddle

@@ -1,0 +1,120 @@
+// Matrix products of one tile: oneDNN primitives made once per problem, frozen matrices kept in its own blocked layout,
+// and the rounding between f32 and bf16 around them. Every call is single-threaded; kernels tile over the pool.
+//
+// oneDNN's fast implementation takes dense operands only: a slice of columns is copied (and converted) first.
+#pragma once
+
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/storage.h"
+
+namespace heddle {
+
+enum class Precision { kF32, kBF16 };
+
+/// "f32" or "bf16"; throws kArgument naming `place`.
+Precision precision_from_name(std::string_view name, std::string_view place);
+
+/// The element type that products of this precision are computed in: bf16 only where oneDNN has a real kernel for it,
+/// else f32, on operands rounded to bf16.
+DType product_dtype(Precision precision);
+
+/// How an operand's elements become those of the product.
+struct OperandForm {
+  DType from = DType::kF32;
+  DType to = DType::kF32;
+  bool round = false;
+
+  static OperandForm of(DType stored, Precision precision);
+  bool converts() const noexcept { return from != to || round; }
+};
+
+/// rows x cols elements at `source` (rows `stride` apart) -> dense `target`.
+void convert_rows(const OperandForm& form, const void* source, size_t stride, size_t rows, size_t cols, void* target);
+
+/// y [m, n] (+)= alpha * a [m, k] @ b [k, n] + bias [n]; all dense, y and bias f32.
+struct ProductShape {
+  DType dtype = DType::kF32;
+  int64_t batch = 1;
+  int64_t m = 0;
+  int64_t n = 0;
+  int64_t k = 0;
+  /// a is stored [k, m]; b is stored [n, k].
+  bool transpose_a = false;
+  bool transpose_b = false;
+  /// One b for the whole batch.
+  bool share_b = false;
+  /// b is a block of a PackedMatrix.
+  bool packed_b = false;
+  bool accumulate = false;
+  bool bias = false;
+  float alpha = 1.0F;
+
+  auto operator<=>(const ProductShape&) const = default;
+};
+
+/// Immutable and usable by many threads at once, each with its own workspace.
+class Product {
+ public:
+  /// Made once per shape in this process.
+  static std::shared_ptr<const Product> get(const ProductShape& shape);
+
+  explicit Product(const ProductShape& shape);
+
+  size_t workspace_bytes() const noexcept { return workspace_desc_.get_size(); }
+  void run(const void* a, const void* b, const float* bias, float* y, std::byte* workspace) const;
+  void run(const void* a, const dnnl::memory& packed_b, const float* bias, float* y, std::byte* workspace) const;
+
+ private:
+  dnnl::matmul primitive_;
+  dnnl::memory::desc a_desc_;
+  dnnl::memory::desc b_desc_;
+  dnnl::memory::desc y_desc_;
+  dnnl::memory::desc bias_desc_;
+  dnnl::memory::desc workspace_desc_;
+};
+
+/// A matrix b [k, n] as seen by the product, cut into a grid of blocks of oneDNN's layout.
+struct MatrixSource {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t k = 0;
+  int64_t n = 0;
+  /// Stored [n, k].
+  bool transposed = false;
+};
+
+class PackedMatrix {
+ public:
+  /// Blocks of at most block_k x block_n; tiles over the shared pool.
+  PackedMatrix(const MatrixSource& source, Precision precision, int64_t block_k, int64_t block_n);
+
+  /// Packed once per storage, form and block size, for all programs. `source.data` is taken from the storage.
+  static std::shared_ptr<const PackedMatrix> of_frozen(const std::shared_ptr<Storage>& storage, MatrixSource source,
+                                                       Precision precision, int64_t block_k, int64_t block_n);
+
+  /// Width of the column blocks that matmul and the loss share.
+  static int64_t column_block(int64_t n);
+
+  const dnnl::memory& block(int64_t k_block, int64_t n_block) const { return blocks_[k_block * n_blocks_ + n_block]; }
+  int64_t n_blocks() const noexcept { return n_blocks_; }
+  /// The whole matrix as one block, when the blocks lie side by side just as oneDNN would have packed the whole;
+  /// else null.
+  const dnnl::memory* whole() const noexcept { return whole_.get(true) != nullptr ? &whole_ : nullptr; }
+
+ private:
+  int64_t n_blocks_;
+  AlignedBuffer bytes_;
+  std::vector<dnnl::memory> blocks_;
+  dnnl::memory whole_;
+};
+
+}  // namespace heddle

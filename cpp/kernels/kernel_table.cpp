@@ -1,0 +1,23 @@
+#include "kernels/kernel_table.h"
+
+namespace heddle {
+
+const KernelTable& cpu_kernels() {
+  static const KernelTable kTable = [] {
+    KernelTable table;
+    register_attention(table);
+    register_elementwise(table);
+    register_index(table);
+    register_loss(table);
+    register_matmul(table);
+    register_norm(table);
+    register_random(table);
+    register_reduce(table);
+    register_rope(table);
+    register_sample(table);
+    return table;
+  }();
+  return kTable;
+}
+
+}  // namespace heddle

@@ -1,0 +1,19 @@
+// One register function per operator family; kernel_table.cpp calls them all.
+#pragma once
+
+#include "program/kernel.h"
+
+namespace heddle {
+
+void register_attention(KernelTable& table);
+void register_elementwise(KernelTable& table);
+void register_index(KernelTable& table);
+void register_loss(KernelTable& table);
+void register_matmul(KernelTable& table);
+void register_norm(KernelTable& table);
+void register_random(KernelTable& table);
+void register_reduce(KernelTable& table);
+void register_rope(KernelTable& table);
+void register_sample(KernelTable& table);
+
+}  // namespace heddle

@@ -1,0 +1,518 @@
+// Cross-entropy of a linear head, nll[i] = logsumexp(x[i] @ w^T) - (x[i] @ w^T)[target[i]], without ever holding the
+// logits [n, v]: a tile of rows (or of the vocabulary) at a time. Rows whose target is -100 are left out of the work,
+// not only of the result.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/gemm.h"
+#include "kernels/kernel_table.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/loss.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/vector_math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heddle {
+namespace HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F = hn::CappedTag<float, 16>;
+using VF = hn::Vec<F>;
+
+/// Takes `count` logits into a running maximum and sum of exp(logit - maximum).
+void accumulate_exp_sum(const float* logits, size_t count, float* maximum, float* sum) {
+  const F f;
+  const size_t lanes = hn::Lanes(f);
+  VF top = hn::Set(f, *maximum);
+  size_t at = 0;
+  for (; at + lanes <= count; at += lanes) top = hn::Max(top, hn::LoadU(f, logits + at));
+  float new_maximum = hn::GetLane(hn::MaxOfLanes(f, top));
+  for (; at < count; ++at) new_maximum = std::max(new_maximum, logits[at]);
+
+  const VF shift = hn::Set(f, new_maximum);
+  VF sum0 = hn::Zero(f);
+  VF sum1 = hn::Zero(f);
+  for (at = 0; at + 2 * lanes <= count; at += 2 * lanes) {
+    sum0 = hn::Add(sum0, vector_exp(f, hn::Sub(hn::LoadU(f, logits + at), shift)));
+    sum1 = hn::Add(sum1, vector_exp(f, hn::Sub(hn::LoadU(f, logits + at + lanes), shift)));
+  }
+  float added = hn::GetLane(hn::SumOfLanes(f, hn::Add(sum0, sum1)));
+  for (; at < count; ++at) added += std::exp(logits[at] - new_maximum);
+  // The first chunk meets a maximum of minus infinity and a sum of zero.
+  *sum = (*sum == 0.0F ? 0.0F : *sum * std::exp(*maximum - new_maximum)) + added;
+  *maximum = new_maximum;
+}
+
+/// probabilities[i] = scale * exp(logits[i] - lse); may work in place.
+void softmax_row(const float* logits, size_t count, float lse, float scale, float* probabilities) {
+  const F f;
+  const size_t lanes = hn::Lanes(f);
+  const VF shift = hn::Set(f, lse);
+  const VF factor = hn::Set(f, scale);
+  size_t at = 0;
+  for (; at + lanes <= count; at += lanes)
+    hn::StoreU(hn::Mul(factor, vector_exp(f, hn::Sub(hn::LoadU(f, logits + at), shift))), f, probabilities + at);
+  for (; at < count; ++at) probabilities[at] = scale * std::exp(logits[at] - lse);
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace heddle
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace heddle {
+namespace {
+
+HWY_EXPORT(accumulate_exp_sum);
+HWY_EXPORT(softmax_row);
+
+constexpr int32_t kIgnored = -100;
+// Rows of a tile: its logits [64, 49152] are 12 MiB, which stays in the last-level cache.
+constexpr int64_t kTileRows = 64;
+// Rows that one product of dw sums over: enough that dw's own traffic does not count.
+constexpr int64_t kSumRows = 256;
+
+size_t aligned(size_t bytes) { return checked_add(bytes, 63, "linear_cross_entropy") / 64 * 64; }
+
+struct Problem {
+  int64_t n = 0;
+  int64_t d = 0;
+  int64_t v = 0;
+  /// Width of a chunk of the vocabulary.
+  int64_t width = 0;
+  int64_t chunks = 0;
+  Precision precision = Precision::kF32;
+  OperandForm form;
+  size_t element = 0;
+
+  int64_t chunk_width(int64_t chunk) const { return std::min(width, v - chunk * width); }
+};
+
+void expect(const KernelRequest& request, const Operand& operand, DType dtype, const Shape& shape, const char* name) {
+  request.check(operand.present, name, "an absent operand");
+  if (operand.dtype != dtype)
+    throw Error(ErrorCode::kDtype, std::string(request.op), std::string(name) + " " + dtype_name(dtype),
+                dtype_name(operand.dtype));
+  request.check(operand.shape == shape, std::string(name) + " " + shape.str(), operand.shape.str());
+}
+
+/// Checks x, w and targets, which both kernels start with.
+Problem read_problem(const KernelRequest& request) {
+  const Operand& x = request.inputs[0];
+  const Operand& w = request.inputs[1];
+  request.check(x.present && x.shape.rank() == 2, "x [n, d]", x.shape.str());
+  request.check(w.present && w.shape.rank() == 2, "w [v, d]", w.shape.str());
+  Problem problem;
+  problem.n = x.shape[0];
+  problem.d = x.shape[1];
+  problem.v = w.shape[0];
+  request.check(problem.d > 0 && problem.v > 0, "w [v, d] with v, d > 0", w.shape.str());
+  expect(request, x, DType::kF32, x.shape, "x");
+  expect(request, w, DType::kF32, Shape{problem.v, problem.d}, "w");
+  expect(request, request.inputs[2], DType::kI32, Shape{problem.n}, "targets");
+  problem.width = std::min(problem.v, PackedMatrix::column_block(problem.v));
+  problem.chunks = (problem.v + problem.width - 1) / problem.width;
+  problem.precision = request.attributes.has("precision")
+                          ? precision_from_name(request.attributes.text("precision"), request.op)
+                          : Precision::kF32;
+  problem.form = OperandForm::of(DType::kF32, problem.precision);
+  problem.element = dtype_size(problem.form.to);
+  return problem;
+}
+
+/// The head's matrix in its two forms: logits = x @ w^T by columns, dx = p @ w by rows of w.
+struct PackedHead {
+  std::shared_ptr<const PackedMatrix> logits;
+  std::shared_ptr<const PackedMatrix> gradient;
+
+  static PackedHead of_frozen(const Problem& problem, const std::shared_ptr<Storage>& w, bool with_gradient) {
+    PackedHead head;
+    head.logits = PackedMatrix::of_frozen(w, logits_source(problem, nullptr), problem.precision, problem.d,
+                                          PackedMatrix::column_block(problem.v));
+    if (with_gradient)
+      head.gradient =
+          PackedMatrix::of_frozen(w, gradient_source(problem, nullptr), problem.precision, problem.width, problem.d);
+    return head;
+  }
+
+  /// A trainable w is packed anew in every run: each row tile reads all of it.
+  static PackedHead of_values(const Problem& problem, const void* w, bool with_gradient) {
+    PackedHead head;
+    head.logits = std::make_shared<const PackedMatrix>(logits_source(problem, w), problem.precision, problem.d,
+                                                       PackedMatrix::column_block(problem.v));
+    if (with_gradient)
+      head.gradient = std::make_shared<const PackedMatrix>(gradient_source(problem, w), problem.precision,
+                                                           problem.width, problem.d);
+    return head;
+  }
+
+ private:
+  static MatrixSource logits_source(const Problem& problem, const void* w) {
+    return {.data = w, .dtype = DType::kF32, .k = problem.d, .n = problem.v, .transposed = true};
+  }
+  static MatrixSource gradient_source(const Problem& problem, const void* w) {
+    return {.data = w, .dtype = DType::kF32, .k = problem.v, .n = problem.d, .transposed = false};
+  }
+};
+
+/// Rows that count, in order. Throws kArgument on a target outside the vocabulary.
+std::vector<int64_t> counted_rows(const Problem& problem, const int32_t* targets, const char* place) {
+  std::vector<int64_t> rows;
+  for (int64_t row = 0; row < problem.n; ++row) {
+    if (targets[row] == kIgnored) continue;
+    require(targets[row] >= 0 && targets[row] < problem.v, ErrorCode::kArgument, place,
+            "targets of -100, or of 0 up to the size of the vocabulary",
+            std::to_string(targets[row]) + " in row " + std::to_string(row));
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+/// Copies the given rows of x in the product's form; rows that are missing up to `padded` become zero.
+void gather(const Problem& problem, const float* x, std::span<const int64_t> rows, int64_t padded, std::byte* target) {
+  const size_t row_bytes = problem.d * problem.element;
+  for (size_t i = 0; i < rows.size(); ++i)
+    convert_rows(problem.form, x + rows[i] * problem.d, problem.d, 1, problem.d, target + i * row_bytes);
+  std::memset(target + rows.size() * row_bytes, 0, (padded - rows.size()) * row_bytes);
+}
+
+/// What a row contributes: scale * (softmax - onehot).
+struct RowTerm {
+  float lse;
+  float scale;
+  int32_t target;
+};
+
+/// Turns a chunk of logits [padded, width] into the gradient with respect to them, in place; then into the product's
+/// form at `converted` if that differs. Returns where it lies.
+const std::byte* logit_gradient(const Problem& problem, int64_t chunk, std::span<const RowTerm> terms, int64_t padded,
+                                float* logits, std::byte* converted) {
+  const int64_t width = problem.chunk_width(chunk);
+  const int64_t first = chunk * problem.width;
+  for (size_t i = 0; i < terms.size(); ++i) {
+    float* row = logits + i * width;
+    HWY_DYNAMIC_DISPATCH(softmax_row)(row, width, terms[i].lse, terms[i].scale, row);
+    const int64_t at = terms[i].target - first;
+    if (at >= 0 && at < width) row[at] -= terms[i].scale;
+  }
+  const int64_t missing = padded - static_cast<int64_t>(terms.size());
+  std::memset(logits + terms.size() * width, 0, missing * width * sizeof(float));
+  if (!problem.form.converts()) return reinterpret_cast<const std::byte*>(logits);
+  convert_rows(problem.form, logits, width, padded, width, converted);
+  return converted;
+}
+
+/// A product for chunks of full width and one for the last chunk.
+using ChunkProducts = std::array<std::shared_ptr<const Product>, 2>;
+
+/// logits [rows, width] = x @ w^T
+ChunkProducts logit_products(const Problem& problem, int64_t rows) {
+  ChunkProducts products;
+  for (const int last : {0, 1})
+    products[last] = Product::get({.dtype = problem.form.to,
+                                   .m = rows,
+                                   .n = problem.chunk_width(last ? problem.chunks - 1 : 0),
+                                   .k = problem.d,
+                                   .packed_b = true});
+  return products;
+}
+
+/// dx [rows, d] (+)= p @ w
+ChunkProducts row_gradient_products(const Problem& problem, int64_t rows, bool accumulate) {
+  ChunkProducts products;
+  for (const int last : {0, 1})
+    products[last] = Product::get({.dtype = problem.form.to,
+                                   .m = rows,
+                                   .n = problem.d,
+                                   .k = problem.chunk_width(last ? problem.chunks - 1 : 0),
+                                   .packed_b = true,
+                                   .accumulate = accumulate});
+  return products;
+}
+
+/// dw [width, d] (+)= p^T @ x
+ChunkProducts weight_gradient_products(const Problem& problem, int64_t rows, bool accumulate) {
+  ChunkProducts products;
+  for (const int last : {0, 1})
+    products[last] = Product::get({.dtype = problem.form.to,
+                                   .m = problem.chunk_width(last ? problem.chunks - 1 : 0),
+                                   .n = problem.d,
+                                   .k = rows,
+                                   .transpose_a = true,
+                                   .accumulate = accumulate});
+  return products;
+}
+
+size_t workspace_of(std::initializer_list<const ChunkProducts*> all) {
+  size_t bytes = 0;
+  for (const ChunkProducts* products : all)
+    for (const auto& product : *products) bytes = std::max(bytes, product->workspace_bytes());
+  return aligned(bytes);
+}
+
+/// Everything that happens to one tile of rows: logits chunk by chunk, and dx from them.
+class RowTiles {
+ public:
+  /// `keep_logits`: all chunks of a tile stay in scratch memory until the tile's lse is known.
+  RowTiles(const Problem& problem, bool keep_logits, bool with_gradient)
+      : problem_(problem), rows_(std::clamp<int64_t>(problem.n, 1, kTileRows)) {
+    logits_ = logit_products(problem, rows_);
+    workspace_bytes_ = workspace_of({&logits_});
+    x_bytes_ = aligned(rows_ * problem.d * problem.element);
+    logit_bytes_ = aligned(checked_mul(rows_ * (keep_logits ? problem.v : problem.width), sizeof(float), "logits"));
+    if (!with_gradient) return;
+    first_ = row_gradient_products(problem, rows_, false);
+    next_ = row_gradient_products(problem, rows_, true);
+    workspace_bytes_ = std::max(workspace_bytes_, workspace_of({&first_, &next_}));
+    p_bytes_ = problem.form.converts() ? aligned(rows_ * problem.width * problem.element) : 0;
+    dx_bytes_ = aligned(rows_ * problem.d * sizeof(float));
+  }
+
+  size_t scratch_bytes() const { return x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_ + logit_bytes_; }
+  int64_t rows() const { return rows_; }
+  size_t count(size_t rows) const { return (rows + rows_ - 1) / rows_; }
+
+  void gather_tile(const float* x, std::span<const int64_t> rows, std::byte* scratch) const {
+    gather(problem_, x, rows, rows_, scratch);
+  }
+
+  void compute_logits(const PackedHead& head, int64_t chunk, float* logits, std::byte* scratch) const {
+    logits_[chunk + 1 == problem_.chunks]->run(scratch, head.logits->block(0, chunk), nullptr, logits,
+                                               workspace(scratch));
+  }
+
+  /// Adds the chunk's share to the tile's dx, from its logits (which it overwrites).
+  void add_gradient(const PackedHead& head, int64_t chunk, std::span<const RowTerm> terms, float* logits,
+                    std::byte* scratch) const {
+    const std::byte* p = logit_gradient(problem_, chunk, terms, rows_, logits, scratch + x_bytes_);
+    const ChunkProducts& products = chunk == 0 ? first_ : next_;
+    products[chunk + 1 == problem_.chunks]->run(p, head.gradient->block(chunk, 0), nullptr, dx(scratch),
+                                                workspace(scratch));
+  }
+
+  void scatter_gradient(std::span<const int64_t> rows, float* target, std::byte* scratch) const {
+    for (size_t i = 0; i < rows.size(); ++i)
+      std::memcpy(target + rows[i] * problem_.d, dx(scratch) + i * problem_.d, problem_.d * sizeof(float));
+  }
+
+  float* logits(std::byte* scratch) const { return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_); }
+
+ private:
+  float* dx(std::byte* scratch) const { return reinterpret_cast<float*>(scratch + x_bytes_ + p_bytes_); }
+  std::byte* workspace(std::byte* scratch) const { return scratch + x_bytes_ + p_bytes_ + dx_bytes_; }
+
+  Problem problem_;
+  int64_t rows_;
+  ChunkProducts logits_;
+  ChunkProducts first_;
+  ChunkProducts next_;
+  size_t x_bytes_ = 0;
+  size_t p_bytes_ = 0;
+  size_t dx_bytes_ = 0;
+  size_t workspace_bytes_ = 0;
+  size_t logit_bytes_ = 0;
+};
+
+std::span<const int64_t> tile_rows(const std::vector<int64_t>& rows, size_t tile, int64_t height) {
+  return std::span(rows).subspan(tile * height, std::min<size_t>(height, rows.size() - tile * height));
+}
+
+/// nll, lse and optionally dx of one tile of rows.
+void run_forward_tile(const Problem& problem, const RowTiles& tiles, const PackedHead& head,
+                      std::span<const int64_t> rows, const RunArguments& args, std::byte* scratch) {
+  const int32_t* targets = args.input<int32_t>(2);
+  std::array<float, kTileRows> maximum;
+  std::array<float, kTileRows> sum{};
+  std::array<float, kTileRows> target_logit{};
+  maximum.fill(-std::numeric_limits<float>::infinity());
+  float* const logits = tiles.logits(scratch);
+  tiles.gather_tile(args.input<float>(0), rows, scratch);
+  for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
+    float* part = logits + chunk * problem.width * tiles.rows();
+    const int64_t width = problem.chunk_width(chunk);
+    tiles.compute_logits(head, chunk, part, scratch);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      HWY_DYNAMIC_DISPATCH(accumulate_exp_sum)(part + i * width, width, &maximum[i], &sum[i]);
+      const int64_t at = targets[rows[i]] - chunk * problem.width;
+      if (at >= 0 && at < width) target_logit[i] = part[i * width + at];
+    }
+  }
+  std::array<RowTerm, kTileRows> terms;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const float lse = maximum[i] + std::log(sum[i]);
+    args.output<float>(0)[rows[i]] = lse - target_logit[i];
+    if (args.out[1] != nullptr) args.output<float>(1)[rows[i]] = lse;
+    terms[i] = {lse, 1.0F, targets[rows[i]]};
+  }
+  float* dx = args.output<float>(2);
+  if (dx == nullptr) return;
+  for (int64_t chunk = 0; chunk < problem.chunks; ++chunk)
+    tiles.add_gradient(head, chunk, std::span(terms).first(rows.size()), logits + chunk * problem.width * tiles.rows(),
+                       scratch);
+  tiles.scatter_gradient(rows, dx, scratch);
+}
+
+CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
+  request.expect_counts(3, 3);
+  const Problem problem = read_problem(request);
+  expect(request, request.outputs[0], DType::kF32, Shape{problem.n}, "nll");
+  if (request.outputs[1].present) expect(request, request.outputs[1], DType::kF32, Shape{problem.n}, "lse");
+  const bool wants_dx = request.outputs[2].present;
+  if (wants_dx) expect(request, request.outputs[2], DType::kF32, request.inputs[0].shape, "dx");
+
+  const RowTiles tiles(problem, true, wants_dx);
+  const std::shared_ptr<Storage>& frozen = request.inputs[1].frozen;
+  CompiledKernel kernel;
+  kernel.scratch_per_thread = tiles.scratch_bytes();
+  if (frozen) kernel.consumed_inputs = {1};
+  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx) : PackedHead{};
+  kernel.run = [problem, tiles, packed](const RunArguments& args) {
+    const auto rows = counted_rows(problem, args.input<int32_t>(2), "linear_cross_entropy");
+    const size_t wanted = args.out[2] != nullptr ? problem.n * problem.d * sizeof(float) : 0;
+    // Rows that do not count keep these zeros.
+    std::memset(args.out[0], 0, problem.n * sizeof(float));
+    if (args.out[1] != nullptr) std::memset(args.out[1], 0, problem.n * sizeof(float));
+    if (wanted != 0) std::memset(args.out[2], 0, wanted);
+    if (rows.empty()) return;
+    const PackedHead head = packed.logits ? packed : PackedHead::of_values(problem, args.in[1], wanted != 0);
+    args.pool.run(tiles.count(rows.size()), [&](size_t tile, size_t thread) {
+      run_forward_tile(problem, tiles, head, tile_rows(rows, tile, tiles.rows()), args,
+                       args.thread_scratch<std::byte>(thread));
+    });
+  };
+  return kernel;
+}
+
+/// dw by chunks of the vocabulary: with lse given, a chunk needs nothing from the others.
+class VocabularyTiles {
+ public:
+  explicit VocabularyTiles(const Problem& problem)
+      : problem_(problem), rows_(std::clamp<int64_t>(problem.n, 1, kSumRows)) {
+    logits_ = logit_products(problem, rows_);
+    first_ = weight_gradient_products(problem, rows_, false);
+    next_ = weight_gradient_products(problem, rows_, true);
+    workspace_bytes_ = workspace_of({&logits_, &first_, &next_});
+    logit_bytes_ = aligned(rows_ * problem.width * sizeof(float));
+    p_bytes_ = problem.form.converts() ? aligned(rows_ * problem.width * problem.element) : 0;
+  }
+
+  size_t scratch_bytes() const { return logit_bytes_ + p_bytes_ + workspace_bytes_; }
+
+  /// All counted rows of x in the product's form, padded to whole tiles.
+  AlignedBuffer gather_rows(const float* x, const std::vector<int64_t>& rows, TilePool& pool) const {
+    const size_t tiles = count(rows.size());
+    const size_t tile_bytes = rows_ * problem_.d * problem_.element;
+    AlignedBuffer gathered(checked_mul(tiles, tile_bytes, "linear_cross_entropy_vjp"));
+    pool.run(tiles, [&](size_t tile, size_t) {
+      gather(problem_, x, tile_rows(rows, tile, rows_), rows_, gathered.data() + tile * tile_bytes);
+    });
+    return gathered;
+  }
+
+  void run_chunk(const PackedHead& head, int64_t chunk, const AlignedBuffer& x, std::span<const RowTerm> terms,
+                 float* dw, std::byte* scratch) const {
+    const bool last = chunk + 1 == problem_.chunks;
+    auto* logits = reinterpret_cast<float*>(scratch);
+    std::byte* workspace = scratch + logit_bytes_ + p_bytes_;
+    for (size_t tile = 0; tile < count(terms.size()); ++tile) {
+      const std::byte* tile_x = x.data() + tile * rows_ * problem_.d * problem_.element;
+      const size_t begin = tile * rows_;
+      logits_[last]->run(tile_x, head.logits->block(0, chunk), nullptr, logits, workspace);
+      const auto tile_terms = terms.subspan(begin, std::min<size_t>(rows_, terms.size() - begin));
+      const std::byte* p = logit_gradient(problem_, chunk, tile_terms, rows_, logits, scratch + logit_bytes_);
+      (tile == 0 ? first_ : next_)[last]->run(p, tile_x, nullptr, dw + chunk * problem_.width * problem_.d, workspace);
+    }
+  }
+
+ private:
+  size_t count(size_t rows) const { return (rows + rows_ - 1) / rows_; }
+
+  Problem problem_;
+  int64_t rows_;
+  ChunkProducts logits_;
+  ChunkProducts first_;
+  ChunkProducts next_;
+  size_t logit_bytes_ = 0;
+  size_t p_bytes_ = 0;
+  size_t workspace_bytes_ = 0;
+};
+
+void run_dx(const Problem& problem, const RowTiles& tiles, const PackedHead& head, const std::vector<int64_t>& rows,
+            const std::vector<RowTerm>& terms, const RunArguments& args, float* dx) {
+  std::memset(dx, 0, problem.n * problem.d * sizeof(float));
+  args.pool.run(tiles.count(rows.size()), [&](size_t tile, size_t thread) {
+    auto* scratch = args.thread_scratch<std::byte>(thread);
+    const auto mine = tile_rows(rows, tile, tiles.rows());
+    const auto mine_terms = std::span(terms).subspan(tile * tiles.rows(), mine.size());
+    tiles.gather_tile(args.input<float>(0), mine, scratch);
+    for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
+      tiles.compute_logits(head, chunk, tiles.logits(scratch), scratch);
+      tiles.add_gradient(head, chunk, mine_terms, tiles.logits(scratch), scratch);
+    }
+    tiles.scatter_gradient(mine, dx, scratch);
+  });
+}
+
+void run_dw(const Problem& problem, const VocabularyTiles& tiles, const PackedHead& head,
+            const std::vector<int64_t>& rows, const std::vector<RowTerm>& terms, const RunArguments& args, float* dw) {
+  if (rows.empty()) {
+    std::memset(dw, 0, problem.v * problem.d * sizeof(float));
+    return;
+  }
+  const AlignedBuffer x = tiles.gather_rows(args.input<float>(0), rows, args.pool);
+  args.pool.run(problem.chunks, [&](size_t chunk, size_t thread) {
+    tiles.run_chunk(head, static_cast<int64_t>(chunk), x, terms, dw, args.thread_scratch<std::byte>(thread));
+  });
+}
+
+CompiledKernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
+  request.expect_counts(5, 2);
+  const Problem problem = read_problem(request);
+  expect(request, request.inputs[3], DType::kF32, Shape{problem.n}, "lse");
+  expect(request, request.inputs[4], DType::kF32, Shape{problem.n}, "g");
+  const bool wants_dx = request.outputs[0].present;
+  const bool wants_dw = request.outputs[1].present;
+  if (wants_dx) expect(request, request.outputs[0], DType::kF32, request.inputs[0].shape, "dx");
+  if (wants_dw) expect(request, request.outputs[1], DType::kF32, request.inputs[1].shape, "dw");
+
+  const auto row_tiles = wants_dx ? std::make_shared<const RowTiles>(problem, false, true) : nullptr;
+  const auto vocabulary_tiles = wants_dw ? std::make_shared<const VocabularyTiles>(problem) : nullptr;
+  const std::shared_ptr<Storage>& frozen = request.inputs[1].frozen;
+  CompiledKernel kernel;
+  kernel.scratch_per_thread =
+      std::max(row_tiles ? row_tiles->scratch_bytes() : 0, vocabulary_tiles ? vocabulary_tiles->scratch_bytes() : 0);
+  if (frozen) kernel.consumed_inputs = {1};
+  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx) : PackedHead{};
+  kernel.run = [problem, row_tiles, vocabulary_tiles, packed](const RunArguments& args) {
+    const int32_t* targets = args.input<int32_t>(2);
+    const auto rows = counted_rows(problem, targets, "linear_cross_entropy_vjp");
+    std::vector<RowTerm> terms;
+    for (const int64_t row : rows)
+      terms.push_back({args.input<float>(3)[row], args.input<float>(4)[row], targets[row]});
+    const bool packs = !packed.logits && !rows.empty();
+    const PackedHead head = packs ? PackedHead::of_values(problem, args.in[1], row_tiles != nullptr) : packed;
+    if (row_tiles) run_dx(problem, *row_tiles, head, rows, terms, args, args.output<float>(0));
+    if (vocabulary_tiles) run_dw(problem, *vocabulary_tiles, head, rows, terms, args, args.output<float>(1));
+  };
+  return kernel;
+}
+
+}  // namespace
+
+void register_loss(KernelTable& table) {
+  table.emplace("linear_cross_entropy", compile_linear_cross_entropy);
+  table.emplace("linear_cross_entropy_vjp", compile_linear_cross_entropy_vjp);
+}
+
+}  // namespace heddle
+#endif  // HWY_ONCE

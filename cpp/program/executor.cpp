@@ -1,0 +1,465 @@
+#include "program/executor.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <iterator>
+#include <set>
+#include <unordered_map>
+#include <utility>
+
+#include "program/arena_pool.h"
+#include "program/cpu_backend.h"
+
+namespace heddle {
+
+namespace {
+
+heddle_string c_string(const std::string& text) { return {text.data(), text.size()}; }
+
+/// An attribute as the table takes it; points into the attribute's own value.
+struct CAttribute {
+  heddle_attribute attribute{};
+  std::vector<heddle_string> texts;
+
+  CAttribute(const std::string& name, const AttributeValue& value) {
+    attribute.name = c_string(name);
+    std::visit([this](const auto& held) { set(held); }, value);
+  }
+
+ private:
+  void set(const int64_t& value) { assign(HEDDLE_I64, &value, 1); }
+  void set(const double& value) { assign(HEDDLE_F64, &value, 1); }
+  void set(const std::string& value) {
+    texts.push_back(c_string(value));
+    assign(HEDDLE_STRING, texts.data(), 1);
+  }
+  void set(const std::vector<int64_t>& values) { assign(HEDDLE_I64_ARRAY, values.data(), values.size()); }
+  void set(const std::vector<double>& values) { assign(HEDDLE_F64_ARRAY, values.data(), values.size()); }
+  void set(const std::vector<std::string>& values) {
+    std::ranges::transform(values, std::back_inserter(texts), c_string);
+    assign(HEDDLE_STRING_ARRAY, texts.data(), texts.size());
+  }
+  void assign(heddle_attribute_type type, const void* values, size_t count) {
+    attribute.type = type;
+    attribute.values = values;
+    attribute.count = count;
+  }
+};
+
+heddle_status frozen_data(void* storage, const void** bytes, heddle_error* error) {
+  try {
+    *bytes = (*static_cast<std::shared_ptr<Storage>*>(storage))->data();
+    return 0;
+  } catch (...) {
+    return store_current_exception(error);
+  }
+}
+
+void check_aborted(const Program::Aborted& aborted) {
+  if (aborted && aborted()) throw Error(ErrorCode::kAborted, "program", "to run to its end", "an abort");
+}
+
+/// Holds the backend's number of threads still.
+class Session {
+ public:
+  explicit Session(const heddle_backend& backend) : backend_(backend), threads_(backend.begin(backend.self)) {}
+  ~Session() { backend_.end(backend_.self); }
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  size_t threads() const noexcept { return threads_; }
+
+ private:
+  const heddle_backend& backend_;
+  size_t threads_;
+};
+
+std::string describe(DType dtype, const Shape& shape) { return std::string(dtype_name(dtype)) + " " + shape.str(); }
+
+}  // namespace
+
+/// Owns a compiled instruction.
+class Program::Kernel {
+ public:
+  Kernel() = default;
+  Kernel(const heddle_backend& backend, const heddle_instruction& instruction) : backend_(&backend) {
+    heddle_error error;
+    check_status(backend.compile(backend.self, &instruction, &kernel_, &error), error);
+  }
+  Kernel(Kernel&& other) noexcept : backend_(std::exchange(other.backend_, nullptr)), kernel_(other.kernel_) {}
+  Kernel& operator=(Kernel&& other) noexcept {
+    std::swap(backend_, other.backend_);
+    std::swap(kernel_, other.kernel_);
+    return *this;
+  }
+  Kernel(const Kernel&) = delete;
+  Kernel& operator=(const Kernel&) = delete;
+  ~Kernel() {
+    if (backend_ != nullptr && kernel_.implementation != nullptr) backend_->destroy(backend_->self, &kernel_);
+  }
+
+  const heddle_kernel& get() const noexcept { return kernel_; }
+  std::span<const uint32_t> consumed() const noexcept { return {kernel_.consumed, kernel_.consumed_count}; }
+  bool in_place(size_t input, size_t output) const noexcept {
+    return std::ranges::any_of(std::span(kernel_.in_place, kernel_.in_place_count),
+                               [&](const heddle_pair& pair) { return pair.input == input && pair.output == output; });
+  }
+
+ private:
+  const heddle_backend* backend_ = nullptr;
+  heddle_kernel kernel_{};
+};
+
+struct Program::Step {
+  Kernel kernel;
+  /// Roots; kAbsent where nothing is passed.
+  std::vector<uint32_t> inputs;
+  std::vector<uint32_t> outputs;
+};
+
+/// A step holds this storage's contents in packed form, as they were at `version`.
+struct Program::Consumed {
+  uint32_t step;
+  std::shared_ptr<Storage> storage;
+  uint64_t version;
+};
+
+/// Where each root's memory is during one run.
+struct Program::Addresses {
+  std::vector<std::byte*> data;
+
+  std::byte* at(uint32_t root) const noexcept { return root == kAbsent ? nullptr : data[root]; }
+};
+
+Program::Program(const heddle_backend& backend, std::span<const std::byte> list, std::vector<Tensor> bound,
+                 const Aborted& aborted)
+    : backend_(backend), list_(decode_instruction_list(list)), bound_(std::move(bound)) {
+  check_bound();
+  {
+    const Session session(backend_);
+    compile_steps(aborted);
+    plan();
+    peak_bytes_ = checked_add(plan_.bytes, scratch_bytes(session.threads()), "program");
+  }
+  for (const uint32_t id : list_.outputs) peak_bytes_ = checked_add(peak_bytes_, list_.buffers[id].bytes, "program");
+  pin_bound();
+  Arena::program_born();
+}
+
+Program::~Program() { Arena::program_gone(); }
+
+void Program::check_bound() const {
+  std::unordered_map<const Storage*, bool> seen;
+  for (uint32_t id = 0; id < list_.buffers.size(); ++id) {
+    const BufferDeclaration& buffer = list_.buffers[id];
+    if (buffer.kind != BufferKind::kBound || buffer.root != id) continue;
+    const std::string place = "bound tensor " + std::to_string(buffer.index);
+    if (buffer.index >= bound_.size())
+      throw Error(ErrorCode::kFormat, place, std::to_string(buffer.index + 1) + " bound tensors",
+                  std::to_string(bound_.size()));
+    const Tensor& tensor = bound_[buffer.index];
+    if (tensor.dtype != buffer.dtype || tensor.shape != buffer.shape)
+      throw Error(ErrorCode::kShape, place, describe(buffer.dtype, buffer.shape), describe(tensor.dtype, tensor.shape));
+    if (list_.written[id] && !tensor.storage->writable())
+      throw Error(ErrorCode::kArgument, place, "a writable tensor, for the program updates it", "a read-only one");
+    const auto [entry, fresh] = seen.emplace(tensor.storage.get(), list_.written[id]);
+    if (!fresh && (entry->second || list_.written[id]))
+      throw Error(ErrorCode::kArgument, place, "a tensor of its own, for the program updates it",
+                  "one that is bound twice");
+  }
+}
+
+bool Program::frozen(uint32_t root) const {
+  return list_.buffers[root].kind == BufferKind::kBound && !list_.written[root];
+}
+
+void Program::compile_steps(const Aborted& aborted) {
+  steps_.resize(list_.instructions.size());
+  read_dense_.assign(list_.buffers.size(), false);
+  std::vector<uint32_t> uses_left(list_.buffers.size(), 0);
+  for (const Instruction& instruction : list_.instructions)
+    for (const uint32_t id : instruction.inputs)
+      if (id != kAbsent) ++uses_left[list_.buffers[id].root];
+
+  for (const std::vector<uint32_t>& group : group_by_frozen()) {
+    for (const uint32_t index : group) {
+      check_aborted(aborted);
+      compile_step(index);
+      check_overlaps(index);
+    }
+    release_consumed(group, uses_left);
+  }
+}
+
+/// Instructions that share a frozen weight are compiled one after the other: the weight is decoded once, packed for
+/// all of them and let go, and never are all weights dense at the same time.
+std::vector<std::vector<uint32_t>> Program::group_by_frozen() const {
+  std::vector<std::vector<uint32_t>> groups;
+  std::unordered_map<uint32_t, size_t> group_of_root;
+  for (uint32_t index = 0; index < list_.instructions.size(); ++index) {
+    size_t group = groups.size();
+    for (const uint32_t id : list_.instructions[index].inputs) {
+      if (id == kAbsent || !frozen(list_.buffers[id].root)) continue;
+      group = group_of_root.emplace(list_.buffers[id].root, group).first->second;
+      break;
+    }
+    if (group == groups.size()) groups.emplace_back();
+    groups[group].push_back(index);
+  }
+  return groups;
+}
+
+void Program::compile_step(uint32_t index) {
+  const Instruction& instruction = list_.instructions[index];
+  Step& step = steps_[index];
+  std::vector<Storage::Pin> pins;
+  std::vector<Consumed> versions(instruction.inputs.size());
+  // Reserved, because the operands point into it.
+  std::vector<std::shared_ptr<Storage>> storages;
+  std::vector<heddle_frozen> frozen_handles;
+  storages.reserve(instruction.inputs.size());
+  frozen_handles.reserve(instruction.inputs.size());
+
+  const auto to_c = [&](uint32_t id, bool is_input) {
+    heddle_operand operand{};
+    operand.buffer = kAbsent;
+    if (id == kAbsent) return operand;
+    const BufferDeclaration& buffer = list_.buffers[id];
+    std::ranges::copy(buffer.shape.dims(), operand.dims);
+    operand.rank = static_cast<uint8_t>(buffer.shape.rank());
+    operand.dtype = static_cast<uint8_t>(buffer.dtype);
+    operand.present = 1;
+    operand.buffer = buffer.root;
+    if (is_input && frozen(buffer.root)) {
+      storages.push_back(storage(buffer.root));
+      pins.emplace_back(storages.back(), Storage::Pin::Load::kLazy);
+      frozen_handles.push_back({&storages.back(), frozen_data});
+      operand.frozen = &frozen_handles.back();
+    }
+    return operand;
+  };
+
+  std::vector<heddle_operand> inputs;
+  std::vector<heddle_operand> outputs;
+  for (size_t i = 0; i < instruction.inputs.size(); ++i) {
+    inputs.push_back(to_c(instruction.inputs[i], true));
+    // Taken before the kernel reads the contents: a change in between then counts as stale.
+    if (inputs.back().frozen != nullptr) versions[i] = {index, storages.back(), storages.back()->version()};
+  }
+  for (const uint32_t id : instruction.outputs) outputs.push_back(to_c(id, false));
+  std::vector<CAttribute> held;
+  held.reserve(instruction.attributes.values.size());
+  for (const auto& [name, value] : instruction.attributes.values) held.emplace_back(name, value);
+  std::vector<heddle_attribute> attributes;
+  for (const CAttribute& attribute : held) attributes.push_back(attribute.attribute);
+
+  step.kernel = Kernel(backend_, {c_string(instruction.op), inputs.data(), outputs.data(), attributes.data(),
+                                  inputs.size(), outputs.size(), attributes.size()});
+  step.inputs.clear();
+  step.outputs.clear();
+  for (const heddle_operand& operand : inputs) step.inputs.push_back(operand.buffer);
+  for (const heddle_operand& operand : outputs) step.outputs.push_back(operand.buffer);
+  std::erase_if(consumed_, [&](const Consumed& consumed) { return consumed.step == index; });
+  for (const uint32_t input : step.kernel.consumed()) {
+    if (input >= inputs.size() || inputs[input].frozen == nullptr)
+      throw Error(ErrorCode::kInternal, instruction.op, "a kernel that packs only frozen inputs",
+                  "input " + std::to_string(input));
+    consumed_.push_back(versions[input]);
+    step.inputs[input] = kAbsent;
+  }
+  for (const uint32_t root : step.inputs)
+    if (root != kAbsent) read_dense_[root] = true;
+}
+
+void Program::check_overlaps(uint32_t index) const {
+  const Step& step = steps_[index];
+  const std::string& op = list_.instructions[index].op;
+  const std::string place = "instruction " + std::to_string(index) + " (" + op + ")";
+  for (size_t j = 0; j < step.outputs.size(); ++j) {
+    if (step.outputs[j] == kAbsent) continue;
+    for (size_t other = 0; other < j; ++other)
+      if (step.outputs[other] == step.outputs[j])
+        throw Error(ErrorCode::kFormat, place, "outputs in separate memory",
+                    "outputs " + std::to_string(other) + " and " + std::to_string(j) + " in one buffer");
+    for (size_t i = 0; i < step.inputs.size(); ++i)
+      if (step.inputs[i] == step.outputs[j] && !step.kernel.in_place(i, j))
+        throw Error(ErrorCode::kFormat, place,
+                    "output " + std::to_string(j) + " not to overlap input " + std::to_string(i),
+                    "buffer " + std::to_string(step.outputs[j]) + " for both");
+  }
+}
+
+/// Lets go of the dense contents of every weight whose last instruction was in this group and packed it.
+void Program::release_consumed(std::span<const uint32_t> group, std::vector<uint32_t>& uses_left) {
+  for (const uint32_t index : group)
+    for (const uint32_t id : list_.instructions[index].inputs) {
+      if (id == kAbsent) continue;
+      const uint32_t root = list_.buffers[id].root;
+      if (--uses_left[root] == 0 && frozen(root) && !read_dense_[root]) storage(root)->evict();
+    }
+}
+
+void Program::plan() {
+  std::vector<LiveRange> ranges;
+  std::vector<uint32_t> roots;
+  std::vector<uint32_t> range_of(list_.buffers.size(), kAbsent);
+  for (uint32_t index = 0; index < steps_.size(); ++index) {
+    const auto touch = [&](uint32_t root) {
+      if (root == kAbsent || list_.buffers[root].kind != BufferKind::kTemp) return;
+      if (range_of[root] == kAbsent) {
+        range_of[root] = static_cast<uint32_t>(ranges.size());
+        ranges.push_back({list_.buffers[root].bytes, index, index});
+        roots.push_back(root);
+      }
+      ranges[range_of[root]].last = index;
+    };
+    std::ranges::for_each(steps_[index].inputs, touch);
+    std::ranges::for_each(steps_[index].outputs, touch);
+  }
+  plan_ = plan_memory(ranges);
+  offsets_.assign(list_.buffers.size(), 0);
+  for (size_t i = 0; i < roots.size(); ++i) offsets_[roots[i]] = plan_.offsets[i];
+}
+
+void Program::pin_bound() {
+  bound_data_.assign(list_.buffers.size(), nullptr);
+  for (uint32_t root = 0; root < list_.buffers.size(); ++root) {
+    if (list_.buffers[root].kind != BufferKind::kBound || list_.buffers[root].root != root) continue;
+    if (!read_dense_[root] && !list_.written[root]) continue;
+    pins_.emplace_back(storage(root));
+    bound_data_[root] = pins_.back().data();
+  }
+}
+
+size_t Program::scratch_bytes(size_t threads) const {
+  size_t per_thread = 0;
+  for (const Step& step : steps_) per_thread = std::max<size_t>(per_thread, step.kernel.get().scratch_per_thread);
+  return checked_mul(per_thread, threads, "scratch");
+}
+
+std::vector<Tensor> Program::run(std::span<const Tensor> inputs, const Aborted& aborted) {
+  const std::lock_guard lock(run_mutex_);
+  check_aborted(aborted);
+  const Session session(backend_);
+  check_inputs(inputs);
+  recompile_stale();
+
+  std::vector<Storage::Pin> pins;
+  for (const Tensor& input : inputs) pins.emplace_back(input.storage);
+  std::vector<Tensor> outputs = allocate_outputs();
+  const size_t scratch = scratch_bytes(session.threads());
+  const Arena arena(backend_, checked_add(plan_.bytes, scratch, "program"));
+
+  Addresses addresses{std::vector<std::byte*>(list_.buffers.size(), nullptr)};
+  for (uint32_t root = 0; root < list_.buffers.size(); ++root) {
+    const BufferDeclaration& buffer = list_.buffers[root];
+    if (buffer.root != root) continue;
+    switch (buffer.kind) {
+      case BufferKind::kTemp: addresses.data[root] = arena.data() + offsets_[root]; break;
+      // Read only: the decoder refuses instructions that write an input.
+      case BufferKind::kInput: addresses.data[root] = const_cast<std::byte*>(pins[buffer.index].data()); break;
+      case BufferKind::kOutput: addresses.data[root] = outputs[buffer.index].storage->mutable_data(); break;
+      case BufferKind::kBound:
+        addresses.data[root] =
+            list_.written[root] ? storage(root)->mutable_data() : const_cast<std::byte*>(bound_data_[root]);
+        break;
+      case BufferKind::kAlias: break;
+    }
+  }
+
+  const auto mark_state_changed = [&] {
+    for (uint32_t root = 0; root < list_.buffers.size(); ++root)
+      if (list_.buffers[root].kind == BufferKind::kBound && list_.written[root]) storage(root)->invalidate_derived();
+  };
+  try {
+    execute(addresses, arena.data() + plan_.bytes, aborted);
+  } catch (...) {
+    mark_state_changed();
+    throw;
+  }
+  mark_state_changed();
+  return outputs;
+}
+
+/// A weight that another program updates was packed as it was then: pack it again.
+void Program::recompile_stale() {
+  std::set<uint32_t> stale;
+  for (const Consumed& consumed : consumed_)
+    if (consumed.version != consumed.storage->version()) stale.insert(consumed.step);
+  for (const uint32_t index : stale) {
+    compile_step(index);
+    for (const uint32_t root : steps_[index].inputs)
+      if (root != kAbsent && frozen(root) && bound_data_[root] == nullptr && list_.buffers[root].bytes != 0)
+        throw Error(ErrorCode::kInternal, list_.instructions[index].op, "the same inputs packed as before", "fewer");
+  }
+}
+
+void Program::check_inputs(std::span<const Tensor> inputs) const {
+  if (inputs.size() != list_.inputs.size())
+    throw Error(ErrorCode::kArgument, "program", std::to_string(list_.inputs.size()) + " inputs",
+                std::to_string(inputs.size()));
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const BufferDeclaration& buffer = list_.buffers[list_.inputs[i]];
+    const std::string place = "input " + std::to_string(i);
+    if (inputs[i].dtype != buffer.dtype || inputs[i].shape != buffer.shape)
+      throw Error(inputs[i].dtype != buffer.dtype ? ErrorCode::kDtype : ErrorCode::kShape, place,
+                  describe(buffer.dtype, buffer.shape), describe(inputs[i].dtype, inputs[i].shape));
+    for (uint32_t root = 0; root < list_.buffers.size(); ++root)
+      if (list_.written[root] && list_.buffers[root].kind == BufferKind::kBound && storage(root) == inputs[i].storage)
+        throw Error(ErrorCode::kArgument, place, "a tensor that the program does not update",
+                    "bound tensor " + std::to_string(list_.buffers[root].index));
+  }
+}
+
+std::vector<Tensor> Program::allocate_outputs() const {
+  std::vector<Tensor> outputs;
+  outputs.reserve(list_.outputs.size());
+  for (const uint32_t id : list_.outputs) {
+    const BufferDeclaration& buffer = list_.buffers[id];
+    void* memory = nullptr;
+    heddle_error error;
+    check_status(backend_.allocate(backend_.self, buffer.bytes, &memory, &error), error);
+    const auto release = [&backend = backend_, memory, bytes = buffer.bytes] {
+      backend.release(backend.self, memory, bytes);
+    };
+    outputs.push_back(
+        {buffer.dtype, buffer.shape, Storage::adopted({static_cast<std::byte*>(memory), buffer.bytes}, release)});
+  }
+  return outputs;
+}
+
+void Program::execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> seconds(steps_.size(), 0);
+  std::vector<const void*> in;
+  std::vector<void*> out;
+  heddle_error error;
+  for (size_t index = 0; index < steps_.size(); ++index) {
+    check_aborted(aborted);
+    const Step& step = steps_[index];
+    in.clear();
+    out.clear();
+    for (const uint32_t root : step.inputs) in.push_back(addresses.at(root));
+    for (const uint32_t root : step.outputs) out.push_back(addresses.at(root));
+    const auto start = Clock::now();
+    check_status(backend_.run(backend_.self, &step.kernel.get(), in.data(), out.data(), scratch, &error), error);
+    seconds[index] = std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  check_status(backend_.wait(backend_.self, &error), error);
+
+  const std::lock_guard lock(profile_mutex_);
+  for (size_t index = 0; index < steps_.size(); ++index) {
+    ProfileEntry& entry = profile_[list_.instructions[index].op];
+    ++entry.calls;
+    entry.seconds += seconds[index];
+  }
+}
+
+std::vector<ProfileEntry> Program::profile() const {
+  const std::lock_guard lock(profile_mutex_);
+  std::vector<ProfileEntry> entries;
+  for (const auto& [op, entry] : profile_) entries.push_back({op, entry.calls, entry.seconds});
+  return entries;
+}
+
+}  // namespace heddle

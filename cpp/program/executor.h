@@ -1,0 +1,87 @@
+// A compiled program: an instruction list, checked, planned and compiled on one backend, ready to run many times.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+#include "core/memory_plan.h"
+#include "core/tensor.h"
+#include "program/instruction_list.h"
+
+namespace heddle {
+
+struct ProfileEntry {
+  std::string op;
+  size_t calls = 0;
+  double seconds = 0;
+};
+
+class Program {
+ public:
+  /// Asked between instructions; true stops the work with kAborted.
+  using Aborted = std::function<bool()>;
+
+  /// Checks everything, plans memory, packs frozen weights. `bound[i]` is the tensor behind bound index i.
+  Program(const heddle_backend& backend, std::span<const std::byte> list, std::vector<Tensor> bound,
+          const Aborted& aborted);
+  ~Program();
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  /// Runs of one program wait for each other. After an abort or a failure, state may be half updated.
+  std::vector<Tensor> run(std::span<const Tensor> inputs, const Aborted& aborted);
+
+  size_t arena_bytes() const noexcept { return plan_.bytes; }
+  /// Arena, scratch and outputs: what a run takes beside bound tensors and packed weights.
+  size_t peak_bytes() const noexcept { return peak_bytes_; }
+  std::vector<ProfileEntry> profile() const;
+
+ private:
+  class Kernel;
+  struct Step;
+  struct Consumed;
+  struct Addresses;
+
+  void check_bound() const;
+  void compile_steps(const Aborted& aborted);
+  std::vector<std::vector<uint32_t>> group_by_frozen() const;
+  void compile_step(uint32_t index);
+  void check_overlaps(uint32_t index) const;
+  void release_consumed(std::span<const uint32_t> group, std::vector<uint32_t>& uses_left);
+  void plan();
+  void pin_bound();
+  void recompile_stale();
+  void check_inputs(std::span<const Tensor> inputs) const;
+  std::vector<Tensor> allocate_outputs() const;
+  size_t scratch_bytes(size_t threads) const;
+  void execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted);
+  bool frozen(uint32_t root) const;
+  const std::shared_ptr<Storage>& storage(uint32_t root) const { return bound_[list_.buffers[root].index].storage; }
+
+  const heddle_backend& backend_;
+  InstructionList list_;
+  std::vector<Tensor> bound_;
+  std::vector<Step> steps_;
+  std::vector<Consumed> consumed_;
+  /// Roots whose dense contents some step reads at run time.
+  std::vector<bool> read_dense_;
+  std::vector<Storage::Pin> pins_;
+  /// By root: its place in the arena.
+  std::vector<size_t> offsets_;
+  /// By root: the pinned contents of a bound buffer.
+  std::vector<const std::byte*> bound_data_;
+  MemoryPlan plan_;
+  size_t peak_bytes_ = 0;
+
+  std::mutex run_mutex_;
+  mutable std::mutex profile_mutex_;
+  std::map<std::string, ProfileEntry, std::less<>> profile_;
+};
+
+}  // namespace heddle

@@ -1,0 +1,110 @@
+/** LoRA (Hu et al. 2021, arXiv 2106.09685) with rsLoRA's scale (Kalajdzievski 2023, arXiv 2312.03732), as PEFT has it. */
+import { z } from 'zod'
+import { HeddleError } from '../errors.js'
+import { add, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.js'
+import { matmul } from '../graph/ops/matmul.js'
+import { dropout, randomUniform } from '../graph/ops/random.js'
+import { read } from '../graph/sym.js'
+import type { Site } from '../nn/site.js'
+import { parseConfig } from './config.js'
+import type { Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
+
+const configSchema = z.strictObject({
+  /** Rank. */
+  r: z.int().positive().default(8),
+  /** Numerator of the scale. */
+  lora_alpha: z.number().default(8),
+  /** Probability of dropping an element of the adapter's input while training. */
+  lora_dropout: z.number().min(0).lt(1).default(0),
+  /** Scale alpha/√r instead of alpha/r. */
+  use_rslora: z.boolean().default(false),
+  target_modules: z.union([z.string(), z.array(z.string()).min(1)]).default('all-linear'),
+  bias: z.literal('none').default('none'),
+  init_lora_weights: z.literal(true).default(true),
+})
+
+export type LoraConfig = z.infer<typeof configSchema>
+/** PEFT's field names and defaults. */
+export type LoraOptions = z.input<typeof configSchema>
+
+/**
+ * y = W x + s · B A dropout(x), with A `[r, in]` uniform on ±1/√in, B `[out, r]` zero, s = alpha/r (rsLoRA: alpha/√r).
+ * @throws ERR_HEDDLE_ARGUMENT on a field that is unknown or out of range
+ */
+export function lora(options: LoraOptions = {}): Parametrization {
+  const config = parseConfig('lora', configSchema, options)
+  const scale = config.lora_alpha / (config.use_rslora ? Math.sqrt(config.r) : config.r)
+  return { name: 'lora', config, targetModules: config.target_modules, plan: (site) => planAt(site, config, scale) }
+}
+
+/** Registry entry. */
+export const loraType: ParametrizationType = {
+  name: 'lora',
+  peftType: 'LORA',
+  create: (config, { lenient = false } = {}) => lora((lenient ? knownFields(config) : config) as LoraOptions),
+}
+
+function planAt(site: Site, { r, lora_dropout: p }: LoraConfig, scale: number): SitePlan {
+  if (site.kind !== 'linear')
+    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+      place: `lora: ${site.path}`,
+      expected: 'a linear module',
+      got: `a module of kind ${site.kind}`,
+    })
+  const [out, inner] = site.weight.shape as [number, number]
+  return {
+    parameters: {
+      'lora_A.weight': {
+        shape: [r, inner],
+        init: (seed, stream) => mul(sub(randomUniform(seed, stream, [r, inner]), 0.5), 2 / Math.sqrt(inner)),
+      },
+      'lora_B.weight': { shape: [out, r], init: () => broadcastTo(constant(0), [out, r]) },
+    },
+    forward: ({ x, base, parameters, forward, stream }) => {
+      const input = forward.training && p > 0 ? dropout(x, p, forward.seed!, stream) : x
+      const { precision } = forward
+      const inner = matmul(input, read(parameters['lora_A.weight']!), { transposeB: true, precision })
+      const update = matmul(inner, read(parameters['lora_B.weight']!), { transposeB: true, precision })
+      return add(base(), mul(update, scale))
+    },
+    merged: (weight, parameters) => {
+      const product = matmul(read(parameters['lora_B.weight']!), read(parameters['lora_A.weight']!))
+      return add(weight, mul(product, scale))
+    },
+  }
+}
+
+/**
+ * PEFT writes every field of every variant; those that ask for something else than plain LoRA must not be dropped
+ * silently.
+ */
+function knownFields(config: unknown): Record<string, unknown> {
+  const fields = config as Readonly<Record<string, unknown>>
+  const known = new Set(Object.keys(configSchema.shape))
+  for (const name of ['use_dora', 'lora_bias', 'use_qalora', 'use_bdlora', 'fan_in_fan_out'])
+    if (fields[name] === true) unsupported(name, 'true')
+  for (const name of [
+    'modules_to_save',
+    'rank_pattern',
+    'alpha_pattern',
+    'layers_to_transform',
+    'exclude_modules',
+    'layer_replication',
+    'target_parameters',
+    'trainable_token_indices',
+  ]) {
+    const value = fields[name]
+    const isEmpty = value === undefined || value === null || Object.keys(value as object).length === 0
+    if (!isEmpty) unsupported(name, JSON.stringify(value))
+  }
+  const kept = Object.entries(fields).filter(([name]) => known.has(name) && name !== 'init_lora_weights')
+  return Object.fromEntries(kept)
+}
+
+function unsupported(name: string, value: string): never {
+  throw new HeddleError('ERR_HEDDLE_FORMAT', {
+    place: `adapter_config.json: ${name}`,
+    expected: 'a plain LoRA adapter',
+    got: value,
+  })
+}

@@ -1,0 +1,117 @@
+/** Adapters as PEFT's folders: adapter_config.json and adapter_model.safetensors, read and written unchanged. */
+import { mkdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { HeddleError } from '../errors.js'
+import { writeFileAtomic } from '../formats/atomic_file.js'
+import { openSafetensors } from '../formats/safetensors.js'
+import { program } from '../graph/program.js'
+import { assign, read } from '../graph/sym.js'
+import type { CausalLm } from '../models/causal_lm.js'
+import { addon } from '../native.js'
+import { sameShape, shapeText } from '../tensor/dtype.js'
+import { Tensor } from '../tensor/tensor.js'
+import { Adapter } from './adapter.js'
+import { byPeftType, parametrizations } from './registry.js'
+import { selectSites } from './target_modules.js'
+
+const prefix = 'base_model.model.'
+
+export interface SaveAdapterOptions {
+  /** Written as `base_model_name_or_path`, which PEFT uses to find the base model. */
+  readonly baseModel: string
+}
+
+/**
+ * Writes an adapter so that `PeftModel.from_pretrained(base, folder)` loads it. The weights are written before the
+ * config, each file whole or not at all.
+ * @throws ERR_HEDDLE_IO
+ */
+export async function saveAdapter(adapter: Adapter, folder: string, { baseModel }: SaveAdapterOptions): Promise<void> {
+  await mkdir(folder, { recursive: true }).catch((cause: Error) => {
+    throw new HeddleError('ERR_HEDDLE_IO', { place: folder, expected: 'a folder to write', got: cause.message, cause })
+  })
+  const entries = [...adapter.parameters()].map(([name, { native }]) => ({ name: `${prefix}${name}`, tensor: native }))
+  await addon.writeSafetensors(join(folder, 'adapter_model.safetensors'), entries, { format: 'pt' })
+  const { peftType } = parametrizations.find(({ name }) => name === adapter.method.name)!
+  const config = {
+    ...adapter.method.config,
+    base_model_name_or_path: baseModel,
+    inference_mode: true,
+    peft_type: peftType,
+    target_modules: targetNames(adapter),
+    task_type: 'CAUSAL_LM',
+  }
+  const sorted = Object.fromEntries(Object.entries(config).sort(([a], [b]) => (a < b ? -1 : 1)))
+  await writeFileAtomic(join(folder, 'adapter_config.json'), `${JSON.stringify(sorted, null, 2)}\n`)
+}
+
+/**
+ * Attaches the adapter of a PEFT folder to its base model.
+ * @throws ERR_HEDDLE_IO when a file is missing, ERR_HEDDLE_FORMAT when the folder asks for something that is not
+ *   supported, or its tensors are not those of the chosen modules
+ */
+export async function loadAdapter(model: CausalLm, folder: string): Promise<Adapter> {
+  const configPath = join(folder, 'adapter_config.json')
+  const config = await readConfig(configPath)
+  const method = byPeftType(config.peft_type, configPath).create(config, { lenient: true })
+  const adapter = await Adapter.attach(model, method)
+  try {
+    await readParameters(adapter, join(folder, 'adapter_model.safetensors'))
+    return adapter
+  } catch (error) {
+    adapter.dispose()
+    throw error
+  }
+}
+
+/** Module names that select just the adapter's sites, as PEFT writes them; whole paths where names would select more. */
+function targetNames({ model, sitePaths }: Adapter): string[] {
+  const names = [...new Set(sitePaths.map((path) => path.split('.').at(-1)!))].sort()
+  return selectSites(model.sites.values(), names).length === sitePaths.length ? names : [...sitePaths].sort()
+}
+
+async function readConfig(path: string): Promise<Readonly<Record<string, unknown>>> {
+  const text = await readFile(path, 'utf8').catch((cause: Error) => {
+    throw new HeddleError('ERR_HEDDLE_IO', {
+      place: path,
+      expected: 'a PEFT adapter folder',
+      got: cause.message,
+      cause,
+    })
+  })
+  try {
+    const config: unknown = JSON.parse(text)
+    if (typeof config === 'object' && config !== null) return config as Readonly<Record<string, unknown>>
+  } catch (cause) {
+    throw new HeddleError('ERR_HEDDLE_FORMAT', { place: path, expected: 'JSON', got: (cause as Error).message, cause })
+  }
+  throw new HeddleError('ERR_HEDDLE_FORMAT', { place: path, expected: 'a JSON object', got: 'another JSON value' })
+}
+
+async function readParameters(adapter: Adapter, path: string): Promise<void> {
+  const archive = await openSafetensors(path)
+  try {
+    const parameters = adapter.parameters()
+    const unknown = [...archive.tensors.keys()].find((name) => !parameters.has(name.replace(prefix, '')))
+    if (unknown) throw mismatch(path, 'tensors of the modules that target_modules selects', `"${unknown}" besides`)
+    const loaded = [...parameters].map(([name, parameter]) => {
+      const stored = archive.tensors.get(`${prefix}${name}`)
+      if (!stored) throw mismatch(path, `a tensor "${prefix}${name}"`, 'none')
+      if (!sameShape(stored.shape, parameter.shape))
+        throw mismatch(`${path}: ${stored.name}`, shapeText(parameter.shape), shapeText(stored.shape))
+      return [parameter, new Tensor(stored.load('f32'))] as const
+    })
+    const copy = program(() => {
+      for (const [parameter, value] of loaded) assign(parameter, read(value))
+      return []
+    })
+    await copy()
+    copy.dispose()
+    for (const [, value] of loaded) value.dispose()
+  } finally {
+    archive.close()
+  }
+}
+
+const mismatch = (place: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_FORMAT', { place, expected, got })

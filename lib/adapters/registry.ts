@@ -1,0 +1,18 @@
+/** Every adapter method by name. A new method is one file and one line here. */
+import { HeddleError } from '../errors.js'
+import { loraType } from './lora.js'
+import type { ParametrizationType } from './parametrization.js'
+
+/** Registered adapter methods. */
+export const parametrizations: readonly ParametrizationType[] = [loraType]
+
+/** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
+export function byPeftType(peftType: unknown, place: string): ParametrizationType {
+  const type = parametrizations.find((candidate) => candidate.peftType === peftType)
+  if (type) return type
+  throw new HeddleError('ERR_HEDDLE_FORMAT', {
+    place: `${place}: peft_type`,
+    expected: parametrizations.map((candidate) => candidate.peftType).join(' or '),
+    got: JSON.stringify(peftType) ?? 'nothing',
+  })
+}

@@ -1,0 +1,182 @@
+/** What every subcommand shares: common flags, where output goes, how Ctrl-C and failures end the process. */
+import { fileURLToPath } from 'node:url'
+import { Command, Option } from 'commander'
+import { Dataset, type DatasetOptions } from '../data/dataset.js'
+import { HeddleError } from '../errors.js'
+import { loadModel, type Model } from '../model.js'
+import { addon } from '../native.js'
+import { type Progress, progress } from './progress.js'
+import { integerFrom } from './values.js'
+
+/** A file of this package; this code runs from dist/lib/cli. */
+export const packageFile = (path: string): string => fileURLToPath(new URL(`../../../${path}`, import.meta.url))
+
+export interface CommonFlags {
+  readonly json?: boolean
+  readonly debug?: boolean
+  readonly threads?: number
+}
+
+export interface ModelFlags {
+  readonly model: string
+  readonly precision: 'f32' | 'bf16'
+}
+
+/** A subcommand with the flags that all have. */
+export const command = (name: string): Command =>
+  new Command(name)
+    .option('--json', 'one JSON object per line on stdout, for programs')
+    .option('--threads <n>', 'threads to compute with (default: HEDDLE_NUM_THREADS, else all cores)', integerFrom(1))
+    .option('--debug', 'show the stack of a failure')
+
+export const modelOption = (): Option =>
+  new Option('-m, --model <source>', 'Hugging Face folder, .gguf file, or hub id')
+
+/**
+ * Adds options that must be given. Unlike commander's own mandatory options, a missing one is only reported after
+ * unknown ones: who mistypes --model is told so, not that --model is missing.
+ */
+export function withRequired(to: Command, ...options: readonly Option[]): Command {
+  for (const option of options) to.addOption(option)
+  const shown = options.map(({ flags }) => flags.replace(/^-\w, /, ''))
+  return to.usage([...shown, '[options]'].join(' ')).hook('preAction', (_, action) => {
+    for (const option of options)
+      if (action.getOptionValue(option.attributeName()) === undefined)
+        action.error(`error: required option '${option.flags}' not specified`)
+  })
+}
+
+export const dataOption = (): Option =>
+  new Option('-d, --data <file>', '.jsonl (messages, prompt and completion, or text), .txt or .md')
+
+export const precisionOption = (): Option =>
+  new Option('--precision <type>', 'operands of matrix products; sums are always f32')
+    .choices(['f32', 'bf16'])
+    .default('f32')
+
+/** One running subcommand. */
+export interface Session {
+  readonly signal: AbortSignal
+  /** Something that a program wants to know: a line of JSON with `--json`, else `text`, if any, for people. */
+  report(event: string, fields: Readonly<Record<string, unknown>>, text?: string): void
+  /** A remark for people, on stderr. */
+  note(text: string): void
+  loadModel(flags: ModelFlags): Promise<Model>
+  openData(model: Model, path: string, options: Omit<DatasetOptions, 'signal' | 'onProgress'>): Promise<Dataset>
+  /** A progress bar that is taken down when the command ends, whatever the reason. */
+  progress(label: string, total: number, unit?: 'count' | 'bytes'): Progress
+}
+
+export interface SessionOptions {
+  /** Said at the first Ctrl-C, which then only sets the signal. Default: the first Ctrl-C quits. */
+  readonly onInterrupt?: string
+  /** Printed when the command was interrupted. */
+  readonly afterInterrupt?: () => string | undefined
+}
+
+/** Runs a subcommand's body; sets the exit code: 0, 1 failed, 2 wrong use, 130 interrupted. */
+export async function inSession(
+  flags: CommonFlags,
+  options: SessionOptions,
+  body: (session: Session) => Promise<void>,
+): Promise<void> {
+  const interrupt = new AbortController()
+  const cleanups: (() => unknown)[] = []
+  const cleanUp = async (): Promise<void> => {
+    for (const cleanup of cleanups.splice(0).reverse()) await cleanup()
+  }
+  const onSignal = (): void => {
+    if (interrupt.signal.aborted || !options.onInterrupt) void cleanUp().finally(() => process.exit(130))
+    else process.stderr.write(`\n${options.onInterrupt} Ctrl-C again quits at once.\n`)
+    interrupt.abort()
+  }
+  process.on('SIGINT', onSignal)
+  process.on('SIGTERM', onSignal)
+  try {
+    if (flags.threads !== undefined) addon.setThreads(flags.threads)
+    await body(makeSession(flags, interrupt.signal, cleanups))
+  } catch (error) {
+    await cleanUp()
+    const isInterrupt = interrupt.signal.aborted && error instanceof HeddleError && error.code === 'ERR_HEDDLE_ABORTED'
+    if (isInterrupt) process.stderr.write(`${options.afterInterrupt?.() ?? 'Interrupted.'}\n`)
+    else reportFailure(error, flags)
+    process.exitCode = isInterrupt ? 130 : isMisuse(error) ? 2 : 1
+  } finally {
+    process.off('SIGINT', onSignal)
+    process.off('SIGTERM', onSignal)
+    await cleanUp()
+  }
+}
+
+function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanups: (() => unknown)[]): Session {
+  const startProgress = (label: string, total: number, unit: 'count' | 'bytes' = 'count'): Progress => {
+    const bar = progress({ label, total, unit })
+    cleanups.push(() => bar.stop())
+    return bar
+  }
+  const note = (text: string): void => {
+    process.stderr.write(`${text}\n`)
+  }
+  return {
+    signal,
+    note,
+    progress: startProgress,
+    report(event, fields, text) {
+      if (json) process.stdout.write(`${JSON.stringify({ event, ...fields })}\n`)
+      else if (text !== undefined) process.stdout.write(`${text}\n`)
+    },
+    async loadModel({ model: source, precision }) {
+      let bar: Progress | undefined
+      const model = await loadModel(source, {
+        precision,
+        signal,
+        onProgress: ({ loaded, total }) => {
+          bar ??= startProgress(`Fetching ${source}`, total, 'bytes')
+          bar.update(loaded, { total })
+        },
+      })
+      bar?.stop()
+      cleanups.push(() => model.dispose())
+      return model
+    },
+    async openData(model, path, options) {
+      let bar: Progress | undefined
+      const data = await Dataset.open(path, model.tokenizer, {
+        ...options,
+        signal,
+        onProgress: (share) => {
+          if (share === 1 && !bar) return
+          bar ??= startProgress('Tokenizing', 100)
+          bar.update(Math.round(100 * share))
+        },
+      })
+      bar?.stop()
+      const [first, ...more] = data.skipped
+      if (first) note(`Skipped ${more.length + 1} rows of ${path}; the first is line ${first.line}: ${first.reason}`)
+      return data
+    },
+  }
+}
+
+function reportFailure(error: unknown, { json, debug }: CommonFlags): void {
+  const message = error instanceof Error ? error.message : String(error)
+  const code = error instanceof HeddleError ? error.code : 'ERR_HEDDLE_INTERNAL'
+  if (json) process.stdout.write(`${JSON.stringify({ event: 'error', code, message })}\n`)
+  const shown = debug && error instanceof Error ? error.stack : message
+  process.stderr.write(`heddle: ${shown}\n`)
+  if (!debug && !(error instanceof HeddleError)) process.stderr.write('This is a defect; --debug shows where.\n')
+}
+
+const isMisuse = (error: unknown): boolean => error instanceof HeddleError && error.code === 'ERR_HEDDLE_ARGUMENT'
+
+/** The command line that runs this one again, with more flags. */
+export function commandLineWith(...flags: readonly string[]): string {
+  const args = process.argv.slice(2).filter((arg) => !flags.includes(arg))
+  if (process.env.npm_lifecycle_event === 'quickstart')
+    return ['npm run quickstart --', ...[...args.slice(1), ...flags].map(quoted)].join(' ')
+  const script = process.argv[1] ?? ''
+  const program = script.endsWith('.js') ? `node ${quoted(script)}` : 'heddle'
+  return [program, ...[...args, ...flags].map(quoted)].join(' ')
+}
+
+const quoted = (arg: string): string => (/^[\w@%+=:,./-]+$/.test(arg) ? arg : `'${arg.replaceAll("'", `'\\''`)}'`)

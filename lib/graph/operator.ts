@@ -1,0 +1,90 @@
+/** The registry of operators. Each is declared once: shape rule, attributes, gradient; its kernel has the same name. */
+import { HeddleError, type HeddleErrorCode } from '../errors.js'
+import { shapeText } from '../tensor/dtype.js'
+import { type Attributes, Sym, type SymType, Trace } from './sym.js'
+
+export type AttributeType = 'i64' | 'f64' | 'string' | 'i64[]' | 'f64[]' | 'string[]'
+
+export interface VjpContext {
+  readonly inputs: readonly (Sym | undefined)[]
+  readonly outputs: readonly Sym[]
+  readonly attributes: Attributes
+  /** Cotangent of each output; undefined where nothing depends on it. */
+  readonly gradients: readonly (Sym | undefined)[]
+  /** Which inputs a gradient is asked for. */
+  readonly wanted: readonly boolean[]
+}
+
+export type Vjp = (context: VjpContext) => readonly (Sym | undefined)[]
+
+export interface OperatorDefinition {
+  readonly name: string
+  readonly attributes?: Readonly<Record<string, AttributeType>>
+  /** Output types from input types; reports misuse through {@link misuse}. */
+  readonly types: (inputs: readonly (Sym | undefined)[], attributes: Attributes) => readonly SymType[]
+  /** Written with other operators; or why the operator has no gradient. */
+  readonly vjp: Vjp | { readonly none: string }
+  /**
+   * `elementwise`: fused into instruction `elementwise`. `alias`: same bytes, another shape, no instruction.
+   * `kernel` (default): an instruction of its own.
+   */
+  readonly kind?: 'elementwise' | 'alias' | 'kernel'
+  /** (input, output) pairs that the kernel may compute in place. */
+  readonly inPlace?: readonly (readonly [number, number])[]
+  /** The kernel writes through input 0, which must be a bound tensor, and output 0 is that tensor. */
+  readonly mutates?: boolean
+  /** Outputs that may be left out when nobody reads them. */
+  readonly optionalOutputs?: readonly number[]
+  /** Cheap enough to be computed again in the backward pass instead of being kept. Elementwise operators always are. */
+  readonly recompute?: boolean
+}
+
+const registry = new Map<string, OperatorDefinition>()
+
+/** Every registered operator, by name. */
+export const operators: ReadonlyMap<string, OperatorDefinition> = registry
+
+/** Declares an operator and returns the function that applies it and gives all outputs. */
+export function defineOperator(
+  definition: OperatorDefinition,
+): (inputs: readonly (Sym | undefined)[], attributes?: Attributes) => readonly Sym[] {
+  if (registry.has(definition.name)) throw new Error(`operator ${definition.name} is declared twice`)
+  registry.set(definition.name, definition)
+  return (inputs, attributes = {}) => {
+    const trace = traceOf(definition.name, inputs)
+    return trace.add(definition.name, inputs, attributes, definition.types(inputs, attributes)).outputs
+  }
+}
+
+export function operatorOf(name: string): OperatorDefinition {
+  const definition = registry.get(name)
+  if (!definition) throw new Error(`unknown operator ${name}`)
+  return definition
+}
+
+/** Reports that an operator was given what it cannot take, naming it and the module it stands in. */
+export function misuse(op: string, expected: string, got: string, code: HeddleErrorCode = 'ERR_HEDDLE_SHAPE'): never {
+  throw new HeddleError(code, { place: placeOf(op), expected, got })
+}
+
+/** "f32 [2, 3]" for messages. */
+export const typeText = (type: SymType | undefined): string =>
+  type ? `${type.dtype} ${shapeText(type.shape)}` : 'nothing'
+
+function placeOf(op: string): string {
+  const scope = Trace.current(op).scope
+  return scope ? `${scope}: ${op}` : op
+}
+
+function traceOf(op: string, inputs: readonly (Sym | undefined)[]): Trace {
+  const trace = inputs.find((input) => input !== undefined)?.node.trace ?? Trace.current(op)
+  for (const input of inputs)
+    if (input !== undefined && (!(input instanceof Sym) || input.node.trace !== trace))
+      throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+        place: op,
+        expected: 'symbolic values of the same trace',
+        got: input instanceof Sym ? 'one from another program' : `a ${typeof input}`,
+        hint: 'Use read(tensor) to bring a Tensor into a program.',
+      })
+  return trace
+}

@@ -1,0 +1,73 @@
+/** Scaled dot-product attention without a kept score matrix (Dao 2023, arXiv 2307.08691); grouped-query heads. */
+import { sameShape, shapeText } from '../../tensor/dtype.js'
+import { defineOperator, misuse } from '../operator.js'
+import type { Sym } from '../sym.js'
+
+export interface AttentionOptions {
+  readonly causal?: boolean
+  /** Factor on the scores; default 1/√d. */
+  readonly scale?: number
+  /** `i32 [b, s]`: a query sees only keys of its own segment (documents in a packed row, padding). */
+  readonly segments?: Sym | undefined
+}
+
+function checkHeads(op: string, q: Sym, k: Sym, v: Sym): void {
+  const [b, , h, d] = q.shape
+  const [, , kvHeads] = k.shape
+  const fits = q.rank === 4 && k.rank === 4 && sameShape(k.shape, v.shape) && k.shape[0] === b && k.shape[3] === d
+  if (!fits || h! % kvHeads! !== 0)
+    misuse(
+      op,
+      'q [b, t, h, d] and k, v [b, s, hk, d] with h a multiple of hk',
+      [q, k, v].map((x) => shapeText(x.shape)).join(', '),
+    )
+}
+
+const attentionOf = defineOperator({
+  name: 'attention',
+  attributes: { causal: 'i64', scale: 'f64' },
+  types: ([q, k, v, segments], { causal }) => {
+    checkHeads('attention', q!, k!, v!)
+    const [b, t, h] = q!.shape
+    const s = k!.shape[1]
+    if ((causal === 1 || segments) && t !== s) misuse('attention', 'as many queries as keys', `${t} and ${s}`)
+    if (segments && !sameShape(segments.shape, [b!, s!]))
+      misuse('attention', `segments [${b}, ${s}]`, shapeText(segments.shape))
+    return [
+      { shape: q!.shape, dtype: 'f32' },
+      { shape: [b!, h!, t!], dtype: 'f32' },
+    ]
+  },
+  optionalOutputs: [1],
+  vjp: ({ inputs: [q, k, v, segments], outputs: [o, lse], attributes, gradients: [g] }) => [
+    ...attentionVjpOf([q, k, v, segments, o, lse, g], attributes),
+    undefined,
+  ],
+})
+
+const attentionVjpOf = defineOperator({
+  name: 'attention_vjp',
+  attributes: { causal: 'i64', scale: 'f64' },
+  types: ([q, k, v]) => [q!, k!, v!],
+  vjp: { none: 'second derivatives of attention are not declared yet' },
+})
+
+/** softmax(scale · q kᵀ, masked) v for `q [b, t, h, d]`, `k, v [b, s, hk, d]` → `[b, t, h, d]`. */
+export function attention(q: Sym, k: Sym, v: Sym, options: AttentionOptions = {}): Sym {
+  const { causal = false, scale = 1 / Math.sqrt(q.shape.at(-1)!), segments } = options
+  return attentionOf([q, k, v, segments], { causal: Number(causal), scale })[0]!
+}
+
+const cachedOf = defineOperator({
+  name: 'attention_cached',
+  attributes: { scale: 'f64' },
+  types: ([q, k, v]) => {
+    checkHeads('attention_cached', q!, k!, v!)
+    return [{ shape: q!.shape, dtype: 'f32' }]
+  },
+  vjp: { none: 'the cached form is for inference only' },
+})
+
+/** Attention of `q [b, t, h, d]` to cache rows `j ≤ position[b] + i`, caches `[b, s, hk, d]`. */
+export const attentionCached = (q: Sym, k: Sym, v: Sym, position: Sym, scale = 1 / Math.sqrt(q.shape.at(-1)!)): Sym =>
+  cachedOf([q, k, v, position], { scale })[0]!

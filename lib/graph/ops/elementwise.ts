@@ -1,0 +1,186 @@
+/** Elementwise operators. Shapes broadcast as in NumPy; computed in f32. Neighbours are fused into one instruction. */
+import type { DType } from '../../tensor/dtype.js'
+import { sameShape, shapeText } from '../../tensor/dtype.js'
+import { defineOperator, misuse, type Vjp } from '../operator.js'
+import { Sym } from '../sym.js'
+import { sumTo } from './reduce.js'
+
+/** A symbolic value, or a number that becomes a scalar constant. */
+export type Operand = Sym | number
+
+/** NumPy's broadcast of shapes, or undefined when they do not fit. */
+export function broadcastShapes(shapes: readonly (readonly number[])[]): number[] | undefined {
+  const rank = Math.max(0, ...shapes.map((shape) => shape.length))
+  const result = new Array<number>(rank).fill(1)
+  for (const shape of shapes)
+    for (const [axis, size] of shape.entries()) {
+      const at = rank - shape.length + axis
+      if (size === 1) continue
+      if (result[at] !== 1 && result[at] !== size) return undefined
+      result[at] = size
+    }
+  return result
+}
+
+const constantOf = defineOperator({
+  name: 'constant',
+  kind: 'elementwise',
+  attributes: { value: 'f64' },
+  types: () => [{ shape: [], dtype: 'f32' }],
+  vjp: { none: 'a constant depends on nothing' },
+})
+
+/** A scalar constant. */
+export const constant = (value: number): Sym => constantOf([], { value })[0]!
+
+const asSym = (operand: Operand): Sym => (operand instanceof Sym ? operand : constant(operand))
+
+function declare(name: string, arity: number, vjp: Vjp | { readonly none: string }) {
+  const apply = defineOperator({
+    name,
+    kind: 'elementwise',
+    types: (inputs) => {
+      const shapes = inputs.map((input) => input?.shape ?? misuse(name, `${arity} inputs`, 'nothing'))
+      const shape =
+        broadcastShapes(shapes) ?? misuse(name, 'shapes that broadcast', shapes.map(shapeText).join(' and '))
+      return [{ shape, dtype: 'f32' }]
+    },
+    vjp,
+  })
+  return (...operands: readonly Operand[]): Sym => apply(operands.map(asSym))[0]!
+}
+
+/** A unary operator whose derivative is `derivative(x, y)`, with y the operator's own result. */
+function unary(name: string, derivative: (x: Sym, y: Sym) => Operand): (x: Operand) => Sym {
+  return declare(name, 1, ({ inputs: [x], outputs: [y], gradients: [g] }) => [mul(g!, derivative(x!, y!))])
+}
+
+/** A binary operator with its two partial derivatives times the cotangent g. */
+function binary(
+  name: string,
+  left: (g: Sym, a: Sym, b: Sym, y: Sym) => Sym,
+  right: (g: Sym, a: Sym, b: Sym, y: Sym) => Sym,
+): (a: Operand, b: Operand) => Sym {
+  return declare(name, 2, ({ inputs: [a, b], outputs: [y], gradients: [g], wanted }) => [
+    wanted[0] ? sumTo(left(g!, a!, b!, y!), a!.shape) : undefined,
+    wanted[1] ? sumTo(right(g!, a!, b!, y!), b!.shape) : undefined,
+  ])
+}
+
+const piecewise = { none: 'its derivative is zero almost everywhere' } as const
+
+export const neg = unary('neg', () => -1)
+export const abs = unary('abs', (x) => sign(x))
+export const exp = unary('exp', (_, y) => y)
+export const log = unary('log', (x) => reciprocal(x))
+export const sqrt = unary('sqrt', (_, y) => div(0.5, y))
+/** 1 / √x */
+export const rsqrt = unary('rsqrt', (_, y) => mul(-0.5, mul(y, square(y))))
+/** 1 / x */
+export const reciprocal = unary('reciprocal', (_, y) => neg(square(y)))
+export const square = unary('square', (x) => mul(2, x))
+export const sin = unary('sin', (x) => cos(x))
+export const cos = unary('cos', (x) => neg(sin(x)))
+export const tanh = unary('tanh', (_, y) => sub(1, square(y)))
+export const sigmoid = unary('sigmoid', (_, y) => mul(y, sub(1, y)))
+/** x · sigmoid(x), also called swish. */
+export const silu = unary('silu', (x, y) => {
+  const gate = sigmoid(x)
+  return add(gate, mul(y, sub(1, gate)))
+})
+export const relu = unary('relu', (x) => greater(x, 0))
+/** The Gauss error function. */
+export const erf = unary('erf', (x) => mul(2 / Math.sqrt(Math.PI), exp(neg(square(x)))))
+export const sign = declare('sign', 1, piecewise) as (x: Operand) => Sym
+export const floor = declare('floor', 1, piecewise) as (x: Operand) => Sym
+
+export const add = binary(
+  'add',
+  (g) => g,
+  (g) => g,
+)
+export const sub = binary(
+  'sub',
+  (g) => g,
+  (g) => neg(g),
+)
+export const mul = binary(
+  'mul',
+  (g, _, b) => mul(g, b),
+  (g, a) => mul(g, a),
+)
+export const div = binary(
+  'div',
+  (g, _, b) => div(g, b),
+  (g, _, b, y) => neg(div(mul(g, y), b)),
+)
+/** The larger of two; where they are equal the gradient goes to the first. */
+export const maximum = binary(
+  'maximum',
+  (g, a, b) => mul(g, greaterEqual(a, b)),
+  (g, a, b) => mul(g, less(a, b)),
+)
+/** The smaller of two; where they are equal the gradient goes to the first. */
+export const minimum = binary(
+  'minimum',
+  (g, a, b) => mul(g, sub(1, greater(a, b))),
+  (g, a, b) => mul(g, greater(a, b)),
+)
+/** a to the power b, for a > 0. */
+export const pow = binary(
+  'pow',
+  (g, a, b) => mul(g, mul(b, pow(a, sub(b, 1)))),
+  (g, a, _, y) => mul(g, mul(y, log(a))),
+)
+
+type Binary = (a: Operand, b: Operand) => Sym
+/** 1 where a > b, else 0. */
+export const greater: Binary = declare('greater', 2, piecewise)
+/** 1 where a ≥ b, else 0. */
+export const greaterEqual: Binary = declare('greater_equal', 2, piecewise)
+/** 1 where a < b, else 0. */
+export const less: Binary = declare('less', 2, piecewise)
+/** 1 where a = b, else 0. */
+export const equal: Binary = declare('equal', 2, piecewise)
+/** 1 where a ≠ b, else 0. */
+export const notEqual: Binary = declare('not_equal', 2, piecewise)
+
+/** a where the condition is not 0, else b. */
+export const select: (condition: Operand, a: Operand, b: Operand) => Sym = declare(
+  'select',
+  3,
+  ({ inputs: [condition, a, b], gradients: [g], wanted }) => [
+    undefined,
+    wanted[1] ? sumTo(select(condition!, g!, 0), a!.shape) : undefined,
+    wanted[2] ? sumTo(select(condition!, 0, g!), b!.shape) : undefined,
+  ],
+)
+
+const castOf = defineOperator({
+  name: 'cast',
+  kind: 'elementwise',
+  attributes: { dtype: 'string' },
+  types: ([x], { dtype }) => [{ shape: x!.shape, dtype: dtype as DType }],
+  vjp: ({ inputs: [x], gradients: [g] }) => [x!.dtype === 'f32' ? cast(g!, 'f32') : undefined],
+})
+
+/** The same values in another dtype; to an integer type they are cut towards zero. */
+export const cast = (x: Sym, dtype: DType): Sym => (x.dtype === dtype ? x : castOf([x], { dtype })[0]!)
+
+/** x broadcast to a shape, as a value of its own. */
+export function broadcastTo(x: Sym, shape: readonly number[]): Sym {
+  return sameShape(x.shape, shape) ? x : broadcast([x], { shape })[0]!
+}
+
+const broadcast = defineOperator({
+  name: 'broadcast_to',
+  attributes: { shape: 'i64[]' },
+  types: ([x], { shape }) => {
+    const target = shape as readonly number[]
+    const result = broadcastShapes([x!.shape, target])
+    if (!result || !sameShape(result, target))
+      misuse('broadcast_to', `a shape that broadcasts to ${shapeText(target)}`, shapeText(x!.shape))
+    return [{ shape: target, dtype: x!.dtype }]
+  },
+  vjp: ({ inputs: [x], gradients: [g] }) => [sumTo(g!, x!.shape)],
+})

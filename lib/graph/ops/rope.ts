@@ -1,0 +1,57 @@
+/** Rotary position embedding (Su et al. 2021, arXiv 2104.09864), pairs (i, i + d/2) as Hugging Face's Llama has them. */
+import { shapeText } from '../../tensor/dtype.js'
+import { defineOperator, misuse, typeText } from '../operator.js'
+import type { Sym } from '../sym.js'
+
+const tableOf = defineOperator({
+  name: 'rope_table',
+  attributes: { inverse_frequencies: 'f64[]', scale: 'f64' },
+  types: ([positions], { inverse_frequencies }) => {
+    if (positions!.dtype !== 'i32') misuse('rope_table', 'i32 positions', typeText(positions), 'ERR_HEDDLE_DTYPE')
+    const shape = [...positions!.shape, (inverse_frequencies as readonly number[]).length]
+    return [
+      { shape, dtype: 'f32' },
+      { shape, dtype: 'f32' },
+    ]
+  },
+  vjp: { none: 'positions are integers' },
+})
+
+export interface RopeTable {
+  /** `[..., d/2]` */
+  readonly cos: Sym
+  /** `[..., d/2]` */
+  readonly sin: Sym
+}
+
+/** cos and sin of position · inverse frequency, times `scale`, for `positions i32 [...]`. */
+export function ropeTable(positions: Sym, inverseFrequencies: readonly number[], scale = 1): RopeTable {
+  const [cos, sin] = tableOf([positions], { inverse_frequencies: inverseFrequencies, scale })
+  return { cos: cos!, sin: sin! }
+}
+
+const ropeOf = defineOperator({
+  name: 'rope',
+  attributes: { inverse: 'i64' },
+  types: ([x, cos]) => {
+    const [b, t, , d] = x!.shape
+    if (
+      x!.rank !== 4 ||
+      cos!.rank !== 3 ||
+      cos!.shape[1] !== t ||
+      cos!.shape[2]! * 2 !== d ||
+      ![1, b].includes(cos!.shape[0]!)
+    )
+      misuse('rope', `a table [${b}, ${t}, ${d! / 2}]`, `${shapeText(cos!.shape)} for x ${shapeText(x!.shape)}`)
+    return [{ shape: x!.shape, dtype: 'f32' }]
+  },
+  inPlace: [[0, 0]],
+  vjp: ({ inputs: [, cos, sin], attributes: { inverse }, gradients: [g] }) => [
+    ropeOf([g, cos, sin], { inverse: 1 - (inverse as number) })[0],
+    undefined,
+    undefined,
+  ],
+})
+
+/** Rotates the pairs of `x [b, t, h, d]` by the table's angles. */
+export const rope = (x: Sym, { cos, sin }: RopeTable): Sym => ropeOf([x, cos, sin], { inverse: 0 })[0]!

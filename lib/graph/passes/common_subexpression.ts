@@ -1,0 +1,30 @@
+/** Computes equal expressions once. Operators have no hidden state (randomness comes from seeds), so equal is equal. */
+import { absent, type Graph } from '../graph.js'
+import { operatorOf } from '../operator.js'
+import { pause } from '../pause.js'
+
+export async function mergeCommonSubexpressions(graph: Graph): Promise<void> {
+  const seen = new Map<string, readonly number[]>()
+  const replacement = new Map<number, number>()
+  const current = (value: number): number => replacement.get(value) ?? value
+  const kept = []
+  for (const [index, step] of graph.steps.entries()) {
+    if (index % 64 === 0) await pause()
+    step.inputs = step.inputs.map((input) => (input === absent ? absent : current(input)))
+    if (step.op === 'input' || step.op === 'bound' || operatorOf(step.op).mutates) {
+      kept.push(step)
+      continue
+    }
+    const key = `${step.op}|${step.inputs.join()}|${JSON.stringify(step.attributes)}`
+    const twin = seen.get(key)
+    if (twin) {
+      for (const [i, output] of step.outputs.entries()) replacement.set(output, twin[i]!)
+    } else {
+      seen.set(key, step.outputs)
+      kept.push(step)
+    }
+  }
+  graph.steps = kept
+  graph.outputs = graph.outputs.map(current)
+  for (const assignment of graph.assignments) assignment.value = current(assignment.value)
+}

@@ -1,0 +1,19 @@
+/** Gives the event loop a turn during long synchronous work such as tracing a large model. */
+import { setImmediate as nextTurn } from 'node:timers/promises'
+
+const sliceMilliseconds = 6
+let sliceStart = 0
+
+/** True when the current slice of work is used up and the caller should await {@link turn}. */
+export const due = (): boolean => performance.now() - sliceStart > sliceMilliseconds
+
+/** Lets pending events run, then starts a new slice. */
+export async function turn(): Promise<void> {
+  await nextTurn()
+  sliceStart = performance.now()
+}
+
+/** Lets the event loop turn if the current slice of work is used up. */
+export async function pause(): Promise<void> {
+  if (due()) await turn()
+}

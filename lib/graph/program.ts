@@ -1,0 +1,195 @@
+/** `program(fn)`: traces a function once per input type, compiles it, and runs it natively off the event loop. */
+import { HeddleError } from '../errors.js'
+import { addon, NativeAbort, type NativeProgram } from '../native.js'
+import { Tensor } from '../tensor/tensor.js'
+import { graphOf } from './graph.js'
+import { lower } from './lower.js'
+import { typeText } from './operator.js'
+import { mergeCommonSubexpressions } from './passes/common_subexpression.js'
+import { removeDeadCode } from './passes/dead_code.js'
+import { fuseElementwise } from './passes/fuse_elementwise.js'
+import { fuseMatmulAddends } from './passes/matmul_addend.js'
+import { recomputeCheapValues } from './passes/recompute.js'
+import { pause, turn } from './pause.js'
+import { Sym, Trace } from './sym.js'
+
+/** The result of a traced function (values, in arrays and objects in any nesting) with a tensor for each value. */
+export type Computed<O> = O extends Sym ? Tensor : { readonly [K in keyof O]: Computed<O[K]> }
+
+export interface RunOptions {
+  /** Stops the run between two instructions: ERR_HEDDLE_ABORTED. States written so far stay written. */
+  readonly signal?: AbortSignal | undefined
+}
+
+export interface ProgramPlan {
+  /** Native instructions per run. */
+  readonly instructions: number
+  /** Bytes that a run needs beyond parameters and inputs: arena, scratch and results. */
+  readonly peakBytes: number
+}
+
+/** Seconds spent per operator since the program was made. */
+export interface OperatorTime {
+  readonly op: string
+  readonly calls: number
+  readonly seconds: number
+}
+
+export interface Program<O> {
+  /** Runs the program; runs of one program queue up. */
+  (...inputs: readonly Tensor[]): Promise<Computed<O>>
+  run(inputs: readonly Tensor[], options?: RunOptions): Promise<Computed<O>>
+  /** Compiles for these inputs without running, and says what a run will need. */
+  plan(inputs: readonly Tensor[]): Promise<ProgramPlan>
+  profile(): readonly OperatorTime[]
+  /** Frees compiled code and arenas. */
+  dispose(): void
+}
+
+export interface ProgramOptions {
+  /** Compiled forms kept, one per distinct input type; the least recently used is dropped. Default 8. */
+  readonly cacheSize?: number
+  /** Recompute cheap values in the backward pass instead of keeping them. Default true. */
+  readonly recompute?: boolean
+}
+
+interface Compiled {
+  readonly native: NativeProgram
+  readonly instructions: number
+  /** Rebuilds the result structure from the flat outputs. */
+  readonly assemble: (outputs: readonly Tensor[]) => unknown
+}
+
+/**
+ * Makes an asynchronous function of tensors out of a function of symbolic values. `fn` is traced once for each
+ * distinct combination of input shapes and dtypes; it may be async, so that tracing a large model can let the event
+ * loop turn.
+ * @throws HeddleError of the operator that was misused, when first called with inputs of a new type
+ */
+export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: ProgramOptions = {}): Program<O> {
+  const { cacheSize = 8, recompute = true } = options
+  const cache = new Map<string, Promise<Compiled>>()
+  const used = new Set<Compiled>()
+
+  const compiledFor = (inputs: readonly Tensor[]): Promise<Compiled> => {
+    const key = inputs.map(checkedTypeText).join('|')
+    const entry = cache.get(key) ?? compile(fn, inputs, recompute)
+    cache.delete(key)
+    cache.set(key, entry)
+    entry.catch(() => cache.delete(key))
+    for (const [oldest, old] of cache) {
+      if (cache.size <= cacheSize) break
+      cache.delete(oldest)
+      old.then(({ native }) => native.dispose()).catch(() => {})
+    }
+    return entry
+  }
+
+  const compiled = async (inputs: readonly Tensor[]): Promise<Compiled> => {
+    const ready = await compiledFor(inputs)
+    used.add(ready)
+    return ready
+  }
+
+  const run = async (inputs: readonly Tensor[], { signal }: RunOptions = {}): Promise<Computed<O>> => {
+    throwIfAborted(signal)
+    const { native, assemble } = await compiled(inputs)
+    throwIfAborted(signal)
+    const abort = signal && new NativeAbort()
+    const onAbort = (): void => abort?.abort()
+    signal?.addEventListener('abort', onAbort)
+    try {
+      const outputs = await native.run(
+        inputs.map((input) => input.native),
+        abort,
+      )
+      return assemble(outputs.map((output) => new Tensor(output))) as Computed<O>
+    } finally {
+      signal?.removeEventListener('abort', onAbort)
+    }
+  }
+
+  return Object.assign((...inputs: readonly Tensor[]) => run(inputs), {
+    run,
+    plan: async (inputs: readonly Tensor[]) => {
+      const { native, instructions } = await compiled(inputs)
+      return { instructions, peakBytes: native.peakBytes }
+    },
+    profile: () => [...used].flatMap(({ native }) => native.profile()),
+    dispose: () => {
+      for (const entry of cache.values()) entry.then(({ native }) => native.dispose()).catch(() => {})
+      cache.clear()
+      used.clear()
+    },
+  })
+}
+
+function checkedTypeText(input: Tensor): string {
+  if (!(input instanceof Tensor))
+    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+      place: 'program',
+      expected: 'Tensors as inputs',
+      got: typeof input,
+      hint: 'Make one with tensor(data, shape).',
+    })
+  return typeText(input as unknown as Sym)
+}
+
+function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted)
+    throw new HeddleError('ERR_HEDDLE_ABORTED', {
+      place: 'program',
+      expected: 'to run to its end',
+      got: 'an abort signal',
+      cause: signal.reason,
+    })
+}
+
+async function compile(
+  fn: (...inputs: Sym[]) => unknown,
+  inputs: readonly Tensor[],
+  recompute: boolean,
+): Promise<Compiled> {
+  await turn()
+  const trace = new Trace()
+  const result = await trace.run(async () => fn(...inputs.map((input) => trace.input(input))))
+  const outputs: Sym[] = []
+  const assemble = flatten(result, outputs)
+  const graph = graphOf(trace, outputs)
+  removeDeadCode(graph)
+  await mergeCommonSubexpressions(graph)
+  await pause()
+  fuseMatmulAddends(graph)
+  await pause()
+  if (recompute) recomputeCheapValues(graph)
+  await pause()
+  removeDeadCode(graph)
+  await pause()
+  await fuseElementwise(graph)
+  const { bytes, bound, instructions } = await lower(graph)
+  const native = await addon.compile(
+    bytes,
+    bound.map((tensor) => tensor.native),
+  )
+  return { native, instructions, assemble }
+}
+
+/** Collects the symbolic values of a result and gives the function that puts tensors in their places. */
+function flatten(tree: unknown, found: Sym[]): (outputs: readonly Tensor[]) => unknown {
+  if (tree instanceof Sym) {
+    const index = found.push(tree) - 1
+    return (outputs) => outputs[index]
+  }
+  if (Array.isArray(tree)) {
+    const parts = tree.map((part: unknown) => flatten(part, found))
+    return (outputs) => parts.map((part) => part(outputs))
+  }
+  if (typeof tree !== 'object' || tree === null)
+    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+      place: 'program',
+      expected: 'symbolic values as results',
+      got: `a ${typeof tree}`,
+    })
+  const parts = Object.entries(tree).map(([key, part]) => [key, flatten(part, found)] as const)
+  return (outputs) => Object.fromEntries(parts.map(([key, part]) => [key, part(outputs)]))
+}

@@ -1,0 +1,81 @@
+/** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
+export { Adapter, type AttachOptions } from './adapters/adapter.js'
+export { type LoraConfig, type LoraOptions, lora } from './adapters/lora.js'
+export type {
+  ParameterDeclaration,
+  Parametrization,
+  ParametrizationType,
+  SiteContext,
+  SitePlan,
+  TargetModules,
+} from './adapters/parametrization.js'
+export { parametrizations } from './adapters/registry.js'
+export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
+export type { HubOptions } from './formats/hub.js'
+export type { SamplingOptions } from './generate/options.js'
+export { grad, gradients, valueAndGrad } from './graph/grad.js'
+export {
+  type AttributeType,
+  defineOperator,
+  type OperatorDefinition,
+  operators,
+  type Vjp,
+  type VjpContext,
+} from './graph/operator.js'
+export * from './graph/ops/attention.js'
+export * from './graph/ops/elementwise.js'
+export * from './graph/ops/index.js'
+export * from './graph/ops/loss.js'
+export * from './graph/ops/matmul.js'
+export * from './graph/ops/norm.js'
+export * from './graph/ops/random.js'
+export * from './graph/ops/reduce.js'
+export * from './graph/ops/rope.js'
+export * from './graph/ops/sample.js'
+export {
+  type Computed,
+  type OperatorTime,
+  type Program,
+  type ProgramOptions,
+  type ProgramPlan,
+  program,
+  type RunOptions,
+} from './graph/program.js'
+export {
+  type Attributes,
+  type AttributeValue,
+  assign,
+  type Node,
+  read,
+  Sym,
+  type SymType,
+  type Trace,
+} from './graph/sym.js'
+export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
+export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
+export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
+export { crossEntropy } from './objectives/causal_lm_loss.js'
+export { type AdamWOptions, adamw } from './optim/adamw.js'
+export { clipByGlobalNorm, globalNorm } from './optim/clip.js'
+export { chain, type GradientTransform, type TransformState, type UpdateContext } from './optim/gradient_transform.js'
+export { constantSchedule, cosineSchedule, type Schedule } from './optim/schedule.js'
+export { type DType, dtypeSize, type TypedArray } from './tensor/dtype.js'
+export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
+export {
+  type ChatMessage,
+  Tokenizer,
+  type TokenizerInfo,
+  type TokenizerSource,
+  TokenStream,
+} from './tokenize/tokenizer.js'
+export type { Evaluation } from './train/evaluate.js'
+export type { ScheduleName, TrainOptions } from './train/options.js'
+export { type ReportStep, type ReportValue, renderReport, type TrainingReport } from './train/report.js'
+export { type TrainStep, train } from './train/train.js'
+export {
+  type StepRequest,
+  type StepResult,
+  type TrainingStep,
+  type TrainingStepOptions,
+  trainingStep,
+} from './train/training_step.js'

@@ -1,0 +1,38 @@
+/** What every decoder language model offers to training and generation, whatever its architecture. */
+import type { Sym } from '../graph/sym.js'
+import type { Forward, Site } from '../nn/site.js'
+import type { Tensor } from '../tensor/tensor.js'
+
+/** Keys and values of earlier tokens, one pair per layer, `[b, capacity, kv heads, head dim]`. */
+export interface KeyValueCache {
+  readonly layers: readonly { readonly keys: Tensor; readonly values: Tensor }[]
+  readonly capacity: number
+}
+
+export interface DecoderInputs {
+  /** Token ids `i32 [b, t]`. */
+  readonly ids: Sym
+  /** `i32 [b, t]`; tokens see only tokens of their own segment. Training form. */
+  readonly segments?: Sym | undefined
+  /** First position of this call's tokens, `i32 [b]`. Cached form; needs `cache`. */
+  readonly position?: Sym | undefined
+  readonly cache?: KeyValueCache | undefined
+}
+
+export interface CausalLm {
+  /** `config.json` of the checkpoint, completed with defaults. */
+  readonly config: Readonly<Record<string, unknown>>
+  readonly architecture: string
+  /** Sites by path, in the checkpoint's order. */
+  readonly sites: ReadonlyMap<string, Site>
+  readonly vocabularySize: number
+  readonly maxPositions: number
+  readonly embeddingTied: boolean
+  /** Final hidden states `[b·t, hidden]`, normalised, ready for {@link outputSite}. */
+  hidden(inputs: DecoderInputs, forward: Forward): Promise<Sym>
+  /** The output projection `[vocabulary, hidden]`. */
+  readonly outputSite: Site
+  createCache(batch: number, capacity: number): KeyValueCache
+  /** All weights under their checkpoint names, for export. */
+  weights(): { readonly name: string; readonly tensor: Tensor }[]
+}

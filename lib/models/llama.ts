@@ -1,0 +1,195 @@
+/** The Llama family (Touvron et al. 2023, arXiv 2302.13971): pre-norm decoder, rope, grouped-query attention, SwiGLU. */
+import { z } from 'zod'
+import { HeddleError } from '../errors.js'
+import { attention, attentionCached } from '../graph/ops/attention.js'
+import { add, cast, mul, silu } from '../graph/ops/elementwise.js'
+import { cacheUpdate, gatherRows } from '../graph/ops/index.js'
+import { rmsNorm } from '../graph/ops/norm.js'
+import { reshape } from '../graph/ops/reduce.js'
+import { type RopeTable, rope, ropeTable } from '../graph/ops/rope.js'
+import { pause } from '../graph/pause.js'
+import { read, type Sym } from '../graph/sym.js'
+import { type Forward, linear, type Site, type SiteKind } from '../nn/site.js'
+import { sameShape, shapeText } from '../tensor/dtype.js'
+import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
+import type { CausalLm, DecoderInputs, KeyValueCache } from './causal_lm.js'
+import { inverseFrequencies, ropeScalingSchema } from './rope_scaling.js'
+
+const configSchema = z.looseObject({
+  vocab_size: z.int().positive(),
+  hidden_size: z.int().positive(),
+  intermediate_size: z.int().positive(),
+  num_hidden_layers: z.int().positive(),
+  num_attention_heads: z.int().positive(),
+  num_key_value_heads: z.int().positive().optional(),
+  head_dim: z.int().positive().nullish(),
+  rms_norm_eps: z.number().positive().default(1e-6),
+  rope_theta: z.number().positive().default(10000),
+  rope_scaling: ropeScalingSchema.nullish(),
+  rope_parameters: ropeScalingSchema.nullish(),
+  tie_word_embeddings: z.boolean().default(false),
+  max_position_embeddings: z.int().positive().default(2048),
+  hidden_act: z.literal('silu').default('silu'),
+  attention_bias: z.literal(false).default(false),
+  mlp_bias: z.literal(false).default(false),
+})
+
+export type LlamaConfig = z.infer<typeof configSchema>
+
+/** Gives the checkpoint's tensor of that name. */
+export type WeightSource = (name: string) => Tensor
+
+interface Layer {
+  readonly path: string
+  readonly inputNorm: Site
+  readonly q: Site
+  readonly k: Site
+  readonly v: Site
+  readonly o: Site
+  readonly postNorm: Site
+  readonly gate: Site
+  readonly up: Site
+  readonly down: Site
+}
+
+/** Checks a Llama `config.json`. @throws ERR_HEDDLE_FORMAT naming the field */
+export function parseLlamaConfig(config: unknown, place: string): LlamaConfig {
+  const parsed = configSchema.safeParse(config)
+  if (parsed.success) return parsed.data
+  const issue = parsed.error.issues[0]
+  throw new HeddleError('ERR_HEDDLE_FORMAT', {
+    place: `${place}: ${issue?.path.join('.') || 'config'}`,
+    expected: 'a Llama configuration',
+    got: issue?.message ?? 'something else',
+  })
+}
+
+/** Builds the network over a checkpoint's tensors. @throws ERR_HEDDLE_FORMAT when a tensor has another shape */
+export function llama(configuration: unknown, weight: WeightSource, place = 'config.json'): CausalLm {
+  const config = parseLlamaConfig(configuration, place)
+  const shape = headShape(config)
+  const sites = new Map<string, Site>()
+  const site = (path: string, kind: SiteKind, dims: readonly number[], isOutput = false): Site => {
+    const made: Site = { path, kind, weight: checked(weight(`${path}.weight`), `${path}.weight`, dims), isOutput }
+    sites.set(path, made)
+    return made
+  }
+  const { hidden_size: d, intermediate_size: f, vocab_size: v } = config
+  const embedding = site('model.embed_tokens', 'embedding', [v, d])
+  const layers = Array.from({ length: config.num_hidden_layers }, (_, index): Layer => {
+    const path = `model.layers.${index}`
+    const attentionPath = `${path}.self_attn`
+    return {
+      path,
+      inputNorm: site(`${path}.input_layernorm`, 'norm', [d]),
+      q: site(`${attentionPath}.q_proj`, 'linear', [shape.heads * shape.dim, d]),
+      k: site(`${attentionPath}.k_proj`, 'linear', [shape.kvHeads * shape.dim, d]),
+      v: site(`${attentionPath}.v_proj`, 'linear', [shape.kvHeads * shape.dim, d]),
+      o: site(`${attentionPath}.o_proj`, 'linear', [d, shape.heads * shape.dim]),
+      postNorm: site(`${path}.post_attention_layernorm`, 'norm', [d]),
+      gate: site(`${path}.mlp.gate_proj`, 'linear', [f, d]),
+      up: site(`${path}.mlp.up_proj`, 'linear', [f, d]),
+      down: site(`${path}.mlp.down_proj`, 'linear', [d, f]),
+    }
+  })
+  const norm = site('model.norm', 'norm', [d])
+  const output: Site = config.tie_word_embeddings
+    ? { path: 'lm_head', kind: 'linear', weight: embedding.weight, isOutput: true }
+    : site('lm_head', 'linear', [v, d], true)
+  const frequencies = inverseFrequencies(shape.dim, config)
+  const eps = config.rms_norm_eps
+
+  const block = (layer: Layer, x: Sym, view: View, cache: LayerCache | undefined, forward: Forward): Sym => {
+    const normed = rmsNorm(x, read(layer.inputNorm.weight), eps)
+    const heads = (part: Site, count: number): Sym =>
+      reshape(linear(part, normed, forward), [view.batch, view.time, count, shape.dim])
+    const q = rope(heads(layer.q, shape.heads), view.table)
+    const k = rope(heads(layer.k, shape.kvHeads), view.table)
+    const values = heads(layer.v, shape.kvHeads)
+    const mixed = cache
+      ? attentionCached(
+          q,
+          cacheUpdate(read(cache.keys), k, view.position!),
+          cacheUpdate(read(cache.values), values, view.position!),
+          view.position!,
+        )
+      : attention(q, k, values, { causal: true, segments: view.segments })
+    const attended = add(x, linear(layer.o, reshape(mixed, [view.batch * view.time, -1]), forward))
+    const inner = rmsNorm(attended, read(layer.postNorm.weight), eps)
+    const gated = mul(silu(linear(layer.gate, inner, forward)), linear(layer.up, inner, forward))
+    return add(attended, linear(layer.down, gated, forward))
+  }
+
+  return {
+    config,
+    architecture: 'llama',
+    sites,
+    vocabularySize: v,
+    maxPositions: config.max_position_embeddings,
+    embeddingTied: config.tie_word_embeddings,
+    outputSite: output,
+    async hidden(inputs, forward) {
+      const view = viewOf(inputs, frequencies)
+      let x = reshape(gatherRows(read(embedding.weight), inputs.ids), [-1, d])
+      for (const [index, layer] of layers.entries()) {
+        const { trace } = x.node
+        x = trace.within(layer.path, () => block(layer, x, view, inputs.cache?.layers[index], forward))
+        await pause()
+      }
+      return rmsNorm(x, read(norm.weight), eps)
+    },
+    createCache: (batch, capacity) => createCache(config, batch, capacity),
+    weights: () =>
+      [...sites.values()].map(({ path, weight: tensorOf }) => ({ name: `${path}.weight`, tensor: tensorOf })),
+  }
+}
+
+type LayerCache = KeyValueCache['layers'][number]
+
+interface View {
+  readonly batch: number
+  readonly time: number
+  readonly table: RopeTable
+  readonly segments: Sym | undefined
+  readonly position: Sym | undefined
+}
+
+function viewOf({ ids, segments, position }: DecoderInputs, frequencies: readonly number[]): View {
+  const [batch, time] = ids.shape as [number, number]
+  const steps = read(
+    tensor(
+      Int32Array.from({ length: time }, (_, i) => i),
+      [1, time],
+    ),
+  )
+  const positions = position ? cast(add(reshape(position, [-1, 1]), steps), 'i32') : steps
+  return { batch, time, table: ropeTable(positions, frequencies), segments, position }
+}
+
+function headShape(config: LlamaConfig): { heads: number; kvHeads: number; dim: number } {
+  const heads = config.num_attention_heads
+  return {
+    heads,
+    kvHeads: config.num_key_value_heads ?? heads,
+    dim: config.head_dim ?? config.hidden_size / heads,
+  }
+}
+
+function createCache(config: LlamaConfig, batch: number, capacity: number): KeyValueCache {
+  const { kvHeads, dim } = headShape(config)
+  const layers = Array.from({ length: config.num_hidden_layers }, () => ({
+    keys: zeros([batch, capacity, kvHeads, dim]),
+    values: zeros([batch, capacity, kvHeads, dim]),
+  }))
+  return { layers, capacity }
+}
+
+function checked(found: Tensor, name: string, shape: readonly number[]): Tensor {
+  if (!sameShape(found.shape, shape))
+    throw new HeddleError('ERR_HEDDLE_FORMAT', {
+      place: name,
+      expected: `shape ${shapeText(shape)} as config.json says`,
+      got: shapeText(found.shape),
+    })
+  return found
+}

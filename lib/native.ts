@@ -1,0 +1,277 @@
+// The only file that loads the addon. Types its API, loads it at first use, and turns every native failure into a
+// HeddleError that carries the caller's stack.
+import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { HeddleError, type HeddleErrorCode } from './errors.js'
+import type { DType } from './tensor/dtype.js'
+
+/** How a tensor's elements are stored in a file: dense, or GGUF blocks along the last dimension. */
+export type Encoding = DType | 'q4_0' | 'q4_1' | 'q8_0'
+
+/** A native buffer. Lives until `dispose()` or garbage collection; programs that use it keep it alive. */
+export interface NativeTensor {
+  readonly shape: readonly number[]
+  readonly dtype: DType
+  readonly byteLength: number
+  readonly disposed: boolean
+  dispose(): void
+}
+
+export interface FileTensorOptions {
+  readonly encoding: Encoding
+  /** Element type wanted: the encoding's own (a view, nothing copied), or f32/bf16 decoded when first read. */
+  readonly dtype: DType
+  readonly shape: readonly number[]
+  /** First byte in the file. */
+  readonly offset: number
+  /** The rows of this 2-D tensor are in llama.cpp's interleaved rope order of so many heads. */
+  readonly interleavedHeads?: number
+}
+
+export interface SafetensorsEntry {
+  readonly name: string
+  readonly tensor: NativeTensor
+  /** Converts on the way out; default: the tensor's own. */
+  readonly dtype?: 'f32' | 'bf16' | 'f16'
+}
+
+export interface ProfileEntry {
+  readonly op: string
+  readonly calls: number
+  readonly seconds: number
+}
+
+export interface CpuInfo {
+  /** The best instruction set that the kernels dispatch to here, as Highway names it. */
+  readonly isa: string
+  readonly hasBf16: boolean
+  readonly cores: number
+}
+
+interface RawAbort {
+  abort(): void
+}
+
+interface RawProgram {
+  readonly peakBytes: number
+  readonly arenaBytes: number
+  run(inputs: readonly NativeTensor[], abort?: RawAbort): Promise<NativeTensor[]>
+  profile(): ProfileEntry[]
+  dispose(): void
+}
+
+interface RawFile {
+  readonly size: number
+  read(offset: number, length: number): ArrayBuffer
+  tensor(options: FileTensorOptions): NativeTensor
+  close(): void
+}
+
+interface RawAddon {
+  tensorFromData(dtype: DType, shape: readonly number[], view: ArrayBufferView): NativeTensor
+  tensorZeros(dtype: DType, shape: readonly number[]): NativeTensor
+  tensorData(tensor: NativeTensor): Promise<ArrayBuffer>
+  tensorDataSync(tensor: NativeTensor): ArrayBuffer
+  tensorWrite(tensor: NativeTensor, view: ArrayBufferView): void
+  compile(bytes: Uint8Array, bound: readonly NativeTensor[]): Promise<RawProgram>
+  readonly NativeAbort: new () => RawAbort
+  openFile(path: string): Promise<RawFile>
+  writeSafetensors(
+    path: string,
+    entries: readonly SafetensorsEntry[],
+    metadata: Readonly<Record<string, string>>,
+  ): Promise<void>
+  threads(): number
+  setThreads(count: number): void
+  cpuInfo(): CpuInfo
+}
+
+/** Everything native, loaded at first use: importing Heddle works (and `--help` answers) before the addon is built. */
+export const addon = {
+  /** A new tensor with a copy of the view's bytes, which must be exactly as many as the shape asks for. */
+  tensorFromData: (dtype: DType, shape: readonly number[], view: ArrayBufferView): NativeTensor =>
+    sync(() => raw().tensorFromData(dtype, shape, view)),
+
+  tensorZeros: (dtype: DType, shape: readonly number[]): NativeTensor => sync(() => raw().tensorZeros(dtype, shape)),
+
+  /** The elements, copied off the event loop. */
+  tensorData: (tensor: NativeTensor): Promise<ArrayBuffer> => async(() => raw().tensorData(tensor)),
+
+  /** The elements, copied here and now; refused above 1 MiB. */
+  tensorDataSync: (tensor: NativeTensor): ArrayBuffer => sync(() => raw().tensorDataSync(tensor)),
+
+  /** Overwrites a tensor that owns its memory; refused above 1 MiB. */
+  tensorWrite: (tensor: NativeTensor, view: ArrayBufferView): void => sync(() => raw().tensorWrite(tensor, view)),
+
+  /** Validates, plans and packs an instruction list off the event loop. */
+  compile: (bytes: Uint8Array, bound: readonly NativeTensor[]): Promise<NativeProgram> =>
+    async(() => raw().compile(bytes, bound)).then((program) => new NativeProgram(program)),
+
+  openFile: (path: string): Promise<NativeFile> =>
+    async(() => raw().openFile(path)).then((file) => new NativeFile(file)),
+
+  /** Writes beside `path`, syncs and renames: a reader sees the old file or the whole new one. */
+  writeSafetensors: (
+    path: string,
+    entries: readonly SafetensorsEntry[],
+    metadata: Readonly<Record<string, string>>,
+  ): Promise<void> => async(() => raw().writeSafetensors(path, entries, metadata)),
+
+  threads: (): number => sync(() => raw().threads()),
+
+  /** Takes effect before the next program that starts while none is running. */
+  setThreads: (count: number): void => sync(() => raw().setThreads(count)),
+
+  cpuInfo: (): CpuInfo => sync(() => raw().cpuInfo()),
+} as const
+
+/** Stops a run between two instructions: its promise rejects with ERR_HEDDLE_ABORTED. */
+export class NativeAbort {
+  readonly #raw: RawAbort
+
+  constructor() {
+    this.#raw = sync(() => new (raw().NativeAbort)())
+  }
+
+  abort(): void {
+    this.#raw.abort()
+  }
+
+  static raw(abort: NativeAbort): RawAbort {
+    return abort.#raw
+  }
+}
+
+/** A validated, planned and packed instruction list. Runs of one program queue up; programs may run side by side. */
+export class NativeProgram {
+  readonly #raw: RawProgram
+
+  /** Made by {@link addon}.compile. */
+  constructor(program: RawProgram) {
+    this.#raw = program
+  }
+
+  /** Arena, scratch and outputs of one run: what it takes beside the bound tensors. */
+  get peakBytes(): number {
+    return this.#raw.peakBytes
+  }
+
+  get arenaBytes(): number {
+    return this.#raw.arenaBytes
+  }
+
+  run(inputs: readonly NativeTensor[], abort?: NativeAbort): Promise<NativeTensor[]> {
+    return async(() => this.#raw.run(inputs, abort && NativeAbort.raw(abort)))
+  }
+
+  /** Time per operator, summed over all runs so far. */
+  profile(): ProfileEntry[] {
+    return sync(() => this.#raw.profile())
+  }
+
+  dispose(): void {
+    this.#raw.dispose()
+  }
+}
+
+/** A read-only memory-mapped file. Tensors made from it keep the mapping alive after `close()`. */
+export class NativeFile {
+  readonly #raw: RawFile
+
+  /** Made by {@link addon}.openFile. */
+  constructor(file: RawFile) {
+    this.#raw = file
+  }
+
+  get size(): number {
+    return this.#raw.size
+  }
+
+  /** A copy of at most 64 MiB. */
+  read(offset: number, length: number): ArrayBuffer {
+    return sync(() => this.#raw.read(offset, length))
+  }
+
+  tensor(options: FileTensorOptions): NativeTensor {
+    return sync(() => this.#raw.tensor(options))
+  }
+
+  close(): void {
+    this.#raw.close()
+  }
+}
+
+let loaded: RawAddon | undefined
+
+function raw(): RawAddon {
+  loaded ??= load()
+  return loaded
+}
+
+function load(): RawAddon {
+  const path = join(packageRoot(), 'build', 'Release', 'heddle.node')
+  if (!existsSync(path)) {
+    throw new HeddleError('ERR_HEDDLE_DEVICE', {
+      place: 'heddle.node',
+      expected: `the native addon at ${path}`,
+      got: 'no such file',
+      hint: 'Build it with `npm run build:native` (it says what is missing on this machine)',
+    })
+  }
+  try {
+    return createRequire(import.meta.url)(path) as RawAddon
+  } catch (cause) {
+    throw new HeddleError('ERR_HEDDLE_DEVICE', {
+      place: path,
+      expected: `an addon for ${process.platform}-${process.arch}`,
+      got: cause instanceof Error ? cause.message : String(cause),
+      hint: 'Build it anew with `npm run build:native`',
+      cause,
+    })
+  }
+}
+
+/** The folder of package.json: this file runs from lib/ and from dist/lib/. */
+function packageRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url))
+  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder)
+  return folder
+}
+
+interface Site {
+  stack?: string
+}
+
+function sync<T>(call: () => T): T {
+  try {
+    return call()
+  } catch (error) {
+    throw wrap(error)
+  }
+}
+
+async function async<T>(call: () => Promise<T>): Promise<T> {
+  // Taken before the event loop turns: afterwards the frames that asked for the work are gone.
+  const site: Site = {}
+  Error.captureStackTrace(site, async)
+  try {
+    return await call()
+  } catch (error) {
+    throw wrap(error, site)
+  }
+}
+
+function wrap(error: unknown, site?: Site): unknown {
+  if (!(error instanceof Error) || error instanceof HeddleError) return error
+  const { code, place, expected, got } = error as Error & Partial<Record<'code' | 'place' | 'expected' | 'got', string>>
+  if (!code?.startsWith('ERR_HEDDLE_') || place === undefined || expected === undefined || got === undefined)
+    return error
+  const wrapped = new HeddleError(code as HeddleErrorCode, { place, expected, got })
+  if (site?.stack !== undefined) {
+    const frames = site.stack.slice(site.stack.indexOf('\n'))
+    wrapped.stack = `${wrapped.name}: ${wrapped.message}${frames}`
+  }
+  return wrapped
+}

@@ -1,0 +1,111 @@
+/** A concrete, native buffer with a shape: parameters, batches, results. Few and long-lived; released by `dispose()`. */
+import { HeddleError } from '../errors.js'
+import { addon, type NativeTensor } from '../native.js'
+import { type DType, dtypeOf, elementCount, sameShape, shapeText, type TypedArray, viewAs } from './dtype.js'
+
+export class Tensor {
+  readonly shape: readonly number[]
+  readonly dtype: DType
+  readonly #native: NativeTensor
+
+  /** Wraps a native tensor; users call {@link tensor} or {@link zeros}. */
+  constructor(native: NativeTensor) {
+    this.#native = native
+    this.shape = native.shape
+    this.dtype = native.dtype
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return elementCount(this.shape)
+  }
+
+  /** The native handle. @throws ERR_HEDDLE_ARGUMENT after `dispose()`. */
+  get native(): NativeTensor {
+    if (this.#native.disposed)
+      throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+        place: 'Tensor',
+        expected: 'a live tensor',
+        got: `a disposed one of shape ${shapeText(this.shape)}`,
+      })
+    return this.#native
+  }
+
+  /** A copy of the elements, row-major, made off the event loop. */
+  async data(): Promise<TypedArray> {
+    return viewAs(this.dtype, await addon.tensorData(this.native))
+  }
+
+  /** The single element of a tensor of size 1. */
+  item(): number {
+    if (this.size !== 1)
+      throw new HeddleError('ERR_HEDDLE_SHAPE', {
+        place: 'Tensor.item',
+        expected: 'one element',
+        got: `shape ${shapeText(this.shape)}`,
+      })
+    return Number(viewAs(this.dtype, addon.tensorDataSync(this.native))[0])
+  }
+
+  /** Frees the native memory as soon as no running program uses it; the tensor is unusable from now on. */
+  dispose(): void {
+    if (!this.#native.disposed) this.#native.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
+
+/**
+ * Copies elements into a new tensor.
+ * @param data row-major elements; plain numbers become `f32` unless `dtype` says otherwise
+ * @param shape defaults to `[data.length]`
+ * @throws ERR_HEDDLE_SHAPE when the number of elements is not the shape's product
+ */
+export function tensor(data: TypedArray | readonly number[], shape?: readonly number[], dtype?: DType): Tensor {
+  const type = dtype ?? (ArrayBuffer.isView(data) ? dtypeOf(data) : 'f32') ?? 'bf16'
+  const elements = ArrayBuffer.isView(data) && (dtypeOf(data) ?? type) === type ? data : convert(data, type)
+  const dims = shape ?? [elements.length]
+  if (elementCount(dims) !== elements.length)
+    throw new HeddleError('ERR_HEDDLE_SHAPE', {
+      place: 'tensor',
+      expected: `${elementCount(dims)} elements for shape ${shapeText(dims)}`,
+      got: `${elements.length}`,
+    })
+  return new Tensor(addon.tensorFromData(type, [...dims], elements))
+}
+
+/** A tensor of zeros. */
+export const zeros = (shape: readonly number[], dtype: DType = 'f32'): Tensor =>
+  new Tensor(addon.tensorZeros(dtype, [...shape]))
+
+/** Overwrites a small tensor (≤ 1 MiB) in place, e.g. a run-time scalar. */
+export function write(target: Tensor, data: TypedArray): void {
+  addon.tensorWrite(target.native, data)
+}
+
+/** True when both have the same shape and dtype. */
+export const sameType = (a: Tensor, b: Tensor): boolean => a.dtype === b.dtype && sameShape(a.shape, b.shape)
+
+function convert(data: TypedArray | readonly number[], dtype: DType): TypedArray {
+  const source = data as ArrayLike<number>
+  switch (dtype) {
+    case 'f32':
+      return Float32Array.from(source)
+    case 'f64':
+      return Float64Array.from(source)
+    case 'i32':
+      return Int32Array.from(source)
+    case 'u32':
+      return Uint32Array.from(source)
+    case 'u8':
+      return Uint8Array.from(source)
+    default:
+      throw new HeddleError('ERR_HEDDLE_DTYPE', {
+        place: 'tensor',
+        expected: `a typed array that already holds ${dtype}`,
+        got: 'numbers of another type',
+      })
+  }
+}

@@ -1,0 +1,69 @@
+/** What the main thread and a tokenizer's worker say to each other. */
+import type { EncodedChunk, EncodeFileOptions } from '../data/encode.js'
+import { HeddleError, type HeddleErrorCode } from '../errors.js'
+import type { ChatMessage } from './chat_template.js'
+import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
+
+/** Where a tokenizer is read from. */
+export interface TokenizerSource {
+  /** A Hugging Face model folder, or a GGUF file. */
+  readonly kind: 'folder' | 'gguf'
+  readonly path: string
+}
+
+/** What can be asked, with its answer. */
+export interface Operations {
+  load: { ask: { readonly source: TokenizerSource }; answer: TokenizerInfo }
+  encode: { ask: { readonly text: string; readonly addSpecialTokens: boolean }; answer: Int32Array }
+  decode: { ask: { readonly ids: readonly number[]; readonly skipSpecialTokens: boolean }; answer: string }
+  render: { ask: { readonly messages: readonly ChatMessage[]; readonly addGenerationPrompt: boolean }; answer: string }
+  encodeChat: { ask: { readonly messages: readonly ChatMessage[] }; answer: EncodedChat }
+  save: { ask: { readonly folder: string }; answer: null }
+  /** Answers in parts, then ends. */
+  encodeFile: { ask: EncodeFileOptions; answer: EncodedChunk }
+}
+
+export type OperationName = keyof Operations
+
+export type Request = {
+  readonly [Name in OperationName]: { readonly id: number; readonly name: Name; readonly ask: Operations[Name]['ask'] }
+}[OperationName]
+
+/** Ends the request `cancel` early; it answers with nothing more. */
+export interface Cancel {
+  readonly cancel: number
+}
+
+export type Reply =
+  | { readonly id: number; readonly part: unknown }
+  | { readonly id: number; readonly done: unknown }
+  | { readonly id: number; readonly error: PlainError }
+
+/** A HeddleError as data: structured clone keeps neither class nor fields. */
+export interface PlainError {
+  readonly code: HeddleErrorCode
+  readonly place: string
+  readonly expected: string
+  readonly got: string
+  readonly hint: string | undefined
+}
+
+export function toPlainError(error: unknown): PlainError {
+  if (error instanceof HeddleError) {
+    const { code, place, expected, got, message } = error
+    const hint = message.slice(`${place}: expected ${expected}, got ${got}. `.length)
+    return { code, place, expected, got, hint: hint === '' ? undefined : hint }
+  }
+  const isSystem = error instanceof Error && 'syscall' in error
+  return {
+    code: isSystem ? 'ERR_HEDDLE_IO' : 'ERR_HEDDLE_INTERNAL',
+    place: 'tokenizer',
+    expected: 'no failure',
+    got: error instanceof Error ? error.message : String(error),
+    hint: undefined,
+  }
+}
+
+export function fromPlainError({ code, place, expected, got, hint }: PlainError): HeddleError {
+  return new HeddleError(code, { place, expected, got, ...(hint === undefined ? {} : { hint }) })
+}

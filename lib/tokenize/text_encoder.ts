@@ -1,0 +1,181 @@
+/** Text to token ids and back, by the Hugging Face library. Blocking: it lives in the tokenizer's worker. */
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Tokenizer as Library } from '@huggingface/tokenizers'
+import { HeddleError } from '../errors.js'
+import { formatError } from '../formats/byte_source.js'
+import { type ChatMessage, ChatTemplate } from './chat_template.js'
+import type { Json, TokenizerFiles } from './tokenizer_files.js'
+
+/** A conversation as token ids; `loss` is 1 at the tokens that the assistant wrote. */
+export interface EncodedChat {
+  readonly ids: Int32Array
+  readonly loss: Uint8Array
+}
+
+/** What a tokenizer says about itself. */
+export interface TokenizerInfo {
+  readonly vocabSize: number
+  /** Tokens at which generation stops; the tokenizer's own end-of-text token first. */
+  readonly eosTokenIds: readonly number[]
+  readonly bosTokenId: number | undefined
+  readonly padTokenId: number | undefined
+  readonly hasChatTemplate: boolean
+}
+
+const specialNames = ['bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token']
+
+/** Characters per call of the library, which keeps several objects per token. */
+const pieceLength = 32_768
+
+export class TextEncoding {
+  readonly info: TokenizerInfo
+  readonly #files: TokenizerFiles
+  readonly #library: Library
+  readonly #template: ChatTemplate | undefined
+  readonly #cleansUpSpaces: boolean
+
+  /** @throws ERR_HEDDLE_FORMAT when the library cannot make a tokenizer of the files */
+  constructor(files: TokenizerFiles) {
+    this.#files = files
+    this.#library = makeLibrary(files)
+    const special = specialTokens(files.config)
+    this.#template =
+      files.chatTemplate === undefined
+        ? undefined
+        : new ChatTemplate(files.chatTemplate, {
+            place: files.place,
+            variables: special,
+            specialTokens: addedSpecialTokens(this.#library),
+          })
+    this.#cleansUpSpaces = files.config.clean_up_tokenization_spaces === true
+    const idOf = (name: string) => this.#library.token_to_id(special[name] ?? '')
+    this.info = {
+      vocabSize: this.#library.model?.vocab.length ?? 0,
+      eosTokenIds: [...new Set([idOf('eos_token') ?? [], files.eosTokenIds].flat())],
+      bosTokenId: idOf('bos_token'),
+      padTokenId: idOf('pad_token'),
+      hasChatTemplate: this.#template !== undefined,
+    }
+  }
+
+  encode(text: string, addSpecialTokens: boolean): Int32Array {
+    const pieces = [...cut(text)].map((piece, index) => {
+      const { ids } = this.#library.encode(piece, { add_special_tokens: addSpecialTokens && index === 0 })
+      return ids
+    })
+    return Int32Array.from(pieces.length === 1 ? pieces[0]! : pieces.flat())
+  }
+
+  decode(ids: readonly number[], skipSpecialTokens: boolean): string {
+    if (ids.length === 0) return ''
+    return this.#library.decode([...ids], {
+      skip_special_tokens: skipSpecialTokens,
+      clean_up_tokenization_spaces: this.#cleansUpSpaces,
+    })
+  }
+
+  /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when it refuses the messages */
+  applyChatTemplate(messages: readonly ChatMessage[], addGenerationPrompt: boolean): string {
+    return this.#chatTemplate().render(messages, addGenerationPrompt)
+  }
+
+  /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when the assistant's part cannot be told from the rest */
+  encodeChat(messages: readonly ChatMessage[]): EncodedChat {
+    const { text, assistant } = this.#chatTemplate().renderWithSpans(messages)
+    const ids = this.encode(text, false)
+    const loss = new Uint8Array(ids.length)
+    for (const { start, end } of assistant)
+      loss.fill(1, this.#tokensBefore(text, start, ids), this.#tokensBefore(text, end, ids))
+    return { ids, loss }
+  }
+
+  /** Writes the files of a Hugging Face tokenizer into an existing or new folder. */
+  save(folder: string): void {
+    const { tokenizer, config, chatTemplate } = this.#files
+    mkdirSync(folder, { recursive: true })
+    const template = chatTemplate === undefined ? {} : { chat_template: chatTemplate }
+    writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer))
+    writeFileSync(join(folder, 'tokenizer_config.json'), `${JSON.stringify({ ...config, ...template }, null, 2)}\n`)
+  }
+
+  #chatTemplate(): ChatTemplate {
+    if (this.#template) return this.#template
+    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+      place: this.#files.place,
+      expected: 'a model with a chat template for messages',
+      got: 'a tokenizer without one',
+      hint: 'Use an instruction-tuned model, or give plain text',
+    })
+  }
+
+  /** Tokens of `ids` that lie wholly before character `end`: a token across the border belongs to what follows. */
+  #tokensBefore(text: string, end: number, ids: Int32Array): number {
+    if (end >= text.length) return ids.length
+    const prefix = this.encode(text.slice(0, end), false)
+    const differs = prefix.findIndex((id, index) => id !== ids[index])
+    return differs < 0 ? prefix.length : differs
+  }
+}
+
+/**
+ * Cuts a long text at a space between two letters, where every pre-tokenizer starts a new word, so that the pieces give
+ * the tokens of the whole.
+ */
+export function* cut(text: string): Generator<string> {
+  let start = 0
+  while (text.length - start > pieceLength) {
+    const border = /\p{L} (?=\p{L})/gu
+    border.lastIndex = start + pieceLength
+    const found = border.exec(text.slice(0, start + 2 * pieceLength))
+    const end = found ? border.lastIndex - 1 : wholeCharacter(text, start + pieceLength)
+    yield text.slice(start, end)
+    start = end
+  }
+  yield text.slice(start)
+}
+
+/** Moves a cut out of a surrogate pair. */
+const wholeCharacter = (text: string, end: number) => ((text.codePointAt(end - 1) ?? 0) > 0xffff ? end + 1 : end)
+
+function makeLibrary(files: TokenizerFiles): Library {
+  const pre = files.tokenizer.pre_tokenizer
+  try {
+    return new Library({ added_tokens: [], ...files.tokenizer, pre_tokenizer: asReference(pre) }, files.config)
+  } catch (cause) {
+    const got = cause instanceof Error ? cause.message : String(cause)
+    throw formatError(files.place, 'a tokenizer that the Hugging Face JS library can make', got)
+  }
+}
+
+/** The words of GPT-2's byte-level BPE. */
+const gpt2Words = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+
+/**
+ * The same pre-tokenizer in terms that make the JS library agree with the reference: there "Digits" means every Unicode
+ * number and `\s` is Unicode white space, here they are 0-9 and JavaScript's `\s`, unless written as a "Split".
+ */
+function asReference(pre: unknown): unknown {
+  if (typeof pre !== 'object' || pre === null) return pre ?? null
+  const step = pre as Json
+  const split = (regex: string) => ({ type: 'Split', pattern: { Regex: regex }, behavior: 'Isolated', invert: false })
+  if (step.type === 'Sequence' && Array.isArray(step.pretokenizers))
+    return { ...step, pretokenizers: step.pretokenizers.map(asReference) }
+  if (step.type === 'Digits') return split(step.individual_digits ? '\\p{N}' : '\\p{N}+')
+  if (step.type === 'ByteLevel' && !step.add_prefix_space && step.use_regex !== false)
+    return { type: 'Sequence', pretokenizers: [split(gpt2Words), { ...step, use_regex: false }] }
+  return step
+}
+
+function specialTokens(config: Json): Readonly<Record<string, string>> {
+  return Object.fromEntries(
+    specialNames.flatMap((name) => {
+      const value = config[name]
+      const content = typeof value === 'object' && value !== null ? (value as Json).content : value
+      return typeof content === 'string' ? [[name, content]] : []
+    }),
+  )
+}
+
+const addedSpecialTokens = (library: Library): string[] =>
+  [...library.get_added_tokens_decoder().values()].filter(({ special }) => special).map(({ content }) => content)

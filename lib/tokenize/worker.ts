@@ -1,0 +1,76 @@
+/** The worker thread of one tokenizer: everything about text that takes longer than the event loop may be held. */
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { parentPort } from 'node:worker_threads'
+import { encodeFile } from '../data/encode.js'
+import { readGgufTokenizer } from './gguf_tokenizer.js'
+import {
+  type Cancel,
+  type Operations,
+  type Reply,
+  type Request,
+  type TokenizerSource,
+  toPlainError,
+} from './protocol.js'
+import { TextEncoding } from './text_encoder.js'
+import { readTokenizerFolder } from './tokenizer_files.js'
+
+const port = parentPort!
+const cancelled = new Set<number>()
+let encoding: TextEncoding | undefined
+
+port.on('message', (message: Request | Cancel) => {
+  if ('cancel' in message) cancelled.add(message.cancel)
+  else void serve(message)
+})
+
+async function serve(request: Request): Promise<void> {
+  try {
+    if (request.name === 'encodeFile') await streamFile(request.id, request.ask)
+    else reply({ id: request.id, done: await answer(request) })
+  } catch (error) {
+    reply({ id: request.id, error: toPlainError(error) })
+  }
+  cancelled.delete(request.id)
+}
+
+async function streamFile(id: number, ask: Operations['encodeFile']['ask']): Promise<void> {
+  for await (const chunk of encodeFile(loaded(), ask)) {
+    reply({ id, part: chunk }, [chunk.ids.buffer, chunk.loss.buffer, chunk.lengths.buffer])
+    // Lets other requests, and a cancellation of this one, come in.
+    await nextTurn()
+    if (cancelled.has(id)) break
+  }
+  reply({ id, done: null })
+}
+
+async function answer(request: Exclude<Request, { readonly name: 'encodeFile' }>): Promise<unknown> {
+  switch (request.name) {
+    case 'load':
+      encoding = await load(request.ask.source)
+      return encoding.info
+    case 'encode':
+      return loaded().encode(request.ask.text, request.ask.addSpecialTokens)
+    case 'decode':
+      return loaded().decode(request.ask.ids, request.ask.skipSpecialTokens)
+    case 'render':
+      return loaded().applyChatTemplate(request.ask.messages, request.ask.addGenerationPrompt)
+    case 'encodeChat':
+      return loaded().encodeChat(request.ask.messages)
+    case 'save':
+      loaded().save(request.ask.folder)
+      return null
+  }
+}
+
+async function load({ kind, path }: TokenizerSource): Promise<TextEncoding> {
+  return new TextEncoding(kind === 'gguf' ? await readGgufTokenizer(path) : readTokenizerFolder(path))
+}
+
+function loaded(): TextEncoding {
+  if (encoding) return encoding
+  throw new Error('the tokenizer has not been loaded')
+}
+
+function reply(message: Reply, transfer: readonly ArrayBufferLike[] = []): void {
+  port.postMessage(message, transfer as ArrayBuffer[])
+}

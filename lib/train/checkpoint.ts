@@ -1,0 +1,153 @@
+/**
+ * Checkpoints of a training run: `<output>/checkpoints/step-00000042/` with parameters, optimizer state and the
+ * trainer's own state. A checkpoint is written beside its place, synced and renamed: it is whole or not there.
+ */
+import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { HeddleError } from '../errors.js'
+import { syncFolder, writeJsonAtomic } from '../formats/atomic_file.js'
+import { openSafetensors } from '../formats/safetensors.js'
+import { program } from '../graph/program.js'
+import { assign } from '../graph/sym.js'
+import { addon } from '../native.js'
+import { sameShape, shapeText } from '../tensor/dtype.js'
+import { Tensor } from '../tensor/tensor.js'
+
+const trainerSchema = z.object({
+  format: z.literal(1),
+  /** Steps completed. Everything else that a run depends on is a function of it and of the settings. */
+  step: z.int().min(0),
+  total: z.int().min(1),
+  /** What must be the same for the run to go on bit for bit. */
+  settings: z.record(z.string(), z.unknown()),
+})
+
+export type TrainerState = z.output<typeof trainerSchema>
+
+/** Live tensors by stable names: written from, or restored into. */
+export interface CheckpointTensors {
+  readonly parameters: Readonly<Record<string, Tensor>>
+  readonly optimizer: Readonly<Record<string, Tensor>>
+}
+
+/** Checkpoints that stay: should the disk lose the newest, the one before is there. */
+const kept = 2
+
+const folderOf = (outputFolder: string): string => join(outputFolder, 'checkpoints')
+const namePattern = /^step-(\d{8,})$/
+const parts = ['parameters', 'optimizer'] as const
+
+/** Writes a checkpoint and removes all but the newest two. Gives its folder. @throws ERR_HEDDLE_IO */
+export async function writeCheckpoint(
+  outputFolder: string,
+  tensors: CheckpointTensors,
+  trainer: TrainerState,
+): Promise<string> {
+  const folder = folderOf(outputFolder)
+  const target = join(folder, `step-${String(trainer.step).padStart(8, '0')}`)
+  const beside = join(folder, `.step-${trainer.step}.${process.pid}.tmp`)
+  try {
+    await mkdir(beside, { recursive: true })
+    for (const part of parts) {
+      const entries = Object.entries(tensors[part]).map(([name, { native }]) => ({ name, tensor: native }))
+      await addon.writeSafetensors(join(beside, `${part}.safetensors`), entries, {})
+    }
+    await writeJsonAtomic(join(beside, 'trainer.json'), trainer)
+    await rename(beside, target)
+    await syncFolder(folder)
+  } catch (cause) {
+    await rm(beside, { recursive: true, force: true })
+    if (cause instanceof HeddleError) throw cause
+    throw ioError(target, 'a folder that can be written', cause)
+  }
+  await removeOld(folder)
+  return target
+}
+
+/** Folder of the newest checkpoint, if there is one. */
+export async function latestCheckpoint(outputFolder: string): Promise<string | undefined> {
+  const folder = folderOf(outputFolder)
+  const newest = (await checkpointNames(folder)).at(-1)
+  return newest === undefined ? undefined : join(folder, newest)
+}
+
+/** Removes all checkpoints of an output folder. */
+export const removeCheckpoints = (outputFolder: string): Promise<void> =>
+  rm(folderOf(outputFolder), { recursive: true, force: true })
+
+/** @throws ERR_HEDDLE_IO when it cannot be read, ERR_HEDDLE_FORMAT when it is not what {@link writeCheckpoint} wrote */
+export async function readTrainerState(checkpoint: string): Promise<TrainerState> {
+  const path = join(checkpoint, 'trainer.json')
+  const text = await readFile(path, 'utf8').catch((cause: unknown) => {
+    throw ioError(checkpoint, 'a checkpoint folder of Heddle', cause)
+  })
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch (cause) {
+    throw formatError(path, 'JSON', messageOf(cause))
+  }
+  const parsed = trainerSchema.safeParse(value)
+  if (parsed.success) return parsed.data
+  const issue = parsed.error.issues[0]!
+  throw formatError(`${path}: ${issue.path.join('.')}`, "a trainer's state of format 1", issue.message)
+}
+
+/** Copies a checkpoint's tensors into live ones. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, leaving them untouched */
+export async function restoreCheckpoint(checkpoint: string, tensors: CheckpointTensors): Promise<void> {
+  const stored: Tensor[] = []
+  const archives = await Promise.all(parts.map((part) => openSafetensors(join(checkpoint, `${part}.safetensors`))))
+  const targets: Tensor[] = []
+  try {
+    for (const [i, part] of parts.entries())
+      for (const [name, target] of Object.entries(tensors[part])) {
+        const found = archives[i]!.tensors.get(name)
+        if (!found || !sameShape(found.shape, target.shape))
+          throw formatError(
+            `${archives[i]!.path}: ${name}`,
+            `a tensor ${shapeText(target.shape)}`,
+            found ? shapeText(found.shape) : 'none',
+          )
+        targets.push(target)
+        stored.push(new Tensor(found.load(target.dtype)))
+      }
+    const copy = program((...values) => {
+      for (const [i, target] of targets.entries()) assign(target, values[i]!)
+      return []
+    })
+    await copy(...stored)
+    copy.dispose()
+  } finally {
+    for (const each of stored) each.dispose()
+    for (const archive of archives) archive.close()
+  }
+}
+
+/** Names of whole checkpoints, oldest first. */
+async function checkpointNames(folder: string): Promise<string[]> {
+  const names = await readdir(folder).catch(() => [])
+  const stepOf = (name: string): number => Number(namePattern.exec(name)![1])
+  return names.filter((name) => namePattern.test(name)).sort((a, b) => stepOf(a) - stepOf(b))
+}
+
+async function removeOld(folder: string): Promise<void> {
+  const names = await checkpointNames(folder)
+  for (const name of names.slice(0, -kept)) {
+    // Renamed first, so that one which is half removed is never taken for whole.
+    const doomed = join(folder, `.${name}.old`)
+    await rename(join(folder, name), doomed)
+    await rm(doomed, { recursive: true, force: true })
+  }
+  // What a process that was killed while writing has left.
+  for (const name of await readdir(folder))
+    if (name.endsWith('.tmp') || name.endsWith('.old')) await rm(join(folder, name), { recursive: true, force: true })
+}
+
+const messageOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
+
+const ioError = (place: string, expected: string, cause: unknown): HeddleError =>
+  new HeddleError('ERR_HEDDLE_IO', { place, expected, got: messageOf(cause), cause })
+
+const formatError = (place: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_FORMAT', { place, expected, got })

@@ -1,0 +1,234 @@
+/** One optimizer step over one or more batches, as compiled programs that update parameters and moments in place. */
+import type { Batch } from '../data/dataset.js'
+import { HeddleError } from '../errors.js'
+import { gradients } from '../graph/grad.js'
+import { add, div, select } from '../graph/ops/elementwise.js'
+import type { Precision } from '../graph/ops/matmul.js'
+import { type Program, type ProgramPlan, program } from '../graph/program.js'
+import { assign, read, type Sym } from '../graph/sym.js'
+import type { CausalLm } from '../models/causal_lm.js'
+import type { SiteHook } from '../nn/site.js'
+import { causalLmLoss } from '../objectives/causal_lm_loss.js'
+import { globalNorm } from '../optim/clip.js'
+import type { GradientTransform } from '../optim/gradient_transform.js'
+import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
+
+export interface TrainingStepOptions {
+  readonly network: CausalLm
+  /** What is trained: writable f32 tensors that the forward pass reads, the adapter's or the network's own. */
+  readonly parameters: readonly Tensor[]
+  readonly optimizer: GradientTransform
+  /** The adapter's part in the forward pass. */
+  readonly hook?: SiteHook | undefined
+  readonly precision?: Precision
+  /** Batches per step. Above 1, gradients are summed in tensors of their own. Default 1. */
+  readonly accumulation?: number
+}
+
+export interface StepRequest {
+  /** At most `accumulation` batches. */
+  readonly batches: readonly Batch[]
+  /** Counts from 1. */
+  readonly step: number
+  readonly learningRate: number
+  /** Seeds dropout, together with step and batch. Default 0. */
+  readonly seed?: number
+  /** Looked at between the batches of a step: parameters are those of before the step or of after it. */
+  readonly signal?: AbortSignal | undefined
+}
+
+export interface StepResult {
+  /** Mean over all targets of the step. */
+  readonly loss: number
+  /** √Σ‖g‖² before any clipping. */
+  readonly gradientNorm: number
+}
+
+export interface TrainingStep {
+  /** @throws ERR_HEDDLE_ABORTED, with parameters and optimizer state as they were */
+  run(request: StepRequest): Promise<StepResult>
+  /** What a step on batches of this size needs, without running it. */
+  plan(batch: Batch): Promise<ProgramPlan>
+  /** Optimizer state under stable names. */
+  readonly state: Readonly<Record<string, Tensor>>
+  /** Seconds per operator so far. */
+  profile: Program<unknown>['profile']
+  /** Frees programs, optimizer state and gradient sums; the parameters stay. */
+  dispose(): void
+}
+
+/** Prepares training: allocates optimizer state; programs are compiled when a batch shape is first seen. */
+export function trainingStep(options: TrainingStepOptions): TrainingStep {
+  return (options.accumulation ?? 1) > 1 ? accumulatingStep(options) : singleStep(options)
+}
+
+/** One program does it all: forward, backward, update. */
+function singleStep(options: TrainingStepOptions): TrainingStep {
+  const state = options.optimizer.init(options.parameters)
+  const whole = program(
+    async (ids, targets, segments, normaliser, seed, learningRate, step) => {
+      const forward = { ids: ids!, targets: targets!, segments: segments!, normaliser: normaliser!, seed: seed! }
+      const { loss, gradients: found } = await lossAndGradients(options, forward)
+      return { loss, gradientNorm: applyUpdate(options, state.update, found, learningRate!, step!) }
+    },
+    { cacheSize },
+  )
+  const inputsOf = (batch: Batch, request: Omit<StepRequest, 'batches'>): Tensor[] => [
+    ...batchInputs(batch, Math.max(1, batch.tokens), seedWords(request, 0)),
+    ...updateInputs(request),
+  ]
+  return {
+    state: state.tensors,
+    async run({ batches, signal, ...request }) {
+      throwIfAborted(signal)
+      const { loss, gradientNorm } = await consuming(inputsOf(batches[0]!, request), (inputs) => whole(...inputs))
+      return { loss: taken(loss), gradientNorm: taken(gradientNorm) }
+    },
+    plan: (batch) => consuming(inputsOf(batch, { step: 1, learningRate: 0 }), (inputs) => whole.plan(inputs)),
+    profile: () => whole.profile(),
+    dispose() {
+      whole.dispose()
+      disposeAll(Object.values(state.tensors))
+    },
+  }
+}
+
+/** Two programs: one adds a batch's gradients to their sums, the other updates the parameters from the sums. */
+function accumulatingStep(options: TrainingStepOptions): TrainingStep {
+  const { parameters, optimizer, accumulation = 1 } = options
+  const state = optimizer.init(parameters)
+  const sums = parameters.map(({ shape }) => zeros(shape))
+  const collect = program(
+    async (ids, targets, segments, normaliser, seed, isFirst) => {
+      const forward = { ids: ids!, targets: targets!, segments: segments!, normaliser: normaliser!, seed: seed! }
+      const { loss, gradients: found } = await lossAndGradients(options, forward)
+      // The first batch overwrites, whatever a step that was aborted or diverged left in the sums.
+      for (const [i, gradient] of found.entries())
+        assign(sums[i]!, select(isFirst!, gradient, add(read(sums[i]!), gradient)))
+      return loss
+    },
+    { cacheSize },
+  )
+  const update = program((learningRate, step) =>
+    applyUpdate(options, state.update, sums.map(read), learningRate!, step!),
+  )
+  const collectInputs = (
+    batch: Batch,
+    normaliser: number,
+    index: number,
+    request: Pick<StepRequest, 'step' | 'seed'>,
+  ) => [...batchInputs(batch, normaliser, seedWords(request, index, accumulation)), scalar(index === 0 ? 1 : 0)]
+  return {
+    state: state.tensors,
+    async run({ batches, signal, ...request }) {
+      const normaliser = Math.max(
+        1,
+        batches.reduce((total, { tokens }) => total + tokens, 0),
+      )
+      let loss = 0
+      for (const [index, batch] of batches.entries()) {
+        const inputs = collectInputs(batch, normaliser, index, request)
+        loss += taken(await consuming(inputs, (given) => collect.run(given, { signal })))
+      }
+      throwIfAborted(signal)
+      return { loss, gradientNorm: taken(await consuming(updateInputs(request), (given) => update(...given))) }
+    },
+    plan: (batch) => consuming(collectInputs(batch, 1, 0, { step: 1 }), (inputs) => collect.plan(inputs)),
+    profile: () => [...collect.profile(), ...update.profile()],
+    dispose() {
+      collect.dispose()
+      update.dispose()
+      disposeAll([...Object.values(state.tensors), ...sums])
+    },
+  }
+}
+
+/** Batch lengths come in buckets: 32, 48, 64, … gives 15 up to 4096 tokens. */
+const cacheSize = 16
+
+interface ForwardInputs {
+  readonly ids: Sym
+  readonly targets: Sym
+  readonly segments: Sym
+  readonly normaliser: Sym
+  readonly seed: Sym
+}
+
+async function lossAndGradients(
+  { network, parameters, hook, precision = 'f32' }: TrainingStepOptions,
+  { normaliser, seed, ...inputs }: ForwardInputs,
+): Promise<{ readonly loss: Sym; readonly gradients: readonly Sym[] }> {
+  const total = await causalLmLoss(network, inputs, { precision, training: true, seed, hook })
+  const loss = div(total, normaliser)
+  return { loss, gradients: await gradients(loss, parameters.map(read)) }
+}
+
+/** Traces the update and gives the norm of the gradients. */
+function applyUpdate(
+  { parameters }: TrainingStepOptions,
+  update: ReturnType<GradientTransform['init']>['update'],
+  found: readonly Sym[],
+  learningRate: Sym,
+  step: Sym,
+): Sym {
+  const values = parameters.map(read)
+  const updates = update(found, { step, learningRate, parameters: values })
+  for (const [i, parameter] of parameters.entries()) assign(parameter, add(values[i]!, updates[i]!))
+  return globalNorm(found)
+}
+
+/** Dropout's seed: its own for every batch of every step, the same however often a run is resumed. */
+const seedWords = (
+  { step, seed = 0 }: Pick<StepRequest, 'step' | 'seed'>,
+  index: number,
+  accumulation = 1,
+): Uint32Array => Uint32Array.of(seed, (step - 1) * accumulation + index)
+
+/** Tensors for a batch: ids, targets, segments `[b, t]`, normaliser, seed. */
+function batchInputs(batch: Batch, normaliser: number, seed: Uint32Array): Tensor[] {
+  const shape = [batch.rows, batch.length]
+  return [
+    tensor(batch.inputIds, shape),
+    tensor(batch.targets, shape),
+    tensor(batch.segments, shape),
+    scalar(normaliser),
+    tensor(seed),
+  ]
+}
+
+const updateInputs = ({ learningRate, step }: Pick<StepRequest, 'learningRate' | 'step'>): Tensor[] => [
+  scalar(learningRate),
+  scalar(step),
+]
+
+const scalar = (value: number): Tensor => tensor([value], [])
+
+async function consuming<T>(inputs: readonly Tensor[], use: (inputs: readonly Tensor[]) => Promise<T>): Promise<T> {
+  try {
+    return await use(inputs)
+  } finally {
+    disposeAll(inputs)
+  }
+}
+
+/** The number in a scalar result, which is freed. */
+function taken(result: Tensor): number {
+  const value = result.item()
+  result.dispose()
+  return value
+}
+
+function disposeAll(tensors: readonly Tensor[]): void {
+  for (const each of tensors) each.dispose()
+}
+
+/** @throws ERR_HEDDLE_ABORTED once the signal is set */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted)
+    throw new HeddleError('ERR_HEDDLE_ABORTED', {
+      place: 'train',
+      expected: 'to run to its end',
+      got: 'an abort signal',
+      cause: signal.reason,
+    })
+}

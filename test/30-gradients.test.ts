@@ -1,0 +1,303 @@
+// Every registered operator against numerical derivatives. An operator without a case here fails the suite.
+import test from 'ava'
+import { gradients } from '../lib/graph/grad.js'
+import { operators } from '../lib/graph/operator.js'
+import { attention, attentionCached } from '../lib/graph/ops/attention.js'
+import * as elementwise from '../lib/graph/ops/elementwise.js'
+import * as index from '../lib/graph/ops/index.js'
+import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
+import { matmul } from '../lib/graph/ops/matmul.js'
+import { rmsNorm } from '../lib/graph/ops/norm.js'
+import { randomNormal, randomUniform } from '../lib/graph/ops/random.js'
+import * as reduce from '../lib/graph/ops/reduce.js'
+import { rope, ropeTable } from '../lib/graph/ops/rope.js'
+import { sampleToken } from '../lib/graph/ops/sample.js'
+import { program } from '../lib/graph/program.js'
+import { assign, read, type Sym } from '../lib/graph/sym.js'
+import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
+import { randomNumbers } from './random_numbers.js'
+
+interface Case {
+  /** Shapes of the differentiable inputs. */
+  readonly shapes: readonly (readonly number[])[]
+  readonly fn: (...inputs: Sym[]) => Sym
+  /** Inputs are drawn from here; default [-1, 1]. */
+  readonly range?: readonly [number, number]
+}
+
+const ints = (values: readonly number[], shape?: readonly number[]) =>
+  read(tensor(Int32Array.from(values), shape ?? [values.length]))
+const matrix = [3, 5]
+
+const unary = (fn: (x: Sym) => Sym, range?: readonly [number, number]): Case => ({
+  shapes: [matrix],
+  fn,
+  ...(range ? { range } : {}),
+})
+const binary = (fn: (a: Sym, b: Sym) => Sym, range?: readonly [number, number]): Case => ({
+  shapes: [
+    [2, 3, 5],
+    [3, 1],
+  ],
+  fn,
+  ...(range ? { range } : {}),
+})
+
+const qkv = [
+  [2, 6, 4, 8],
+  [2, 6, 2, 8],
+  [2, 6, 2, 8],
+]
+
+/** Differentiable operators: one or more functions that use the operator on the way. */
+const cases: Readonly<Record<string, readonly Case[]>> = {
+  neg: [unary((x) => elementwise.neg(x))],
+  abs: [unary((x) => elementwise.abs(x), [0.2, 1])],
+  exp: [unary(elementwise.exp)],
+  log: [unary(elementwise.log, [0.5, 2])],
+  sqrt: [unary(elementwise.sqrt, [0.5, 2])],
+  rsqrt: [unary(elementwise.rsqrt, [0.5, 2])],
+  reciprocal: [unary(elementwise.reciprocal, [0.5, 2])],
+  square: [unary(elementwise.square)],
+  sin: [unary(elementwise.sin)],
+  cos: [unary(elementwise.cos)],
+  tanh: [unary(elementwise.tanh)],
+  sigmoid: [unary(elementwise.sigmoid)],
+  silu: [unary(elementwise.silu)],
+  relu: [unary(elementwise.relu, [0.2, 1]), unary(elementwise.relu, [-1, -0.2])],
+  erf: [unary(elementwise.erf)],
+  add: [binary(elementwise.add)],
+  sub: [binary(elementwise.sub)],
+  mul: [binary(elementwise.mul)],
+  div: [binary(elementwise.div, [0.5, 2])],
+  pow: [binary(elementwise.pow, [0.5, 2])],
+  maximum: [{ shapes: [[4], []], fn: (a, b) => elementwise.maximum(a, elementwise.mul(b, 3)) }],
+  minimum: [{ shapes: [[4], []], fn: (a, b) => elementwise.minimum(a, elementwise.mul(b, 3)) }],
+  select: [{ shapes: [[4], [4]], fn: (a, b) => elementwise.select(elementwise.greater(ints([1, 0, 1, 0]), 0), a, b) }],
+  cast: [unary((x) => elementwise.cast(elementwise.cast(x, 'f32'), 'f32'))],
+  broadcast_to: [{ shapes: [[3, 1]], fn: (x) => elementwise.broadcastTo(x, [2, 3, 4]) }],
+  reshape: [unary((x) => reduce.reshape(x, [5, 3]))],
+  reduce_sum: [
+    { shapes: [[2, 3, 4]], fn: (x) => reduce.sum(x, { axes: [0, 2] }) },
+    { shapes: [[2, 3, 4]], fn: (x) => reduce.sum(x, { axes: [1], keepDims: true }) },
+  ],
+  reduce_max: [{ shapes: [[3, 5]], fn: (x) => reduce.max(x, { axes: [1] }) }],
+  gather_rows: [{ shapes: [[5, 3]], fn: (x) => index.gatherRows(x, ints([4, 0, 4, 2], [2, 2])) }],
+  scatter_add_rows: [{ shapes: [[4, 3]], fn: (x) => index.scatterAddRows(ints([1, 1, 0, 4]), x, 6) }],
+  gather_last: [{ shapes: [[3, 5]], fn: (x) => index.gatherLast(x, ints([4, 0, 2])) }],
+  scatter_last: [{ shapes: [[3]], fn: (x) => index.scatterLast(ints([4, 0, 2]), x, 5) }],
+  slice: [{ shapes: [[4, 6]], fn: (x) => index.slice(x, [{ axis: 1, start: 1, end: 6, step: 2 }]) }],
+  slice_vjp: [
+    {
+      shapes: [
+        [4, 6],
+        [4, 3],
+      ],
+      fn: (x, y) => elementwise.mul(index.slice(elementwise.square(x), [{ axis: 1, start: 0, end: 3 }]), y),
+    },
+  ],
+  concat: [
+    {
+      shapes: [
+        [2, 3],
+        [2, 1],
+      ],
+      fn: (a, b) => index.concat([a, b, a], 1),
+    },
+  ],
+  transpose: [{ shapes: [[2, 3, 4]], fn: (x) => index.transpose(x, [2, 0, 1]) }],
+  copy: [unary(index.copy)],
+  matmul: [
+    {
+      shapes: [
+        [3, 4],
+        [4, 5],
+      ],
+      fn: (a, b) => matmul(a, b, { alpha: 0.5 }),
+    },
+    {
+      shapes: [
+        [3, 4],
+        [5, 4],
+      ],
+      fn: (a, b) => matmul(a, b, { transposeB: true }),
+    },
+    {
+      shapes: [
+        [4, 3],
+        [4, 5],
+      ],
+      fn: (a, b) => matmul(a, b, { transposeA: true }),
+    },
+    {
+      shapes: [
+        [4, 3],
+        [5, 4],
+      ],
+      fn: (a, b) => matmul(a, b, { transposeA: true, transposeB: true }),
+    },
+    {
+      shapes: [
+        [2, 3, 4],
+        [2, 4, 5],
+      ],
+      fn: (a, b) => matmul(a, b),
+    },
+    { shapes: [[2, 3, 4], [4, 5], [5]], fn: (a, b, c) => matmul(a, b, { addend: c }) },
+    {
+      shapes: [
+        [3, 4],
+        [4, 5],
+        [3, 5],
+      ],
+      fn: (a, b, c) => matmul(a, b, { addend: c, alpha: 2 }),
+    },
+  ],
+  rms_norm: [{ shapes: [[3, 8], [8]], fn: (x, w) => rmsNorm(x, w, 1e-5) }],
+  rope: [{ shapes: [[2, 3, 2, 8]], fn: (x) => rope(x, ropeTable(ints([0, 1, 5], [1, 3]), [1, 0.3, 0.1, 0.03])) }],
+  attention: [
+    { shapes: qkv, fn: (q, k, v) => attention(q, k, v, { causal: true }) },
+    { shapes: qkv, fn: (q, k, v) => attention(q, k, v) },
+    {
+      shapes: qkv,
+      fn: (q, k, v) =>
+        attention(q, k, v, { causal: true, segments: ints([0, 0, 1, 1, 1, -1, 0, 0, 0, 0, -1, -1], [2, 6]) }),
+    },
+  ],
+  linear_cross_entropy: [
+    {
+      shapes: [
+        [4, 6],
+        [9, 6],
+      ],
+      fn: (x, w) => linearCrossEntropy(x, w, ints([8, 0, -100, 3])),
+    },
+    {
+      shapes: [[4, 6]],
+      fn: (x) => linearCrossEntropy(x, read(tensor(randomNumbers(54, 5), [9, 6])), ints([8, 0, -100, 3])),
+    },
+  ],
+}
+
+/** Operators without a derivative: each refuses one and says why, or, giving integers or constants, passes on zeros. */
+const refusals: Readonly<Record<string, (x: Sym) => Sym>> = {
+  constant: () => elementwise.constant(1),
+  sign: (x) => elementwise.sign(x),
+  floor: (x) => elementwise.floor(x),
+  greater: (x) => elementwise.greater(x, 0),
+  greater_equal: (x) => elementwise.greaterEqual(x, 0),
+  less: (x) => elementwise.less(x, 0),
+  equal: (x) => elementwise.equal(x, 0),
+  not_equal: (x) => elementwise.notEqual(x, 0),
+  argmax: (x) => elementwise.cast(reduce.argmax(x), 'f32'),
+  rope_table: (x) => ropeTable(elementwise.cast(x, 'i32'), [1]).cos,
+  random_uniform: (x) => randomUniform(elementwise.cast(reduce.reshape(x, [2]), 'u32'), 0, [2]),
+  random_normal: (x) => randomNormal(elementwise.cast(reduce.reshape(x, [2]), 'u32'), 0, [2]),
+  sample_token: (x) => sampleToken(reduce.reshape(x, [1, 2]), samplingOf()).logProbability,
+  cache_update: (x) => index.cacheUpdate(read(zeros([1, 4, 1, 2])), reduce.reshape(x, [1, 1, 1, 2]), ints([0])),
+  attention_cached: (x) =>
+    attentionCached(reduce.reshape(x, [1, 1, 1, 2]), read(zeros([1, 4, 1, 2])), read(zeros([1, 4, 1, 2])), ints([0])),
+}
+
+/** First-order only: reached through the gradient of another operator, which the cases above check. */
+const firstOrderOnly = ['rms_norm_vjp', 'attention_vjp', 'linear_cross_entropy_vjp']
+
+const samplingOf = () => ({
+  seed: read(tensor(Uint32Array.of(1, 2))),
+  step: read(tensor(Int32Array.of(0), [])),
+  temperature: read(tensor([1], [])),
+  topK: read(tensor(Int32Array.of(0), [])),
+  topP: read(tensor([1], [])),
+})
+
+for (const name of operators.keys()) {
+  if (firstOrderOnly.includes(name)) continue
+  const differentiable = cases[name]
+  const refused = refusals[name]
+  if (differentiable)
+    for (const [i, spec] of differentiable.entries())
+      test(`${name} (${i + 1}): gradient equals the numerical derivative`, async (t) => {
+        const { analytic, numeric } = await derivatives(spec, i + 1)
+        const error = Math.abs(analytic - numeric) / Math.max(1, Math.abs(numeric))
+        t.true(error < 2e-3, `directional derivative ${analytic}, numerically ${numeric}`)
+      })
+  else if (refused)
+    test(`${name}: has no derivative and does not pretend to`, async (t) => {
+      const step = program(async (x) => gradients(reduce.sum(refused(x!)), [x!]))
+      const x = tensor([0.5, 1.5])
+      if (name === 'constant' || name === 'argmax') return void t.deepEqual(await (await step(x))[0]!.data(), new Float32Array(2))
+      await t.throwsAsync(step(x), { code: 'ERR_HEDDLE_GRAD', message: new RegExp(name) })
+    })
+  else test(`${name}: has a gradient case`, (t) => t.fail(`add ${name} to the cases of this file`))
+}
+
+test('first-order operators refuse second derivatives with a reason', async (t) => {
+  const step = program(async (x, w) => {
+    const [dx] = await gradients(reduce.sum(elementwise.square(rmsNorm(x!, w!, 1e-5))), [x!])
+    return gradients(reduce.sum(elementwise.square(dx!)), [x!])
+  })
+  const inputs = [tensor(randomNumbers(8, 1), [2, 4]), tensor(randomNumbers(4, 2))]
+  await t.throwsAsync(step.run(inputs), { code: 'ERR_HEDDLE_GRAD', message: /second derivatives/ })
+})
+
+test('gradients of gradients: d²/dx² of Σ x⁴ is 12 x²', async (t) => {
+  const step = program(async (x) => {
+    const [first] = await gradients(reduce.sum(elementwise.square(elementwise.square(x!))), [x!])
+    return gradients(reduce.sum(first!), [x!])
+  })
+  const result = await step(tensor([1, -2, 0.5]))
+  t.deepEqual([...(await result[0]!.data())], [12, 48, 3])
+})
+
+test('a value the loss does not depend on gets zeros', async (t) => {
+  const step = program(async (x, y) => gradients(reduce.sum(x!), [y!]))
+  const [dy] = await step(tensor([1, 2]), tensor([3, 4, 5]))
+  t.deepEqual([...(await dy!.data())], [0, 0, 0])
+})
+
+test('assign inside a program updates a tensor that gradients were taken of', async (t) => {
+  const w = tensor([1, 2, 3])
+  const step = program(async () => {
+    const [dw] = await gradients(reduce.sum(elementwise.square(read(w))), [read(w)])
+    assign(w, elementwise.sub(read(w), elementwise.mul(0.25, dw!)))
+    return []
+  })
+  await step()
+  await step()
+  t.deepEqual([...(await w.data())], [0.25, 0.5, 0.75])
+})
+
+/** d/de of Σ weights · fn(inputs + e · direction), by reverse mode and by central differences. */
+async function derivatives(spec: Case, seed: number): Promise<{ analytic: number; numeric: number }> {
+  const [low, high] = spec.range ?? [-1, 1]
+  const draw = (shape: readonly number[], at: number, [a, b]: readonly [number, number]): Tensor => {
+    const size = shape.reduce((product, dim) => product * dim, 1)
+    return tensor(
+      randomNumbers(size, at).map((value) => a + ((value + 1) / 2) * (b - a)),
+      shape,
+    )
+  }
+  const inputs = spec.shapes.map((shape, i) => draw(shape, seed * 100 + i, [low, high]))
+  const directions = spec.shapes.map((shape, i) => draw(shape, seed * 100 + 50 + i, [-1, 1]))
+  const weighted = (values: Sym[]): Sym => {
+    const result = spec.fn(...values)
+    const size = result.shape.reduce((product, dim) => product * dim, 1)
+    return reduce.sum(elementwise.mul(result, read(tensor(randomNumbers(size, 7), result.shape))))
+  }
+  const n = inputs.length
+  const analytic = program(async (...values) => {
+    const found = await gradients(weighted(values.slice(0, n)), values.slice(0, n))
+    return found.map((g, i) => reduce.sum(elementwise.mul(g, values[n + i]!))).reduce((a, b) => elementwise.add(a, b))
+  })
+  const shifted = program((...values) => {
+    const epsilon = values[2 * n]!
+    return weighted(values.slice(0, n).map((x, i) => elementwise.add(x, elementwise.mul(epsilon, values[n + i]!))))
+  })
+  const all = [...inputs, ...directions]
+  const at = async (epsilon: number) => (await shifted(...all, tensor([epsilon], []))).item()
+  const h = 1e-2
+  // Richardson's extrapolation of two central differences: the error is of fourth order in h.
+  const central = async (e: number) => ((await at(e)) - (await at(-e))) / (2 * e)
+  const numeric = (4 * (await central(h / 2)) - (await central(h))) / 3
+  return { analytic: (await analytic(...all)).item(), numeric }
+}

@@ -1,0 +1,10 @@
+/** `count` seeded numbers in [-1, 1) for tests (mulberry32). */
+export function randomNumbers(count: number, seed: number): Float32Array {
+  let state = (seed * 0x9e3779b9) >>> 0
+  return Float32Array.from({ length: count }, () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let word = Math.imul(state ^ (state >>> 15), state | 1)
+    word ^= word + Math.imul(word ^ (word >>> 7), word | 61)
+    return ((word ^ (word >>> 14)) >>> 0) / 2 ** 31 - 1
+  })
+}
