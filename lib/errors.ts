@@ -29,6 +29,8 @@ export class HeddleError extends Error {
   readonly place: string
   readonly expected: string
   readonly got: string
+  /** The next step a user can take, where there is one; the message ends with it. */
+  readonly hint?: string
 
   constructor(code: HeddleErrorCode, { place, expected, got, hint, cause }: HeddleErrorOptions) {
     super(`${place}: expected ${expected}, got ${got}${hint ? `. ${hint}` : ''}`, cause === undefined ? {} : { cause })
@@ -36,5 +38,6 @@ export class HeddleError extends Error {
     this.place = place
     this.expected = expected
     this.got = got
+    if (hint !== undefined) this.hint = hint
   }
 }

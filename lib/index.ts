@@ -57,8 +57,15 @@ export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
 export { type AdamWOptions, adamw } from './optim/adamw.js'
 export { clipByGlobalNorm, globalNorm } from './optim/clip.js'
-export { chain, type GradientTransform, type TransformState, type UpdateContext } from './optim/gradient_transform.js'
-export { constantSchedule, cosineSchedule, type Schedule } from './optim/schedule.js'
+export {
+  chain,
+  type GradientTransform,
+  mapParameters,
+  type TransformState,
+  type UpdateContext,
+  zerosLike,
+} from './optim/gradient_transform.js'
+export { constantSchedule, cosineSchedule, linearSchedule, type Schedule } from './optim/schedule.js'
 export { type DType, dtypeSize, type TypedArray } from './tensor/dtype.js'
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {

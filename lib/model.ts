@@ -3,17 +3,17 @@ import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Adapter, type AttachOptions } from './adapters/adapter.js'
 import type { Parametrization } from './adapters/parametrization.js'
-import { loadAdapter, saveAdapter } from './adapters/peft_folder.js'
 import { HeddleError } from './errors.js'
 import { writeJsonAtomic } from './formats/atomic_file.js'
-import { openCheckpoint } from './formats/checkpoint.js'
+import { type Checkpoint, openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
 import { generateText } from './generate/generate.js'
-import type { SamplingOptions } from './generate/options.js'
+import { type GenerateOptions, parseGenerateOptions } from './generate/options.js'
 import { Session } from './generate/session.js'
 import type { Precision } from './graph/ops/matmul.js'
-import type { CausalLm } from './models/causal_lm.js'
-import { llama } from './models/llama.js'
+import { pause } from './graph/pause.js'
+import type { CausalLm, WeightSource } from './models/causal_lm.js'
+import { architectureOf } from './models/registry.js'
 import { addon } from './native.js'
 import { Tensor } from './tensor/tensor.js'
 import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
@@ -23,15 +23,10 @@ export interface LoadOptions extends HubOptions {
   readonly precision?: Precision
 }
 
-export interface GenerateOptions extends SamplingOptions {
-  /** Adapter to use; default: none. */
-  readonly adapter?: Adapter | undefined
-  /**
-   * Wrap a plain string into the model's chat template as the user's message. Default: true when the model has one.
-   */
-  readonly chat?: boolean
-  readonly signal?: AbortSignal | undefined
-}
+export type { GenerateOptions } from './generate/options.js'
+
+/** Idle caches kept for the next text, one per text that was made at the same time. */
+const idleSessions = 4
 
 /**
  * Loads a model: a folder in Hugging Face layout, a `.gguf` file, or a Hugging Face id. Weights are memory-mapped and
@@ -40,27 +35,53 @@ export interface GenerateOptions extends SamplingOptions {
  */
 export async function loadModel(source: string, options: LoadOptions = {}): Promise<Model> {
   const { precision = 'f32', ...hub } = options
+  if (precision !== 'f32' && precision !== 'bf16')
+    throw misuse('loadModel.precision', '"f32" or "bf16"', JSON.stringify(precision))
   const checkpoint = await openCheckpoint(source, hub)
   try {
-    const network = llama(checkpoint.config, (name) => {
-      const stored = checkpoint.tensors.get(name)
-      if (stored) return new Tensor(stored.load('f32'))
-      throw new HeddleError('ERR_HEDDLE_FORMAT', {
-        place: checkpoint.path,
-        expected: `a tensor "${name}" as config.json asks for`,
-        got: 'none',
-      })
-    })
+    const network = networkOf(checkpoint)
     return new Model(checkpoint.modelId, network, await Tokenizer.load(checkpoint.tokenizerSource), precision)
   } finally {
     checkpoint.close()
   }
 }
 
+/** Derived values that some checkpoints store beside their parameters. */
+const isDerived = (name: string): boolean => name.endsWith('.rotary_emb.inv_freq')
+
+function networkOf({ config, path, tensors }: Checkpoint): CausalLm {
+  const used = new Set<string>()
+  const weight: WeightSource = (name) => {
+    const stored = tensors.get(name)
+    if (!stored) throw misfit(path, `a tensor "${name}" as config.json asks for`, 'none')
+    used.add(name)
+    return new Tensor(stored.load('f32'))
+  }
+  const network = architectureOf(config, path).build(config, weight, path)
+  if (network.embeddingTied) used.add(`${network.outputSite.path}.weight`)
+  // A tensor that is left over would be a part of the model that is silently not computed.
+  const unused = [...tensors.keys()].find((name) => !used.has(name) && !isDerived(name))
+  if (unused !== undefined) throw misfit(path, 'no tensors but those that config.json asks for', `"${unused}"`)
+  return network
+}
+
+const misfit = (place: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_FORMAT', { place, expected, got })
+
+const misuse = (place: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_ARGUMENT', { place, expected, got })
+
+interface SessionEntry {
+  readonly capacity: number
+  readonly adapter: Adapter | undefined
+  readonly session: Session
+}
+
 /** A causal language model; made by {@link loadModel}. */
 export class Model {
   readonly #adapters: Adapter[] = []
-  readonly #idle: { readonly key: string; readonly session: Session }[] = []
+  readonly #idle: SessionEntry[] = []
+  #disposed = false
 
   constructor(
     /** Folder, file or hub id that the model came from. */
@@ -77,17 +98,17 @@ export class Model {
 
   /** Attaches a fresh adapter, e.g. `lora({ r: 16 })`. @throws ERR_HEDDLE_ARGUMENT when no module matches */
   async attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    return this.#keep(await Adapter.attach(this.network, method, options))
+    return this.#keep(await Adapter.attach(this.network, method, { baseModel: this.source, ...options }))
   }
 
   /** Attaches an adapter from a PEFT folder. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT */
   async loadAdapter(folder: string): Promise<Adapter> {
-    return this.#keep(await loadAdapter(this.network, folder))
+    return this.#keep(await Adapter.load(this.network, folder, { baseModel: this.source }))
   }
 
   /** Writes an adapter as a PEFT folder. @throws ERR_HEDDLE_IO */
   async saveAdapter(adapter: Adapter, folder: string): Promise<void> {
-    await saveAdapter(adapter, folder, { baseModel: this.source })
+    await adapter.save(folder)
   }
 
   /** Yields text as it is made. @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED */
@@ -95,13 +116,18 @@ export class Model {
     prompt: string | readonly ChatMessage[],
     options: GenerateOptions = {},
   ): AsyncGenerator<string, void, void> {
-    const { adapter, chat, ...request } = options
+    const settings = parseGenerateOptions(options)
+    const { adapter, chat, maxTokens } = settings
+    if (adapter && adapter.model !== this.network)
+      throw misuse('generate.adapter', 'an adapter of this model', "another model's")
+    if (adapter?.isMerged)
+      throw misuse('generate.adapter', 'none, as its weights are merged into the model', 'a merged adapter')
     const ids = await this.#promptIds(prompt, chat ?? this.tokenizer.hasChatTemplate)
-    const { key, session } = this.#session(ids.length + (request.maxTokens ?? 256), adapter)
+    const entry = await this.#session(ids.length + maxTokens, adapter)
     try {
-      yield* generateText(session, this.tokenizer, { ...request, prompt: ids })
+      yield* generateText(entry.session, this.tokenizer, ids, settings)
     } finally {
-      this.#idle.push({ key, session })
+      this.#release(entry)
     }
   }
 
@@ -128,19 +154,20 @@ export class Model {
     await addon.writeSafetensors(join(folder, 'model.safetensors'), entries, { format: 'pt' })
     await this.tokenizer.save(folder)
     const torchName = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' }[dtype]
-    await writeJsonAtomic(join(folder, 'config.json'), {
-      architectures: ['LlamaForCausalLM'],
-      model_type: 'llama',
-      ...this.network.config,
-      torch_dtype: torchName,
-    })
+    // Transformers 5 reads `dtype`, earlier ones `torch_dtype`.
+    const config = { ...this.network.config, dtype: torchName, torch_dtype: torchName }
+    await writeJsonAtomic(join(folder, 'config.json'), config)
   }
 
   /** Frees weights, caches and adapters, and ends the tokenizer's worker. */
   async dispose(): Promise<void> {
+    this.#disposed = true
     this.#dropSessions()
     for (const adapter of this.#adapters) adapter.dispose()
-    for (const { tensor } of this.network.weights()) tensor.dispose()
+    for (const { tensor } of this.network.weights()) {
+      tensor.dispose()
+      await pause()
+    }
     await this.tokenizer.close()
   }
 
@@ -149,25 +176,45 @@ export class Model {
     return adapter
   }
 
+  /** @throws ERR_HEDDLE_ARGUMENT when there is nothing to go on from, or too much */
   async #promptIds(prompt: string | readonly ChatMessage[], chat: boolean): Promise<Int32Array> {
+    const ids = await this.#encode(prompt, chat)
+    const { maxPositions } = this.network
+    if (ids.length === 0 || ids.length > maxPositions)
+      throw misuse('generate.prompt', `1 to ${maxPositions} tokens, the model's maximum`, `${ids.length}`)
+    return ids
+  }
+
+  async #encode(prompt: string | readonly ChatMessage[], chat: boolean): Promise<Int32Array> {
     if (typeof prompt === 'string' && !chat) return this.tokenizer.encode(prompt)
     const messages = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt
+    if (!Array.isArray(messages) || messages.length === 0)
+      throw misuse('generate.prompt', 'a string or an array of messages', JSON.stringify(prompt) ?? 'nothing')
     const text = await this.tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true })
     return this.tokenizer.encode(text, { addSpecialTokens: false })
   }
 
-  /** An idle session that is large enough, or a new one. */
-  #session(tokens: number, adapter: Adapter | undefined): { readonly key: string; readonly session: Session } {
-    const { maxPositions } = this.network
-    const wanted = Math.min(maxPositions, 2 ** Math.ceil(Math.log2(Math.max(256, tokens))))
-    const key = `${wanted}:${adapter ? this.#adapters.indexOf(adapter) : 'base'}`
-    const index = this.#idle.findIndex((entry) => entry.key === key)
+  /** An idle session for texts of this length, or a new one. */
+  async #session(tokens: number, adapter: Adapter | undefined): Promise<SessionEntry> {
+    const capacity = Math.min(this.network.maxPositions, 2 ** Math.ceil(Math.log2(Math.max(256, tokens))))
+    this.#dropSessions(({ session }) => !session.isCurrent)
+    const index = this.#idle.findIndex((entry) => entry.capacity === capacity && entry.adapter === adapter)
     if (index >= 0) return this.#idle.splice(index, 1)[0]!
     const forward = { precision: this.precision, hook: adapter?.hook }
-    return { key, session: new Session(this.network, forward, wanted) }
+    return { capacity, adapter, session: await Session.create(this.network, forward, capacity) }
   }
 
-  #dropSessions(): void {
-    for (const { session } of this.#idle.splice(0)) session.dispose()
+  #release(entry: SessionEntry): void {
+    if (this.#disposed) entry.session.dispose()
+    else this.#idle.push(entry)
+    if (this.#idle.length > idleSessions) this.#idle.shift()?.session.dispose()
+  }
+
+  #dropSessions(which: (entry: SessionEntry) => boolean = () => true): void {
+    const dropped = this.#idle.filter(which)
+    for (const entry of dropped) {
+      this.#idle.splice(this.#idle.indexOf(entry), 1)
+      entry.session.dispose()
+    }
   }
 }

@@ -75,7 +75,7 @@ test('the cached form gives the same logits, however the text is cut into calls'
   const model = await goldenLlama('tiny-llama')
   const ids = (await goldens.get('ids')!.data()) as Int32Array
   const row = ids.subarray(0, 17)
-  const cache = model.createCache(1, 32)
+  const cache = await model.createCache(1, 32)
   const step = program(async (part, position) => {
     const hidden = await model.hidden({ ids: part!, position: position!, cache }, plain)
     return linear(model.outputSite, hidden, plain)

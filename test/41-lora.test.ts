@@ -5,7 +5,6 @@ import { join } from 'node:path'
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { lora } from '../lib/adapters/lora.js'
-import { loadAdapter, saveAdapter } from '../lib/adapters/peft_folder.js'
 import { selectSites } from '../lib/adapters/target_modules.js'
 import { reshape } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
@@ -35,14 +34,14 @@ const goldenIds = async (): Promise<Tensor> => (await goldenTensors('tiny-llama.
 for (const name of plainLora) {
   test(`${name}: an adapter made by PEFT gives PEFT's logits to 1e-4`, async (t) => {
     const model = await goldenLlama('tiny-llama')
-    const adapter = await loadAdapter(model, golden(name))
+    const adapter = await Adapter.load(model, golden(name))
     const expected = (await goldenTensors(`${name}.golden.safetensors`)).get('logits')!
     t.true((await relativeError(await logits(model, await goldenIds(), adapter), expected)) < 1e-4)
   })
 
   test(`${name}: the same modules are chosen, with the same number of parameters`, async (t) => {
     const model = await goldenLlama('tiny-llama')
-    const adapter = await loadAdapter(model, golden(name))
+    const adapter = await Adapter.load(model, golden(name))
     const { sites, trainable } = peft.adapters[name]!
     t.deepEqual([...adapter.sitePaths].sort(), [...sites].sort())
     t.is(adapter.parameterCount, trainable)
@@ -79,7 +78,7 @@ test('the same seed gives the same adapter, another seed another', async (t) => 
 test('merged weights are those of PEFT, and compute what the adapter computes', async (t) => {
   const model = await goldenLlama('tiny-llama')
   const ids = await goldenIds()
-  const adapter = await loadAdapter(model, golden('peft-all-linear'))
+  const adapter = await Adapter.load(model, golden('peft-all-linear'))
   const goldens = await goldenTensors('peft-all-linear.golden.safetensors')
   await adapter.merge()
   for (const path of ['model.layers.0.self_attn.q_proj', 'model.layers.1.mlp.down_proj'])
@@ -91,7 +90,7 @@ test('unmerge puts the very same weights back', async (t) => {
   const model = await goldenLlama('tiny-llama')
   const ids = await goldenIds()
   const before = await logits(model, ids)
-  const adapter = await loadAdapter(model, golden('peft-all-linear'))
+  const adapter = await Adapter.load(model, golden('peft-all-linear'))
   await adapter.merge()
   t.true((await relativeError(await logits(model, ids), before)) > 0.01)
   adapter.unmerge()
@@ -102,17 +101,19 @@ test('a saved folder loads again with the same logits', async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'heddle-lora-'))
   const model = await goldenLlama('tiny-llama')
   const ids = await goldenIds()
-  const adapter = await loadAdapter(model, golden('peft-all-linear'))
-  await saveAdapter(adapter, folder, { baseModel: 'tiny-llama' })
-  const again = await loadAdapter(await goldenLlama('tiny-llama'), folder)
+  const adapter = await Adapter.load(model, golden('peft-all-linear'))
+  await adapter.save(folder)
+  const again = await Adapter.load(await goldenLlama('tiny-llama'), folder)
   t.is(await relativeError(await logits(again.model, ids, again), await logits(model, ids, adapter)), 0)
 })
 
 test('a saved config has the fields that PEFT reads, sorted', async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'heddle-lora-'))
   const model = await goldenLlama('tiny-llama')
-  const adapter = await Adapter.attach(model, lora({ r: 4, lora_alpha: 16, use_rslora: true }))
-  await saveAdapter(adapter, folder, { baseModel: 'some/base' })
+  const adapter = await Adapter.attach(model, lora({ r: 4, lora_alpha: 16, use_rslora: true }), {
+    baseModel: 'some/base',
+  })
+  await adapter.save(folder)
   const config = JSON.parse(await readFile(join(folder, 'adapter_config.json'), 'utf8')) as Record<string, unknown>
   t.deepEqual(Object.keys(config), Object.keys(config).toSorted())
   t.like(config, {
@@ -128,7 +129,7 @@ test('a saved config has the fields that PEFT reads, sorted', async (t) => {
 
 test('an adapter that needs what plain LoRA is not is refused by the field', async (t) => {
   const model = await goldenLlama('tiny-llama')
-  await t.throwsAsync(loadAdapter(model, golden('peft-patterns')), {
+  await t.throwsAsync(Adapter.load(model, golden('peft-patterns')), {
     code: 'ERR_HEDDLE_FORMAT',
     message: /rank_pattern|alpha_pattern/,
   })
@@ -138,11 +139,11 @@ test('a folder whose tensors belong to other modules is refused', async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'heddle-lora-'))
   const model = await goldenLlama('tiny-llama')
   const adapter = await Adapter.attach(model, lora({ r: 4, target_modules: ['q_proj'] }))
-  await saveAdapter(adapter, folder, { baseModel: 'x' })
+  await adapter.save(folder)
   const path = join(folder, 'adapter_config.json')
   const config = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>
   await writeFile(path, JSON.stringify({ ...config, target_modules: ['k_proj'] }))
-  await t.throwsAsync(loadAdapter(model, folder), { code: 'ERR_HEDDLE_FORMAT', message: /q_proj/ })
+  await t.throwsAsync(Adapter.load(model, folder), { code: 'ERR_HEDDLE_FORMAT', message: /q_proj/ })
 })
 
 test('list entries match whole names at the end of a path, not parts of them', async (t) => {

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
-import { loadAdapter } from '../lib/adapters/peft_folder.js'
+import { Adapter } from '../lib/adapters/adapter.js'
 import type { Batch } from '../lib/data/dataset.js'
 import { Dataset } from '../lib/data/dataset.js'
 import { HeddleError, lora, type Model } from '../lib/index.js'
@@ -53,11 +53,11 @@ const refusal = { instanceOf: HeddleError, code: 'ERR_HEDDLE_ARGUMENT' }
 
 test("five AdamW steps give PEFT's losses, gradient norms and final weights", async (t) => {
   const network = await goldenLlama('tiny-llama')
-  const adapter = await loadAdapter(network, golden('peft-all-linear'))
+  const adapter = await Adapter.load(network, golden('peft-all-linear'))
   const { optimizer, clip, losses, gradient_norms: norms } = goldenJson<PeftTraining>('peft.golden.json').training
   const { lr, eps, weight_decay: weightDecay } = optimizer
   const parameters = adapter.parameters()
-  const step = trainingStep({
+  const step = await trainingStep({
     network,
     hook: adapter.hook,
     parameters: [...parameters.values()],
@@ -83,7 +83,7 @@ for (const accumulation of [2, 3])
       const model = await tinyModel()
       const adapter = await model.attach(lora({ r: 4 }), { seed: 3 })
       const data = await tinyDataset(model)
-      const step = trainingStep({
+      const step = await trainingStep({
         network: model.network,
         hook: adapter.hook,
         parameters: [...adapter.parameters().values()],
@@ -240,6 +240,21 @@ test('a signal stops the run after its step and leaves a checkpoint of it', asyn
   t.deepEqual(seen, [1, 2, 3])
   t.deepEqual(await readdir(join(outputFolder, 'checkpoints')), ['step-00000003'])
   t.false(existsSync(join(outputFolder, 'adapter_config.json')))
+  await model.dispose()
+})
+
+test('a signal during an evaluation stops after the step that it belongs to', async (t) => {
+  const model = await tinyModel()
+  const data = await tinyDataset(model, 32, 0.5)
+  const abort = new AbortController()
+  const steps: TrainStep[] = []
+  const all = train(model, { data, maxSteps: 5, evaluateEvery: 1, signal: abort.signal })
+  steps.push((await all.next()).value as TrainStep)
+  const second = all.next()
+  setImmediate(() => abort.abort())
+  steps.push((await second).value as TrainStep)
+  t.truthy(steps[0]!.evaluation)
+  await t.throwsAsync(all.next(), { code: 'ERR_HEDDLE_ABORTED' })
   await model.dispose()
 })
 

@@ -33,7 +33,7 @@ const weights = new Map<string, Tensor>()
 const network = llama(config, (name) => weights.get(name) ?? reserve(name))
 await Promise.all([...weights].map(async ([name, weight]) => fill(name, weight)))
 const adapter = await Adapter.attach(network, lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }))
-const step = trainingStep({
+const step = await trainingStep({
   network,
   parameters: [...adapter.parameters().values()],
   optimizer: chain(clipByGlobalNorm(1), adamw({ lr: 2e-4 })),

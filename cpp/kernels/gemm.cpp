@@ -145,6 +145,12 @@ memory memory_at(const memory::desc& desc, const void* data) {
   return memory(desc, cpu_engine(), const_cast<void*>(data));
 }
 
+/// A slice of columns of a wider matrix.
+memory::desc slice_desc(DType dtype, int64_t rows, int64_t cols, bool transposed, int64_t stride) {
+  const memory::dims strides = transposed ? memory::dims{1, stride} : memory::dims{stride, 1};
+  return {{rows, cols}, library_type(dtype), strides};
+}
+
 /// Rows x cols, dense, stored the other way round when `transposed`; with a leading batch dimension if batch > 0.
 memory::desc matrix_desc(DType dtype, int64_t batch, int64_t rows, int64_t cols, bool transposed) {
   if (batch == 0) return {{rows, cols}, library_type(dtype), transposed ? Tag::ba : Tag::ab};
@@ -165,7 +171,9 @@ dnnl::primitive_attr attributes_of(const ProductShape& shape) {
 
 dnnl::matmul::primitive_desc describe(const ProductShape& shape, const memory::desc& b) {
   const int64_t batch = shape.batch == 1 ? 0 : shape.batch;
-  const memory::desc a = matrix_desc(shape.dtype, batch, shape.m, shape.k, shape.transpose_a);
+  const memory::desc a = shape.stride_a != 0
+                             ? slice_desc(shape.dtype, shape.m, shape.k, shape.transpose_a, shape.stride_a)
+                             : matrix_desc(shape.dtype, batch, shape.m, shape.k, shape.transpose_a);
   const memory::desc y = matrix_desc(DType::kF32, batch, shape.m, shape.n, false);
   if (!shape.bias) return {dnnl::matmul::desc(a, b, y), attributes_of(shape), cpu_engine()};
   const memory::desc bias = matrix_desc(DType::kF32, batch == 0 ? 0 : 1, 1, shape.n, false);
@@ -193,6 +201,13 @@ memory::desc packed_layout(DType dtype, int64_t k, int64_t n) {
   const auto [entry, fresh] = known.try_emplace({dtype, k, n});
   if (fresh) entry->second = choose_packed_layout(dtype, k, n);
   return entry->second;
+}
+
+memory::desc desc_of_b(const ProductShape& shape) {
+  if (shape.packed_b) return packed_layout(shape.dtype, shape.k, shape.n);
+  if (shape.stride_b != 0) return slice_desc(shape.dtype, shape.k, shape.n, shape.transpose_b, shape.stride_b);
+  const int64_t batch = shape.batch == 1 ? 0 : shape.share_b ? 1 : shape.batch;
+  return matrix_desc(shape.dtype, batch, shape.k, shape.n, shape.transpose_b);
 }
 
 /// Whether column blocks of the first layout, one behind the other, are what the second layout is.
@@ -274,10 +289,7 @@ std::shared_ptr<const Product> Product::get(const ProductShape& shape) {
 
 Product::Product(const ProductShape& shape) {
   guarded("a matrix product that oneDNN can do", [&] {
-    const int64_t batch = shape.batch == 1 ? 0 : shape.share_b ? 1 : shape.batch;
-    const memory::desc b = shape.packed_b ? packed_layout(shape.dtype, shape.k, shape.n)
-                                          : matrix_desc(shape.dtype, batch, shape.k, shape.n, shape.transpose_b);
-    const dnnl::matmul::primitive_desc made = describe(shape, b);
+    const dnnl::matmul::primitive_desc made = describe(shape, desc_of_b(shape));
     primitive_ = dnnl::matmul(made);
     a_desc_ = made.src_desc();
     b_desc_ = made.weights_desc();

@@ -1,7 +1,8 @@
 // Matrix products of one tile: oneDNN primitives made once per problem, frozen matrices kept in its own blocked layout,
 // and the rounding between f32 and bf16 around them. Every call is single-threaded; kernels tile over the pool.
 //
-// oneDNN's fast implementation takes dense operands only: a slice of columns is copied (and converted) first.
+// oneDNN's fastest implementation takes dense operands only, so a slice of columns that must be converted is made dense
+// on the way. Its second one (f32 alone, b not packed) is as good on slices as they lie, and better than copying them.
 #pragma once
 
 #include <compare>
@@ -40,7 +41,7 @@ struct OperandForm {
 /// rows x cols elements at `source` (rows `stride` apart) -> dense `target`.
 void convert_rows(const OperandForm& form, const void* source, size_t stride, size_t rows, size_t cols, void* target);
 
-/// y [m, n] (+)= alpha * a [m, k] @ b [k, n] + bias [n]; all dense, y and bias f32.
+/// y [m, n] (+)= alpha * a [m, k] @ b [k, n] + bias [n]; dense unless a stride is given, y and bias f32.
 struct ProductShape {
   DType dtype = DType::kF32;
   int64_t batch = 1;
@@ -50,6 +51,9 @@ struct ProductShape {
   /// a is stored [k, m]; b is stored [n, k].
   bool transpose_a = false;
   bool transpose_b = false;
+  /// Distance between the rows of a and of b as they are stored; 0 for dense ones.
+  int64_t stride_a = 0;
+  int64_t stride_b = 0;
   /// One b for the whole batch.
   bool share_b = false;
   /// b is a block of a PackedMatrix.

@@ -87,7 +87,7 @@ HWY_EXPORT(stream_zeros);
 
 constexpr size_t kTileBytes = 262144;
 /// Side of the square blocks in which a transpose goes through the cache.
-constexpr size_t kSquare = 32;
+constexpr size_t kSquare = 64;
 
 constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 

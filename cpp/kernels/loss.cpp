@@ -28,8 +28,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 using F = hn::CappedTag<float, 16>;
 using VF = hn::Vec<F>;
 
-/// Takes `count` logits into a running maximum and sum of exp(logit - maximum).
-void accumulate_exp_sum(const float* logits, size_t count, float* maximum, float* sum) {
+/// Takes `count` logits into a running maximum and sum of exp(logit - maximum), and leaves exp(logit - maximum), with
+/// the new maximum, in their place.
+void exp_and_sum(float* logits, size_t count, float* maximum, float* sum) {
   const F f;
   const size_t lanes = hn::Lanes(f);
   VF top = hn::Set(f, *maximum);
@@ -39,29 +40,41 @@ void accumulate_exp_sum(const float* logits, size_t count, float* maximum, float
   for (; at < count; ++at) new_maximum = std::max(new_maximum, logits[at]);
 
   const VF shift = hn::Set(f, new_maximum);
-  VF sum0 = hn::Zero(f);
-  VF sum1 = hn::Zero(f);
-  for (at = 0; at + 2 * lanes <= count; at += 2 * lanes) {
-    sum0 = hn::Add(sum0, vector_exp(f, hn::Sub(hn::LoadU(f, logits + at), shift)));
-    sum1 = hn::Add(sum1, vector_exp(f, hn::Sub(hn::LoadU(f, logits + at + lanes), shift)));
+  VF total = hn::Zero(f);
+  for (at = 0; at + lanes <= count; at += lanes) {
+    const VF term = vector_exp(f, hn::Sub(hn::LoadU(f, logits + at), shift));
+    total = hn::Add(total, term);
+    hn::StoreU(term, f, logits + at);
   }
-  float added = hn::GetLane(hn::SumOfLanes(f, hn::Add(sum0, sum1)));
-  for (; at < count; ++at) added += std::exp(logits[at] - new_maximum);
+  float added = hn::GetLane(hn::SumOfLanes(f, total));
+  for (; at < count; ++at) {
+    logits[at] = std::exp(logits[at] - new_maximum);
+    added += logits[at];
+  }
   // The first chunk meets a maximum of minus infinity and a sum of zero.
   *sum = (*sum == 0.0F ? 0.0F : *sum * std::exp(*maximum - new_maximum)) + added;
   *maximum = new_maximum;
 }
 
-/// probabilities[i] = scale * exp(logits[i] - lse); may work in place.
-void softmax_row(const float* logits, size_t count, float lse, float scale, float* probabilities) {
+void scale_row(float* row, size_t count, float factor) {
+  const F f;
+  const size_t lanes = hn::Lanes(f);
+  const VF by = hn::Set(f, factor);
+  size_t at = 0;
+  for (; at + lanes <= count; at += lanes) hn::StoreU(hn::Mul(by, hn::LoadU(f, row + at)), f, row + at);
+  for (; at < count; ++at) row[at] *= factor;
+}
+
+/// row[i] = scale * exp(row[i] - lse)
+void softmax_row(float* row, size_t count, float lse, float scale) {
   const F f;
   const size_t lanes = hn::Lanes(f);
   const VF shift = hn::Set(f, lse);
   const VF factor = hn::Set(f, scale);
   size_t at = 0;
   for (; at + lanes <= count; at += lanes)
-    hn::StoreU(hn::Mul(factor, vector_exp(f, hn::Sub(hn::LoadU(f, logits + at), shift))), f, probabilities + at);
-  for (; at < count; ++at) probabilities[at] = scale * std::exp(logits[at] - lse);
+    hn::StoreU(hn::Mul(factor, vector_exp(f, hn::Sub(hn::LoadU(f, row + at), shift))), f, row + at);
+  for (; at < count; ++at) row[at] = scale * std::exp(row[at] - lse);
 }
 
 }  // namespace
@@ -73,7 +86,8 @@ HWY_AFTER_NAMESPACE();
 namespace heddle {
 namespace {
 
-HWY_EXPORT(accumulate_exp_sum);
+HWY_EXPORT(exp_and_sum);
+HWY_EXPORT(scale_row);
 HWY_EXPORT(softmax_row);
 
 constexpr int32_t kIgnored = -100;
@@ -193,23 +207,32 @@ struct RowTerm {
   int32_t target;
 };
 
-/// Turns a chunk of logits [padded, width] into the gradient with respect to them, in place; then into the product's
-/// form at `converted` if that differs. Returns where it lies.
+/// Turns a chunk [padded, width], row i of which `softmax` makes scale * probabilities, into the gradient with respect
+/// to the logits, in place; then into the product's form at `converted` if that differs. Returns where it lies.
+template <class Softmax>
 const std::byte* logit_gradient(const Problem& problem, int64_t chunk, std::span<const RowTerm> terms, int64_t padded,
-                                float* logits, std::byte* converted) {
+                                const Softmax& softmax, float* values, std::byte* converted) {
   const int64_t width = problem.chunk_width(chunk);
-  const int64_t first = chunk * problem.width;
+  const bool converts = problem.form.converts();
   for (size_t i = 0; i < terms.size(); ++i) {
-    float* row = logits + i * width;
-    HWY_DYNAMIC_DISPATCH(softmax_row)(row, width, terms[i].lse, terms[i].scale, row);
-    const int64_t at = terms[i].target - first;
+    float* row = values + i * width;
+    softmax(i, row, width);
+    const int64_t at = terms[i].target - chunk * problem.width;
     if (at >= 0 && at < width) row[at] -= terms[i].scale;
+    // One row at a time, while it is in the first-level cache.
+    if (converts) convert_rows(problem.form, row, width, 1, width, converted + i * width * problem.element);
   }
-  const int64_t missing = padded - static_cast<int64_t>(terms.size());
-  std::memset(logits + terms.size() * width, 0, missing * width * sizeof(float));
-  if (!problem.form.converts()) return reinterpret_cast<const std::byte*>(logits);
-  convert_rows(problem.form, logits, width, padded, width, converted);
-  return converted;
+  std::byte* result = converts ? converted : reinterpret_cast<std::byte*>(values);
+  const size_t row_bytes = width * problem.element;
+  std::memset(result + terms.size() * row_bytes, 0, (padded - terms.size()) * row_bytes);
+  return result;
+}
+
+/// From logits, with lse known.
+auto softmax_of_logits(std::span<const RowTerm> terms) {
+  return [terms](size_t i, float* row, int64_t width) {
+    HWY_DYNAMIC_DISPATCH(softmax_row)(row, width, terms[i].lse, terms[i].scale);
+  };
 }
 
 /// A product for chunks of full width and one for the last chunk.
@@ -263,13 +286,15 @@ size_t workspace_of(std::initializer_list<const ChunkProducts*> all) {
 /// Everything that happens to one tile of rows: logits chunk by chunk, and dx from them.
 class RowTiles {
  public:
-  /// `keep_logits`: all chunks of a tile stay in scratch memory until the tile's lse is known.
-  RowTiles(const Problem& problem, bool keep_logits, bool with_gradient)
-      : problem_(problem), rows_(std::clamp<int64_t>(problem.n, 1, kTileRows)) {
+  /// `keep_chunks`: all chunks of a tile stay in scratch memory until the tile's lse is known.
+  RowTiles(const Problem& problem, bool keep_chunks, bool with_gradient)
+      : problem_(problem), rows_(std::clamp<int64_t>(problem.n, 1, kTileRows)), keep_chunks_(keep_chunks) {
     logits_ = logit_products(problem, rows_);
     workspace_bytes_ = workspace_of({&logits_});
     x_bytes_ = aligned(rows_ * problem.d * problem.element);
-    logit_bytes_ = aligned(checked_mul(rows_ * (keep_logits ? problem.v : problem.width), sizeof(float), "logits"));
+    const int64_t columns = keep_chunks ? problem.v : problem.width;
+    value_bytes_ = aligned(checked_mul(checked_mul(rows_, columns, "logits"), sizeof(float), "logits"));
+    maximum_bytes_ = keep_chunks ? aligned(rows_ * problem.chunks * sizeof(float)) : 0;
     if (!with_gradient) return;
     first_ = row_gradient_products(problem, rows_, false);
     next_ = row_gradient_products(problem, rows_, true);
@@ -278,7 +303,9 @@ class RowTiles {
     dx_bytes_ = aligned(rows_ * problem.d * sizeof(float));
   }
 
-  size_t scratch_bytes() const { return x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_ + logit_bytes_; }
+  size_t scratch_bytes() const {
+    return checked_add(x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_ + maximum_bytes_, value_bytes_, "logits");
+  }
   int64_t rows() const { return rows_; }
   size_t count(size_t rows) const { return (rows + rows_ - 1) / rows_; }
 
@@ -291,10 +318,11 @@ class RowTiles {
                                                workspace(scratch));
   }
 
-  /// Adds the chunk's share to the tile's dx, from its logits (which it overwrites).
-  void add_gradient(const PackedHead& head, int64_t chunk, std::span<const RowTerm> terms, float* logits,
-                    std::byte* scratch) const {
-    const std::byte* p = logit_gradient(problem_, chunk, terms, rows_, logits, scratch + x_bytes_);
+  /// Adds the chunk's share to the tile's dx, from its logits or exponentials (which it overwrites).
+  template <class Softmax>
+  void add_gradient(const PackedHead& head, int64_t chunk, std::span<const RowTerm> terms, const Softmax& softmax,
+                    float* values, std::byte* scratch) const {
+    const std::byte* p = logit_gradient(problem_, chunk, terms, rows_, softmax, values, scratch + x_bytes_);
     const ChunkProducts& products = chunk == 0 ? first_ : next_;
     products[chunk + 1 == problem_.chunks]->run(p, head.gradient->block(chunk, 0), nullptr, dx(scratch),
                                                 workspace(scratch));
@@ -305,7 +333,16 @@ class RowTiles {
       std::memcpy(target + rows[i] * problem_.d, dx(scratch) + i * problem_.d, problem_.d * sizeof(float));
   }
 
-  float* logits(std::byte* scratch) const { return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_); }
+  /// A chunk's logits [rows, width], then what becomes of them.
+  float* chunk_values(int64_t chunk, std::byte* scratch) const {
+    auto* first = reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_ + maximum_bytes_);
+    return keep_chunks_ ? first + chunk * problem_.width * rows_ : first;
+  }
+
+  /// The running maximum that each row of the chunk had.
+  float* chunk_maxima(int64_t chunk, std::byte* scratch) const {
+    return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_) + chunk * rows_;
+  }
 
  private:
   float* dx(std::byte* scratch) const { return reinterpret_cast<float*>(scratch + x_bytes_ + p_bytes_); }
@@ -313,6 +350,7 @@ class RowTiles {
 
   Problem problem_;
   int64_t rows_;
+  bool keep_chunks_;
   ChunkProducts logits_;
   ChunkProducts first_;
   ChunkProducts next_;
@@ -320,7 +358,8 @@ class RowTiles {
   size_t p_bytes_ = 0;
   size_t dx_bytes_ = 0;
   size_t workspace_bytes_ = 0;
-  size_t logit_bytes_ = 0;
+  size_t maximum_bytes_ = 0;
+  size_t value_bytes_ = 0;
 };
 
 std::span<const int64_t> tile_rows(const std::vector<int64_t>& rows, size_t tile, int64_t height) {
@@ -331,34 +370,40 @@ std::span<const int64_t> tile_rows(const std::vector<int64_t>& rows, size_t tile
 void run_forward_tile(const Problem& problem, const RowTiles& tiles, const PackedHead& head,
                       std::span<const int64_t> rows, const RunArguments& args, std::byte* scratch) {
   const int32_t* targets = args.input<int32_t>(2);
+  float* const nll = args.output<float>(0);
+  float* const lse = args.output<float>(1);
+  float* const dx = args.output<float>(2);
   std::array<float, kTileRows> maximum;
   std::array<float, kTileRows> sum{};
   std::array<float, kTileRows> target_logit{};
   maximum.fill(-std::numeric_limits<float>::infinity());
-  float* const logits = tiles.logits(scratch);
   tiles.gather_tile(args.input<float>(0), rows, scratch);
   for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-    float* part = logits + chunk * problem.width * tiles.rows();
+    float* values = tiles.chunk_values(chunk, scratch);
     const int64_t width = problem.chunk_width(chunk);
-    tiles.compute_logits(head, chunk, part, scratch);
+    tiles.compute_logits(head, chunk, values, scratch);
     for (size_t i = 0; i < rows.size(); ++i) {
-      HWY_DYNAMIC_DISPATCH(accumulate_exp_sum)(part + i * width, width, &maximum[i], &sum[i]);
       const int64_t at = targets[rows[i]] - chunk * problem.width;
-      if (at >= 0 && at < width) target_logit[i] = part[i * width + at];
+      if (at >= 0 && at < width) target_logit[i] = values[i * width + at];
+      HWY_DYNAMIC_DISPATCH(exp_and_sum)(values + i * width, width, &maximum[i], &sum[i]);
     }
+    if (dx != nullptr) std::copy_n(maximum.begin(), rows.size(), tiles.chunk_maxima(chunk, scratch));
   }
   std::array<RowTerm, kTileRows> terms;
   for (size_t i = 0; i < rows.size(); ++i) {
-    const float lse = maximum[i] + std::log(sum[i]);
-    args.output<float>(0)[rows[i]] = lse - target_logit[i];
-    if (args.out[1] != nullptr) args.output<float>(1)[rows[i]] = lse;
-    terms[i] = {lse, 1.0F, targets[rows[i]]};
+    terms[i] = {maximum[i] + std::log(sum[i]), 1.0F, targets[rows[i]]};
+    nll[rows[i]] = terms[i].lse - target_logit[i];
+    if (lse != nullptr) lse[rows[i]] = terms[i].lse;
   }
-  float* dx = args.output<float>(2);
   if (dx == nullptr) return;
-  for (int64_t chunk = 0; chunk < problem.chunks; ++chunk)
-    tiles.add_gradient(head, chunk, std::span(terms).first(rows.size()), logits + chunk * problem.width * tiles.rows(),
+  for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
+    const float* shifts = tiles.chunk_maxima(chunk, scratch);
+    const auto softmax = [&](size_t i, float* row, int64_t width) {
+      HWY_DYNAMIC_DISPATCH(scale_row)(row, width, std::exp(shifts[i] - terms[i].lse));
+    };
+    tiles.add_gradient(head, chunk, std::span(terms).first(rows.size()), softmax, tiles.chunk_values(chunk, scratch),
                        scratch);
+  }
   tiles.scatter_gradient(rows, dx, scratch);
 }
 
@@ -370,7 +415,7 @@ CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
   const bool wants_dx = request.outputs[2].present;
   if (wants_dx) expect(request, request.outputs[2], DType::kF32, request.inputs[0].shape, "dx");
 
-  const RowTiles tiles(problem, true, wants_dx);
+  const RowTiles tiles(problem, wants_dx, wants_dx);
   const std::shared_ptr<Storage>& frozen = request.inputs[1].frozen;
   CompiledKernel kernel;
   kernel.scratch_per_thread = tiles.scratch_bytes();
@@ -429,7 +474,8 @@ class VocabularyTiles {
       const size_t begin = tile * rows_;
       logits_[last]->run(tile_x, head.logits->block(0, chunk), nullptr, logits, workspace);
       const auto tile_terms = terms.subspan(begin, std::min<size_t>(rows_, terms.size() - begin));
-      const std::byte* p = logit_gradient(problem_, chunk, tile_terms, rows_, logits, scratch + logit_bytes_);
+      const std::byte* p = logit_gradient(problem_, chunk, tile_terms, rows_, softmax_of_logits(tile_terms), logits,
+                                          scratch + logit_bytes_);
       (tile == 0 ? first_ : next_)[last]->run(p, tile_x, nullptr, dw + chunk * problem_.width * problem_.d, workspace);
     }
   }
@@ -456,8 +502,9 @@ void run_dx(const Problem& problem, const RowTiles& tiles, const PackedHead& hea
     const auto mine_terms = std::span(terms).subspan(tile * tiles.rows(), mine.size());
     tiles.gather_tile(args.input<float>(0), mine, scratch);
     for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-      tiles.compute_logits(head, chunk, tiles.logits(scratch), scratch);
-      tiles.add_gradient(head, chunk, mine_terms, tiles.logits(scratch), scratch);
+      tiles.compute_logits(head, chunk, tiles.chunk_values(chunk, scratch), scratch);
+      tiles.add_gradient(head, chunk, mine_terms, softmax_of_logits(mine_terms), tiles.chunk_values(chunk, scratch),
+                         scratch);
     }
     tiles.scatter_gradient(mine, dx, scratch);
   });

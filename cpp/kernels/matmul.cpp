@@ -204,6 +204,8 @@ class MatrixPlan {
   bool shares_b_ = false;
   size_t shared_a_ = 0;
   size_t shared_b_ = 0;
+  int64_t stride_a_ = 0;
+  int64_t stride_b_ = 0;
   size_t a_bytes_ = 0;
   size_t b_bytes_ = 0;
   size_t y_bytes_ = 0;
@@ -256,8 +258,14 @@ void MatrixPlan::choose_operands() {
     shared_b_ = shared_.add(1, problem_.form_b, checked_mul(problem_.k, problem_.n, "matmul"));
     tile_form_b_ = already(problem_.form_b);
   }
-  const bool copies_a = tile_form_a_.converts() || (problem_.transpose_a && row_tiles_ > 1);
-  const bool copies_b = !packed_ && (tile_form_b_.converts() || (!problem_.transpose_b && col_tiles_ > 1));
+  const bool slices_a = problem_.transpose_a && row_tiles_ > 1;
+  const bool slices_b = !packed_ && !problem_.transpose_b && col_tiles_ > 1;
+  // What the library reads well as it lies; anything else is made dense.
+  const bool takes_slices = problem_.form_a.to == DType::kF32 && !packed_;
+  const bool copies_a = tile_form_a_.converts() || (slices_a && !takes_slices);
+  const bool copies_b = !packed_ && (tile_form_b_.converts() || (slices_b && !takes_slices));
+  if (slices_a && !copies_a) stride_a_ = problem_.m;
+  if (slices_b && !copies_b) stride_b_ = problem_.n;
   const size_t size = dtype_size(problem_.form_a.to);
   if (copies_a) a_bytes_ = aligned(tile_rows_ * problem_.k * size);
   if (copies_b) b_bytes_ = aligned(tile_cols_ * problem_.k * size);
@@ -275,6 +283,8 @@ void MatrixPlan::make_products() {
           .k = problem_.k,
           .transpose_a = problem_.transpose_a,
           .transpose_b = !packed_ && problem_.transpose_b,
+          .stride_a = stride_a_,
+          .stride_b = stride_b_,
           .packed_b = packed_ != nullptr,
           .accumulate = direct_ && problem_.addend != Addend::kNone && !library_bias_,
           .bias = library_bias_,

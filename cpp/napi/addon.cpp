@@ -63,7 +63,6 @@ class Channel : public std::enable_shared_from_this<Channel> {
 
   /// On the event loop. Keeps the process alive until the job's promise is settled.
   void submit(Napi::Env env, std::unique_ptr<Job> job, Strand* strand) {
-    if (pending_++ == 0) napi_ref_threadsafe_function(env, wake_);
     // std::function wants copyable callables.
     const std::shared_ptr<Job> shared = std::move(job);
     const auto task = [channel = shared_from_this(), shared] { channel->run(shared); };
@@ -71,6 +70,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
       strand->post(task);
     else
       Runner::shared().post(task);
+    if (pending_++ == 0) napi_ref_threadsafe_function(env, wake_);
   }
 
   bool closing() const noexcept { return closing_; }

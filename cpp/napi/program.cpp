@@ -60,6 +60,8 @@ class NativeProgram : public Napi::ObjectWrap<NativeProgram> {
     arena_bytes_ = program_->arena_bytes();
   }
 
+  void Finalize(Napi::Env) override { drop_elsewhere(std::exchange(program_, nullptr)); }
+
  private:
   Napi::Value peak_bytes(const Napi::CallbackInfo& info) {
     return Napi::Number::New(info.Env(), static_cast<double>(peak_bytes_));
@@ -103,7 +105,7 @@ class NativeProgram : public Napi::ObjectWrap<NativeProgram> {
   /// Runs that have been asked for still end.
   Napi::Value dispose(const Napi::CallbackInfo& info) {
     if (program_) last_profile_ = program_->profile();
-    program_.reset();
+    drop_elsewhere(std::exchange(program_, nullptr));
     return info.Env().Undefined();
   }
 

@@ -68,8 +68,17 @@ bool Runner::stopping() const noexcept { return state_->stop; }
 void Runner::post(Task task) {
   const std::lock_guard lock(state_->mutex);
   state_->tasks.push_back(std::move(task));
-  if (state_->idle < state_->tasks.size() && state_->threads.size() < kMaxThreads)
-    state_->threads.emplace_back([state = state_.get()] { state->work(); });
+  if (state_->idle < state_->tasks.size() && state_->threads.size() < kMaxThreads) {
+    try {
+      state_->threads.emplace_back([state = state_.get()] { state->work(); });
+    } catch (...) {
+      // Without any thread nobody would ever take the task; with some it only waits longer.
+      if (state_->threads.empty()) {
+        state_->tasks.pop_back();
+        throw;
+      }
+    }
+  }
   state_->changed.notify_one();
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <utility>
 
 namespace heddle {
 
@@ -28,6 +29,17 @@ class Runner {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+/// Drops what may be big on a runner thread: giving gigabytes back to the system takes longer than an event loop has.
+template <class T>
+void drop_elsewhere(std::shared_ptr<T> object) noexcept {
+  if (!object) return;
+  try {
+    Runner::shared().post([object = std::move(object)]() mutable { object.reset(); });
+  } catch (...) {
+    // No memory or thread for the detour: it was dropped here, which is only slower.
+  }
+}
 
 /// Tasks that run one after the other without holding a thread while they wait.
 class Strand {

@@ -9,6 +9,8 @@ namespace {
 
 /// What may be copied on the event loop: well under a millisecond.
 constexpr size_t kSynchronousBytes = size_t{1} << 20;
+/// What may be given back to the system there.
+constexpr int64_t kQuickRelease = int64_t{16} << 20;
 constexpr napi_type_tag kTensorTag = {0x6865646c652d7465, 0x6e736f722d303031};
 
 class NativeTensor : public Napi::ObjectWrap<NativeTensor> {
@@ -52,6 +54,7 @@ class NativeTensor : public Napi::ObjectWrap<NativeTensor> {
   }
 
   void release(Napi::Env env) {
+    if (reported_ >= kQuickRelease) drop_elsewhere(std::move(tensor_.storage));
     tensor_.storage.reset();
     if (const int64_t bytes = std::exchange(reported_, 0); bytes != 0)
       Napi::MemoryManagement::AdjustExternalMemory(env, -bytes);

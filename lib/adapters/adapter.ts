@@ -1,11 +1,13 @@
 /** A parametrization attached to a model: its trainable tensors at every chosen site, and its place in the forward pass. */
 import { HeddleError } from '../errors.js'
+import { pause } from '../graph/pause.js'
 import { program } from '../graph/program.js'
 import { assign, read } from '../graph/sym.js'
 import type { CausalLm } from '../models/causal_lm.js'
 import type { Site, SiteHook } from '../nn/site.js'
 import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
 import type { Parametrization, SitePlan } from './parametrization.js'
+import { readMethod, readParameters, writeAdapter } from './peft_folder.js'
 import { selectSites } from './target_modules.js'
 
 interface Attachment {
@@ -19,16 +21,25 @@ interface Attachment {
 export interface AttachOptions {
   /** Seed of the initial values; default 0. */
   readonly seed?: number
+  /** Written into the adapter's folder as `base_model_name_or_path`, which PEFT uses to find the base model. */
+  readonly baseModel?: string
 }
 
 export class Adapter {
   readonly method: Parametrization
   readonly model: CausalLm
+  readonly baseModel: string
   readonly #attachments: ReadonlyMap<string, Attachment>
   #originals: Map<Site, Tensor> | undefined
 
-  private constructor(model: CausalLm, method: Parametrization, attachments: ReadonlyMap<string, Attachment>) {
+  private constructor(
+    model: CausalLm,
+    method: Parametrization,
+    attachments: ReadonlyMap<string, Attachment>,
+    baseModel: string,
+  ) {
     this.model = model
+    this.baseModel = baseModel
     this.method = method
     this.#attachments = attachments
   }
@@ -48,10 +59,32 @@ export class Adapter {
       const parameters = Object.fromEntries(entries.map(([name, { shape }]) => [name, zeros(shape)]))
       attachments.set(site.path, { site, plan, parameters, stream })
       stream += entries.length + 1
+      await pause()
     }
-    const adapter = new Adapter(model, method, attachments)
+    const adapter = new Adapter(model, method, attachments, options.baseModel ?? '')
     await adapter.#initialise(options.seed ?? 0)
     return adapter
+  }
+
+  /**
+   * Attaches the adapter of a PEFT folder to its base model.
+   * @throws ERR_HEDDLE_IO when a file is missing, ERR_HEDDLE_FORMAT when the folder asks for something that is not
+   *   supported, or its tensors are not those of the chosen modules
+   */
+  static async load(model: CausalLm, folder: string, options: AttachOptions = {}): Promise<Adapter> {
+    const adapter = await Adapter.attach(model, await readMethod(folder), options)
+    try {
+      await readParameters(adapter, folder)
+      return adapter
+    } catch (error) {
+      adapter.dispose()
+      throw error
+    }
+  }
+
+  /** Writes a PEFT folder, each file whole or not at all. @throws ERR_HEDDLE_IO */
+  async save(folder: string): Promise<void> {
+    await writeAdapter(this, folder)
   }
 
   /** Trainable tensors under `<module path>.<name>`, in site order. */
@@ -126,10 +159,12 @@ export class Adapter {
   }
 
   async #initialise(seed: number): Promise<void> {
-    const initialise = program((seedSym) => {
-      for (const { plan, parameters, stream } of this.#attachments.values())
+    const initialise = program(async (seedSym) => {
+      for (const { plan, parameters, stream } of this.#attachments.values()) {
         for (const [i, [name, { init }]] of Object.entries(plan.parameters).entries())
-          assign(parameters[name]!, init(seedSym, stream + i))
+          assign(parameters[name]!, init(seedSym!, stream + i))
+        await pause()
+      }
       return []
     })
     await initialise(seedTensor(seed))

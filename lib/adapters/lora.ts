@@ -1,12 +1,12 @@
 /** LoRA (Hu et al. 2021, arXiv 2106.09685) with rsLoRA's scale (Kalajdzievski 2023, arXiv 2312.03732), as PEFT has it. */
 import { z } from 'zod'
+import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { add, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { dropout, randomUniform } from '../graph/ops/random.js'
 import { read } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
-import { parseConfig } from './config.js'
 import type { Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
 
 const configSchema = z.strictObject({

@@ -6,27 +6,22 @@ import { writeFileAtomic } from '../formats/atomic_file.js'
 import { openSafetensors } from '../formats/safetensors.js'
 import { program } from '../graph/program.js'
 import { assign, read } from '../graph/sym.js'
-import type { CausalLm } from '../models/causal_lm.js'
 import { addon } from '../native.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
 import { Tensor } from '../tensor/tensor.js'
-import { Adapter } from './adapter.js'
+import type { Adapter } from './adapter.js'
+import type { Parametrization } from './parametrization.js'
 import { byPeftType, parametrizations } from './registry.js'
 import { selectSites } from './target_modules.js'
 
 const prefix = 'base_model.model.'
-
-export interface SaveAdapterOptions {
-  /** Written as `base_model_name_or_path`, which PEFT uses to find the base model. */
-  readonly baseModel: string
-}
 
 /**
  * Writes an adapter so that `PeftModel.from_pretrained(base, folder)` loads it. The weights are written before the
  * config, each file whole or not at all.
  * @throws ERR_HEDDLE_IO
  */
-export async function saveAdapter(adapter: Adapter, folder: string, { baseModel }: SaveAdapterOptions): Promise<void> {
+export async function writeAdapter(adapter: Adapter, folder: string): Promise<void> {
   await mkdir(folder, { recursive: true }).catch((cause: Error) => {
     throw new HeddleError('ERR_HEDDLE_IO', { place: folder, expected: 'a folder to write', got: cause.message, cause })
   })
@@ -35,7 +30,7 @@ export async function saveAdapter(adapter: Adapter, folder: string, { baseModel 
   const { peftType } = parametrizations.find(({ name }) => name === adapter.method.name)!
   const config = {
     ...adapter.method.config,
-    base_model_name_or_path: baseModel,
+    base_model_name_or_path: adapter.baseModel,
     inference_mode: true,
     peft_type: peftType,
     target_modules: targetNames(adapter),
@@ -46,22 +41,13 @@ export async function saveAdapter(adapter: Adapter, folder: string, { baseModel 
 }
 
 /**
- * Attaches the adapter of a PEFT folder to its base model.
- * @throws ERR_HEDDLE_IO when a file is missing, ERR_HEDDLE_FORMAT when the folder asks for something that is not
- *   supported, or its tensors are not those of the chosen modules
+ * The method that a PEFT folder's adapter_config.json describes.
+ * @throws ERR_HEDDLE_IO when there is none, ERR_HEDDLE_FORMAT when it asks for something that is not supported
  */
-export async function loadAdapter(model: CausalLm, folder: string): Promise<Adapter> {
-  const configPath = join(folder, 'adapter_config.json')
-  const config = await readConfig(configPath)
-  const method = byPeftType(config.peft_type, configPath).create(config, { lenient: true })
-  const adapter = await Adapter.attach(model, method)
-  try {
-    await readParameters(adapter, join(folder, 'adapter_model.safetensors'))
-    return adapter
-  } catch (error) {
-    adapter.dispose()
-    throw error
-  }
+export async function readMethod(folder: string): Promise<Parametrization> {
+  const path = join(folder, 'adapter_config.json')
+  const config = await readConfig(path)
+  return byPeftType(config.peft_type, path).create(config, { lenient: true })
 }
 
 /** Module names that select just the adapter's sites, as PEFT writes them; whole paths where names would select more. */
@@ -88,7 +74,12 @@ async function readConfig(path: string): Promise<Readonly<Record<string, unknown
   throw new HeddleError('ERR_HEDDLE_FORMAT', { place: path, expected: 'a JSON object', got: 'another JSON value' })
 }
 
-async function readParameters(adapter: Adapter, path: string): Promise<void> {
+/**
+ * Fills an adapter's parameters from a PEFT folder.
+ * @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT when the folder's tensors are not those of the adapter's modules
+ */
+export async function readParameters(adapter: Adapter, folder: string): Promise<void> {
+  const path = join(folder, 'adapter_model.safetensors')
   const archive = await openSafetensors(path)
   try {
     const parameters = adapter.parameters()

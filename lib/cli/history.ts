@@ -49,7 +49,8 @@ export class History {
 
   async #add(line: Line): Promise<void> {
     // Steps that ran after the checkpoint which a run was resumed from are run again.
-    if (this.#isFresh) this.#lines = this.#lines.filter((earlier) => positionOf(earlier) < positionOf(line))
+    if (this.#isFresh && 'step' in line)
+      this.#lines = this.#lines.filter((earlier) => positionOf(earlier) < line.step.index)
     this.#lines.push(line)
     if (this.#isFresh) await writeFileAtomic(this.#path, this.#lines.map(textOf).join(''))
     else await appendFile(this.#path, textOf(line))

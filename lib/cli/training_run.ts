@@ -57,6 +57,10 @@ export async function runTraining(session: Session, run: TrainingRunOptions): Pr
     session.report('step', { ...step })
   }
   bar.stop()
+  const last = history.steps.at(-1)?.index ?? 0
+  // An interrupted run may have come to its last step, but not to the evaluation after it.
+  if (heldOut && history.evaluations.at(-1)?.step !== last)
+    await history.addEvaluation(last, await evaluate(model, heldOut, { adapter, signal }))
   const after = history.evaluations.at(-1)
   if (after) session.report('evaluation', { ...after }, `Held-out loss after:  ${lossText(after)}`)
   const sum = (field: 'seconds' | 'tokens'): number => history.steps.reduce((total, step) => total + step[field], 0)

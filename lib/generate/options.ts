@@ -1,15 +1,7 @@
 /** What a caller may ask of text generation. */
 import { z } from 'zod'
-import { HeddleError } from '../errors.js'
-
-const optionsSchema = z.object({
-  maxTokens: z.int().positive().default(256),
-  temperature: z.number().min(0).default(0),
-  topK: z.int().min(0).default(0),
-  topP: z.number().gt(0).max(1).default(1),
-  seed: z.int().min(0).default(0),
-  stop: z.union([z.string().min(1), z.array(z.string().min(1))]).default([]),
-})
+import { Adapter } from '../adapters/adapter.js'
+import { parseConfig } from '../config.js'
 
 export interface SamplingOptions {
   /** At most so many new tokens; default 256. */
@@ -26,28 +18,43 @@ export interface SamplingOptions {
   readonly stop?: string | readonly string[]
 }
 
-export interface ResolvedSampling {
-  readonly maxTokens: number
-  readonly temperature: number
-  readonly topK: number
-  readonly topP: number
-  readonly seed: number
-  readonly stop: readonly string[]
+export interface GenerateOptions extends SamplingOptions {
+  /** Adapter to use; default: none. */
+  readonly adapter?: Adapter | undefined
+  /**
+   * Wrap a plain string into the model's chat template as the user's message. Default: true when the model has one.
+   */
+  readonly chat?: boolean | undefined
+  /** Stops between two instructions, within milliseconds: ERR_HEDDLE_ABORTED. */
+  readonly signal?: AbortSignal | undefined
 }
 
-/** @throws ERR_HEDDLE_ARGUMENT naming the option */
-export function resolveSampling(options: SamplingOptions): ResolvedSampling {
-  const { maxTokens, temperature, topK, topP, seed, stop } = options
-  const given = Object.entries({ maxTokens, temperature, topK, topP, seed, stop }).filter(([, v]) => v !== undefined)
-  const parsed = optionsSchema.safeParse(Object.fromEntries(given))
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!
-    const name = String(issue.path[0])
-    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
-      place: `generate: ${name}`,
-      expected: issue.message,
-      got: JSON.stringify(options[name as keyof SamplingOptions]),
-    })
-  }
-  return { ...parsed.data, stop: [parsed.data.stop].flat() }
+const integer = (least: number, most: number) => {
+  const error = `an integer from ${least}${most < Number.MAX_SAFE_INTEGER ? ` to ${most}` : ''}`
+  return z.int({ error }).min(least, { error }).max(most, { error })
 }
+const temperature = { error: 'a number of at least 0' }
+const share = { error: 'a number above 0, up to 1' }
+const stop = { error: 'a string, or an array of strings, none of them empty' }
+
+const schema = z.strictObject({
+  maxTokens: integer(1, Number.MAX_SAFE_INTEGER).default(256),
+  temperature: z.number(temperature).min(0, temperature).default(0),
+  topK: integer(0, 2 ** 31 - 1).default(0),
+  topP: z.number(share).gt(0, share).max(1, share).default(1),
+  seed: integer(0, Number.MAX_SAFE_INTEGER).default(0),
+  stop: z
+    .union([z.string().min(1), z.array(z.string().min(1))], stop)
+    .transform((strings) => [strings].flat())
+    .default([]),
+  adapter: z.custom<Adapter>((value) => value instanceof Adapter, { error: 'an adapter of this model' }).optional(),
+  chat: z.boolean({ error: 'a boolean' }).optional(),
+  signal: z.custom<AbortSignal>((value) => value instanceof AbortSignal, { error: 'an AbortSignal' }).optional(),
+})
+
+/** Options with the defaults filled in. */
+export type GenerateSettings = z.output<typeof schema>
+
+/** @throws ERR_HEDDLE_ARGUMENT naming the option, and the nearest known one for a typo */
+export const parseGenerateOptions = (options: GenerateOptions): GenerateSettings =>
+  parseConfig('generate', schema, options)

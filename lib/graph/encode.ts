@@ -1,6 +1,7 @@
 /** The byte form of an instruction list: little-endian, read and checked by cpp/program/instruction_list.cpp. */
 import { type DType, dtypes } from '../tensor/dtype.js'
 import { type AttributeType, operatorOf } from './operator.js'
+import { pause } from './pause.js'
 import type { Attributes, AttributeValue } from './sym.js'
 
 const bufferKinds = ['temp', 'input', 'output', 'bound', 'alias'] as const
@@ -39,12 +40,13 @@ const fusedAttributes: Readonly<Record<string, AttributeType>> = {
   results: 'i64[]',
 }
 
-export function encode({ buffers, instructions }: InstructionList): Uint8Array {
+export async function encode({ buffers, instructions }: InstructionList): Promise<Uint8Array> {
   const out = new ByteWriter()
   out.u32(magic)
   out.u32(version)
   out.u32(buffers.length)
-  for (const { kind, index, dtype, shape } of buffers) {
+  for (const [id, { kind, index, dtype, shape }] of buffers.entries()) {
+    if (id % 64 === 0) await pause()
     out.u8(bufferKinds.indexOf(kind))
     out.u8(dtypes.indexOf(dtype))
     out.u8(shape.length)
@@ -53,7 +55,10 @@ export function encode({ buffers, instructions }: InstructionList): Uint8Array {
     for (const size of shape) out.i64(size)
   }
   out.u32(instructions.length)
-  for (const instruction of instructions) encodeInstruction(out, instruction)
+  for (const [id, instruction] of instructions.entries()) {
+    if (id % 64 === 0) await pause()
+    encodeInstruction(out, instruction)
+  }
   return out.finish()
 }
 

@@ -24,10 +24,11 @@ export async function gradients(loss: Sym, wrt: readonly Sym[]): Promise<Sym[]> 
   trace.backward = true
   try {
     const path = dependents(trace.nodes, loss, wrt)
+    const sources = new Set(wrt)
     const cotangents = new Map<Sym, Sym>([[loss, constant(1)]])
     for (let id = loss.node.id; id >= 0; id -= 1) {
       const node = trace.nodes[id]!
-      if (path.has(node)) propagate(node, path, new Set(wrt), cotangents)
+      if (path.has(node)) propagate(node, path, sources, cotangents)
       if (id % 64 === 0) await pause()
     }
     return wrt.map((value) => cotangents.get(value) ?? broadcastTo(constant(0), value.shape))

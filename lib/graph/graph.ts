@@ -2,6 +2,7 @@
 import type { DType } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { operatorOf } from './operator.js'
+import { pause } from './pause.js'
 import type { Attributes, Sym, SymType, Trace } from './sym.js'
 
 /** Stands for an optional operand that is left out. */
@@ -45,7 +46,7 @@ export function addValue(graph: Graph, { shape, dtype }: SymType): number {
 }
 
 /** Flattens a trace. */
-export function graphOf(trace: Trace, outputs: readonly Sym[]): Graph {
+export async function graphOf(trace: Trace, outputs: readonly Sym[]): Promise<Graph> {
   const ids = new Map<Sym, number>()
   const values: Graph['values'] = []
   const idOf = (sym: Sym): number => {
@@ -56,16 +57,18 @@ export function graphOf(trace: Trace, outputs: readonly Sym[]): Graph {
     }
     return id
   }
-  const steps = trace.nodes.map(
-    (node): Step => ({
+  const steps: Step[] = []
+  for (const [index, node] of trace.nodes.entries()) {
+    steps.push({
       op: node.op,
       inputs: node.inputs.map((input) => (input ? idOf(input) : absent)),
       outputs: node.outputs.map(idOf),
       attributes: node.attributes,
       backward: node.backward,
       ...(node.tensor ? { tensor: node.tensor } : {}),
-    }),
-  )
+    })
+    if (index % 64 === 0) await pause()
+  }
   return {
     values,
     steps,

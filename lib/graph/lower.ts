@@ -4,7 +4,7 @@
  */
 import { type DType, dtypeSize, elementCount, sameShape } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { type BufferDeclaration, type BufferKind, encode, type InstructionList } from './encode.js'
+import { type BufferDeclaration, type BufferKind, encode, type Instruction, type InstructionList } from './encode.js'
 import { absent, addValue, type Graph, isAlias, type Step } from './graph.js'
 import { operatorOf } from './operator.js'
 import { pause } from './pause.js'
@@ -18,14 +18,14 @@ export interface LoweredProgram {
 
 export async function lower(graph: Graph): Promise<LoweredProgram> {
   separateResults(graph)
+  await pause()
   const placement = new Placement(graph)
   for (const [index, step] of graph.steps.entries()) {
     placement.place(step, index)
     if (index % 64 === 0) await pause()
   }
-  const list = placement.finish()
-  await pause()
-  return { bytes: encode(list), bound: placement.bound, instructions: list.instructions.length }
+  const list = await placement.finish()
+  return { bytes: await encode(list), bound: placement.bound, instructions: list.instructions.length }
 }
 
 /**
@@ -104,7 +104,7 @@ class Placement {
     if (step.op !== 'input' && step.op !== 'bound' && !isAlias(step)) this.#steps.push(step)
   }
 
-  finish(): InstructionList {
+  async finish(): Promise<InstructionList> {
     const buffers: BufferDeclaration[] = this.#roots.map(({ kind, index, shape, dtype }) => ({
       kind,
       index,
@@ -122,12 +122,11 @@ class Placement {
       views.set(key, view)
       return view
     }
-    const instructions = this.#steps.map(({ op, inputs, outputs, attributes }) => ({
-      op,
-      inputs: inputs.map(bufferOf),
-      outputs: outputs.map(bufferOf),
-      attributes,
-    }))
+    const instructions: Instruction[] = []
+    for (const [index, { op, inputs, outputs, attributes }] of this.#steps.entries()) {
+      instructions.push({ op, inputs: inputs.map(bufferOf), outputs: outputs.map(bufferOf), attributes })
+      if (index % 64 === 0) await pause()
+    }
     for (const { from, to } of this.#copies)
       instructions.push({ op: 'copy', inputs: [bufferOf(from)], outputs: [this.#boundRoots.get(to)!], attributes: {} })
     return { buffers, instructions }

@@ -3,13 +3,15 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 
 const sliceMilliseconds = 6
 let sliceStart = 0
+let queue = Promise.resolve()
 
 /** True when the current slice of work is used up and the caller should await {@link turn}. */
 export const due = (): boolean => performance.now() - sliceStart > sliceMilliseconds
 
-/** Lets pending events run, then starts a new slice. */
+/** Lets pending events run, then starts a new slice. Several callers take turns: one slice per turn of the loop. */
 export async function turn(): Promise<void> {
-  await nextTurn()
+  queue = queue.then(() => nextTurn())
+  await queue
   sliceStart = performance.now()
 }
 

@@ -10,7 +10,7 @@ import { removeDeadCode } from './passes/dead_code.js'
 import { fuseElementwise } from './passes/fuse_elementwise.js'
 import { fuseMatmulAddends } from './passes/matmul_addend.js'
 import { recomputeCheapValues } from './passes/recompute.js'
-import { pause, turn } from './pause.js'
+import { turn } from './pause.js'
 import { Sym, Trace } from './sym.js'
 
 /** The result of a traced function (values, in arrays and objects in any nesting) with a tensor for each value. */
@@ -155,16 +155,12 @@ async function compile(
   const result = await trace.run(async () => fn(...inputs.map((input) => trace.input(input))))
   const outputs: Sym[] = []
   const assemble = flatten(result, outputs)
-  const graph = graphOf(trace, outputs)
-  removeDeadCode(graph)
+  const graph = await graphOf(trace, outputs)
+  await removeDeadCode(graph)
   await mergeCommonSubexpressions(graph)
-  await pause()
-  fuseMatmulAddends(graph)
-  await pause()
-  if (recompute) recomputeCheapValues(graph)
-  await pause()
-  removeDeadCode(graph)
-  await pause()
+  await fuseMatmulAddends(graph)
+  if (recompute) await recomputeCheapValues(graph)
+  await removeDeadCode(graph)
   await fuseElementwise(graph)
   const { bytes, bound, instructions } = await lower(graph)
   const native = await addon.compile(

@@ -3,6 +3,9 @@ import type { Sym } from '../graph/sym.js'
 import type { Forward, Site } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
 
+/** Gives the checkpoint's tensor of that name. @throws ERR_HEDDLE_FORMAT when it has none */
+export type WeightSource = (name: string) => Tensor
+
 /** Keys and values of earlier tokens, one pair per layer, `[b, capacity, kv heads, head dim]`. */
 export interface KeyValueCache {
   readonly layers: readonly { readonly keys: Tensor; readonly values: Tensor }[]
@@ -32,7 +35,7 @@ export interface CausalLm {
   hidden(inputs: DecoderInputs, forward: Forward): Promise<Sym>
   /** The output projection `[vocabulary, hidden]`. */
   readonly outputSite: Site
-  createCache(batch: number, capacity: number): KeyValueCache
+  createCache(batch: number, capacity: number): Promise<KeyValueCache>
   /** All weights under their checkpoint names, for export. */
   weights(): { readonly name: string; readonly tensor: Tensor }[]
 }

@@ -11,11 +11,13 @@ import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
 import { type Forward, linear, type Site, type SiteKind } from '../nn/site.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
-import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
-import type { CausalLm, DecoderInputs, KeyValueCache } from './causal_lm.js'
+import { tensor, zeros } from '../tensor/tensor.js'
+import type { CausalLm, DecoderInputs, KeyValueCache, WeightSource } from './causal_lm.js'
 import { inverseFrequencies, ropeScalingSchema } from './rope_scaling.js'
 
 const configSchema = z.looseObject({
+  architectures: z.array(z.string()).nonempty().default(['LlamaForCausalLM']),
+  model_type: z.string().default('llama'),
   vocab_size: z.int().positive(),
   hidden_size: z.int().positive(),
   intermediate_size: z.int().positive(),
@@ -36,9 +38,6 @@ const configSchema = z.looseObject({
 
 export type LlamaConfig = z.infer<typeof configSchema>
 
-/** Gives the checkpoint's tensor of that name. */
-export type WeightSource = (name: string) => Tensor
-
 interface Layer {
   readonly path: string
   readonly inputNorm: Site
@@ -55,22 +54,31 @@ interface Layer {
 /** Checks a Llama `config.json`. @throws ERR_HEDDLE_FORMAT naming the field */
 export function parseLlamaConfig(config: unknown, place: string): LlamaConfig {
   const parsed = configSchema.safeParse(config)
-  if (parsed.success) return parsed.data
-  const issue = parsed.error.issues[0]
-  throw new HeddleError('ERR_HEDDLE_FORMAT', {
-    place: `${place}: ${issue?.path.join('.') || 'config'}`,
-    expected: 'a Llama configuration',
-    got: issue?.message ?? 'something else',
-  })
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0]
+    throw misfit(`${place}: ${issue?.path.join('.') || 'config'}`, 'a Llama configuration', issue?.message ?? 'another')
+  }
+  const { heads, kvHeads, dim } = headShape(parsed.data)
+  if (!Number.isInteger(dim) || dim % 2 !== 0)
+    throw misfit(`${place}: head_dim`, 'an even integer, by default hidden_size / num_attention_heads', `${dim}`)
+  if (heads % kvHeads !== 0)
+    throw misfit(`${place}: num_key_value_heads`, `a divisor of num_attention_heads, which is ${heads}`, `${kvHeads}`)
+  return parsed.data
 }
 
-/** Builds the network over a checkpoint's tensors. @throws ERR_HEDDLE_FORMAT when a tensor has another shape */
+/**
+ * Builds the network over a checkpoint's tensors.
+ * @throws ERR_HEDDLE_FORMAT when the configuration or a tensor's shape does not fit
+ */
 export function llama(configuration: unknown, weight: WeightSource, place = 'config.json'): CausalLm {
   const config = parseLlamaConfig(configuration, place)
   const shape = headShape(config)
   const sites = new Map<string, Site>()
   const site = (path: string, kind: SiteKind, dims: readonly number[], isOutput = false): Site => {
-    const made: Site = { path, kind, weight: checked(weight(`${path}.weight`), `${path}.weight`, dims), isOutput }
+    const found = weight(`${path}.weight`)
+    if (!sameShape(found.shape, dims))
+      throw misfit(`${place}: ${path}.weight`, `shape ${shapeText(dims)} as config.json says`, shapeText(found.shape))
+    const made: Site = { path, kind, weight: found, isOutput }
     sites.set(path, made)
     return made
   }
@@ -96,7 +104,7 @@ export function llama(configuration: unknown, weight: WeightSource, place = 'con
   const output: Site = config.tie_word_embeddings
     ? { path: 'lm_head', kind: 'linear', weight: embedding.weight, isOutput: true }
     : site('lm_head', 'linear', [v, d], true)
-  const frequencies = inverseFrequencies(shape.dim, config)
+  const frequencies = inverseFrequencies(shape.dim, config, place)
   const eps = config.rms_norm_eps
 
   const block = (layer: Layer, x: Sym, view: View, cache: LayerCache | undefined, forward: Forward): Sym => {
@@ -175,21 +183,16 @@ function headShape(config: LlamaConfig): { heads: number; kvHeads: number; dim: 
   }
 }
 
-function createCache(config: LlamaConfig, batch: number, capacity: number): KeyValueCache {
+async function createCache(config: LlamaConfig, batch: number, capacity: number): Promise<KeyValueCache> {
   const { kvHeads, dim } = headShape(config)
-  const layers = Array.from({ length: config.num_hidden_layers }, () => ({
-    keys: zeros([batch, capacity, kvHeads, dim]),
-    values: zeros([batch, capacity, kvHeads, dim]),
-  }))
+  const layers: LayerCache[] = []
+  while (layers.length < config.num_hidden_layers) {
+    const [keys, values] = [zeros([batch, capacity, kvHeads, dim]), zeros([batch, capacity, kvHeads, dim])]
+    layers.push({ keys, values })
+    await pause()
+  }
   return { layers, capacity }
 }
 
-function checked(found: Tensor, name: string, shape: readonly number[]): Tensor {
-  if (!sameShape(found.shape, shape))
-    throw new HeddleError('ERR_HEDDLE_FORMAT', {
-      place: name,
-      expected: `shape ${shapeText(shape)} as config.json says`,
-      got: shapeText(found.shape),
-    })
-  return found
-}
+const misfit = (place: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_FORMAT', { place, expected, got })

@@ -24,7 +24,7 @@ export interface RopeConfig {
  * divided by `factor`, short ones kept, a linear blend in between).
  * @throws ERR_HEDDLE_FORMAT on a scaling that is not known
  */
-export function inverseFrequencies(dim: number, config: RopeConfig): number[] {
+export function inverseFrequencies(dim: number, config: RopeConfig, place = 'config.json'): number[] {
   const scaling = config.rope_scaling ?? config.rope_parameters ?? {}
   const theta = scaling.rope_theta ?? config.rope_theta
   const plain = Array.from({ length: dim / 2 }, (_, i) => theta ** ((-2 * i) / dim))
@@ -35,7 +35,7 @@ export function inverseFrequencies(dim: number, config: RopeConfig): number[] {
   const { low_freq_factor: low, high_freq_factor: high, original_max_position_embeddings: original } = scaling
   if (type !== 'llama3' || !factor || !low || !high || !original)
     throw new HeddleError('ERR_HEDDLE_FORMAT', {
-      place: 'config.json: rope_scaling',
+      place: `${place}: rope_scaling`,
       expected: 'a complete scaling of type default, linear or llama3',
       got: JSON.stringify(scaling),
     })

@@ -1,8 +1,7 @@
 /** AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as torch.optim.AdamW computes it. */
 import { add, div, mul, neg, pow, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { assign, read } from '../graph/sym.js'
-import { zeros } from '../tensor/tensor.js'
-import type { GradientTransform } from './gradient_transform.js'
+import { type GradientTransform, mapParameters, zerosLike } from './gradient_transform.js'
 
 export interface AdamWOptions {
   /** Base learning rate, default 2e-4; a schedule scales it. */
@@ -23,16 +22,16 @@ export function adamw(options: AdamWOptions = {}): GradientTransform {
   return {
     name: 'adamw',
     learningRate: lr,
-    init: (parameters) => {
-      const first = parameters.map(({ shape }) => zeros(shape))
-      const second = parameters.map(({ shape }) => zeros(shape))
+    init: async (parameters) => {
+      const first = await zerosLike(parameters)
+      const second = await zerosLike(parameters)
       const named = (prefix: string, list: typeof first) => list.map((tensor, i) => [`${prefix}.${i}`, tensor] as const)
       return {
         tensors: Object.fromEntries([...named('m', first), ...named('v', second)]),
         update: (gradients, { step, learningRate, parameters: values }) => {
           const correction1 = sub(1, pow(beta1, step))
           const correction2 = sqrt(sub(1, pow(beta2, step)))
-          return gradients.map((g, i) => {
+          return mapParameters(gradients, (g, i) => {
             const m = add(mul(beta1, read(first[i]!)), mul(1 - beta1, g))
             const v = add(mul(beta2, read(second[i]!)), mul(1 - beta2, square(g)))
             assign(first[i]!, m)

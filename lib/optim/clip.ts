@@ -2,20 +2,22 @@
 import { add, div, minimum, mul, sqrt, square } from '../graph/ops/elementwise.js'
 import { sum } from '../graph/ops/reduce.js'
 import type { Sym } from '../graph/sym.js'
-import type { GradientTransform } from './gradient_transform.js'
+import { type GradientTransform, mapParameters } from './gradient_transform.js'
 
 /** √Σ‖g‖² over all gradients, `f32 []`. */
-export const globalNorm = (gradients: readonly Sym[]): Sym =>
-  sqrt(gradients.map((gradient) => sum(square(gradient))).reduce((total, part) => add(total, part)))
+export async function globalNorm(gradients: readonly Sym[]): Promise<Sym> {
+  const parts = await mapParameters(gradients, (gradient) => sum(square(gradient)))
+  return sqrt(parts.reduce((total, part) => add(total, part)))
+}
 
 /** Scales all gradients by min(1, maxNorm / (norm + 1e-6)). */
 export const clipByGlobalNorm = (maxNorm: number): GradientTransform => ({
   name: 'clip',
-  init: () => ({
+  init: async () => ({
     tensors: {},
-    update: (gradients) => {
-      const factor = minimum(1, div(maxNorm, add(globalNorm(gradients), 1e-6)))
-      return gradients.map((gradient) => mul(gradient, factor))
+    update: async (gradients) => {
+      const factor = minimum(1, div(maxNorm, add(await globalNorm(gradients), 1e-6)))
+      return mapParameters(gradients, (gradient) => mul(gradient, factor))
     },
   }),
 })

@@ -1,6 +1,7 @@
 /** Update rules compose, as in optax: a rule turns gradients into updates and keeps its state in tensors. */
+import { pause } from '../graph/pause.js'
 import type { Sym } from '../graph/sym.js'
-import type { Tensor } from '../tensor/tensor.js'
+import { type Tensor, zeros } from '../tensor/tensor.js'
 
 /** Run-time scalars of one update, `f32 []`. */
 export interface UpdateContext {
@@ -14,8 +15,11 @@ export interface UpdateContext {
 export interface TransformState {
   /** State tensors under stable names, for checkpoints. */
   readonly tensors: Readonly<Record<string, Tensor>>
-  /** Traces the rule: gradients in, updates out; writes its own state with `assign`. */
-  readonly update: (gradients: readonly Sym[], context: UpdateContext) => readonly Sym[]
+  /**
+   * Traces the rule: gradients in, updates out; writes its own state with `assign`. Asynchronous, so that the event loop
+   * can turn between the hundreds of parameters of a model: see {@link mapParameters}.
+   */
+  readonly update: (gradients: readonly Sym[], context: UpdateContext) => Promise<readonly Sym[]>
 }
 
 export interface GradientTransform {
@@ -23,7 +27,7 @@ export interface GradientTransform {
   /** Base learning rate, where the rule has one. */
   readonly learningRate?: number
   /** Allocates state for these parameters. */
-  readonly init: (parameters: readonly Tensor[]) => TransformState
+  readonly init: (parameters: readonly Tensor[]) => Promise<TransformState>
 }
 
 /** Applies rules one after the other. */
@@ -32,15 +36,34 @@ export function chain(...transforms: readonly GradientTransform[]): GradientTran
   return {
     name: transforms.map(({ name }) => name).join('+'),
     ...(rate === undefined ? {} : { learningRate: rate }),
-    init: (parameters) => {
-      const states = transforms.map((transform) => transform.init(parameters))
+    init: async (parameters) => {
+      const states: TransformState[] = []
+      for (const transform of transforms) states.push(await transform.init(parameters))
       const tensors = states.flatMap((state, i) =>
         Object.entries(state.tensors).map(([name, tensor]) => [`${i}.${name}`, tensor] as const),
       )
       return {
         tensors: Object.fromEntries(tensors),
-        update: (gradients, context) => states.reduce((updates, state) => state.update(updates, context), gradients),
+        update: async (gradients, context) => {
+          let updates = gradients
+          for (const state of states) updates = await state.update(updates, context)
+          return updates
+        },
       }
     },
   }
 }
+
+/** `fn` of each parameter (or gradient), letting the event loop turn in between. */
+export async function mapParameters<T, R>(list: readonly T[], fn: (value: T, index: number) => R): Promise<R[]> {
+  const results: R[] = []
+  for (const [index, value] of list.entries()) {
+    results.push(fn(value, index))
+    await pause()
+  }
+  return results
+}
+
+/** A tensor of zeros like each parameter. */
+export const zerosLike = (parameters: readonly Tensor[]): Promise<Tensor[]> =>
+  mapParameters(parameters, ({ shape }) => zeros(shape))

@@ -50,9 +50,8 @@ export interface PlainError {
 
 export function toPlainError(error: unknown): PlainError {
   if (error instanceof HeddleError) {
-    const { code, place, expected, got, message } = error
-    const hint = message.slice(`${place}: expected ${expected}, got ${got}. `.length)
-    return { code, place, expected, got, hint: hint === '' ? undefined : hint }
+    const { code, place, expected, got, hint } = error
+    return { code, place, expected, got, hint }
   }
   const isSystem = error instanceof Error && 'syscall' in error
   return {

@@ -1,8 +1,8 @@
 /** What `train()` can be asked for, its defaults, and the check of both. */
 import { z } from 'zod'
 import { Adapter } from '../adapters/adapter.js'
-import { parseConfig } from '../adapters/config.js'
 import type { Parametrization } from '../adapters/parametrization.js'
+import { parseConfig } from '../config.js'
 import { Dataset } from '../data/dataset.js'
 import { HeddleError } from '../errors.js'
 import type { Precision } from '../graph/ops/matmul.js'

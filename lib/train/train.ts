@@ -59,7 +59,7 @@ export async function* train(model: Model, options: TrainOptions): AsyncGenerato
   try {
     yield* steps(run)
     const { outputFolder } = run.settings
-    if (outputFolder !== undefined && run.trained.adapter) await model.saveAdapter(run.trained.adapter, outputFolder)
+    if (outputFolder !== undefined) await run.trained.adapter?.save(outputFolder)
   } finally {
     run.step.dispose()
     run.score?.evaluator.dispose()
@@ -109,7 +109,7 @@ async function prepare(model: Model, settings: TrainSettings): Promise<Run> {
 
   const { hook, parameters } = trained
   const precision = settings.precision ?? model.precision
-  const step = trainingStep({
+  const step = await trainingStep({
     network: model.network,
     hook,
     precision,
@@ -151,9 +151,8 @@ async function* steps(run: Run): AsyncGenerator<TrainStep, void, undefined> {
       const { loss, gradientNorm } = await step.run({ batches, step: index, learningRate, seed, signal })
       const seconds = (performance.now() - start) / 1000
       done = index
-      const isDue = run.score && (index % evaluateEvery === 0 || index === plan.total)
-      const evaluation =
-        isDue && (await run.score?.evaluator.run(run.score.data, { signal, batchSize: settings.batchSize }))
+      const isDue = index % evaluateEvery === 0 || index === plan.total
+      const evaluation = run.score && isDue ? await scoreUnlessAborted(run.score, settings) : undefined
       if (index % checkpointEvery === 0 || index === plan.total) await save()
       const tokens = batches.reduce((total, batch) => total + realTokens(batch), 0)
       yield {
@@ -171,10 +170,25 @@ async function* steps(run: Run): AsyncGenerator<TrainStep, void, undefined> {
     }
     throwIfAborted(signal)
   } catch (error) {
-    if (error instanceof HeddleError && error.code === 'ERR_HEDDLE_ABORTED') await save()
+    if (isAborted(error)) await save()
     throw error
   }
 }
+
+/** A step whose evaluation is cut short is done all the same; the loop stops after it. */
+async function scoreUnlessAborted(
+  { evaluator: score, data }: NonNullable<Run['score']>,
+  { signal, batchSize }: TrainSettings,
+): Promise<Evaluation | undefined> {
+  try {
+    return await score.run(data, { signal, batchSize })
+  } catch (error) {
+    if (isAborted(error)) return undefined
+    throw error
+  }
+}
+
+const isAborted = (error: unknown): boolean => error instanceof HeddleError && error.code === 'ERR_HEDDLE_ABORTED'
 
 /** The batches of each step, from the step after `done` on. An epoch's last step may have fewer than the others. */
 async function* stepBatches(

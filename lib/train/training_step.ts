@@ -10,8 +10,8 @@ import type { CausalLm } from '../models/causal_lm.js'
 import type { SiteHook } from '../nn/site.js'
 import { causalLmLoss } from '../objectives/causal_lm_loss.js'
 import { globalNorm } from '../optim/clip.js'
-import type { GradientTransform } from '../optim/gradient_transform.js'
-import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
+import { type GradientTransform, mapParameters, type TransformState, zerosLike } from '../optim/gradient_transform.js'
+import { type Tensor, tensor } from '../tensor/tensor.js'
 
 export interface TrainingStepOptions {
   readonly network: CausalLm
@@ -58,18 +58,18 @@ export interface TrainingStep {
 }
 
 /** Prepares training: allocates optimizer state; programs are compiled when a batch shape is first seen. */
-export function trainingStep(options: TrainingStepOptions): TrainingStep {
+export function trainingStep(options: TrainingStepOptions): Promise<TrainingStep> {
   return (options.accumulation ?? 1) > 1 ? accumulatingStep(options) : singleStep(options)
 }
 
 /** One program does it all: forward, backward, update. */
-function singleStep(options: TrainingStepOptions): TrainingStep {
-  const state = options.optimizer.init(options.parameters)
+async function singleStep(options: TrainingStepOptions): Promise<TrainingStep> {
+  const state = await options.optimizer.init(options.parameters)
   const whole = program(
     async (ids, targets, segments, normaliser, seed, learningRate, step) => {
       const forward = { ids: ids!, targets: targets!, segments: segments!, normaliser: normaliser!, seed: seed! }
       const { loss, gradients: found } = await lossAndGradients(options, forward)
-      return { loss, gradientNorm: applyUpdate(options, state.update, found, learningRate!, step!) }
+      return { loss, gradientNorm: await applyUpdate(options, state.update, found, learningRate!, step!) }
     },
     { cacheSize },
   )
@@ -94,17 +94,18 @@ function singleStep(options: TrainingStepOptions): TrainingStep {
 }
 
 /** Two programs: one adds a batch's gradients to their sums, the other updates the parameters from the sums. */
-function accumulatingStep(options: TrainingStepOptions): TrainingStep {
+async function accumulatingStep(options: TrainingStepOptions): Promise<TrainingStep> {
   const { parameters, optimizer, accumulation = 1 } = options
-  const state = optimizer.init(parameters)
-  const sums = parameters.map(({ shape }) => zeros(shape))
+  const state = await optimizer.init(parameters)
+  const sums = await zerosLike(parameters)
   const collect = program(
     async (ids, targets, segments, normaliser, seed, isFirst) => {
       const forward = { ids: ids!, targets: targets!, segments: segments!, normaliser: normaliser!, seed: seed! }
       const { loss, gradients: found } = await lossAndGradients(options, forward)
       // The first batch overwrites, whatever a step that was aborted or diverged left in the sums.
-      for (const [i, gradient] of found.entries())
-        assign(sums[i]!, select(isFirst!, gradient, add(read(sums[i]!), gradient)))
+      await mapParameters(found, (gradient, i) =>
+        assign(sums[i]!, select(isFirst!, gradient, add(read(sums[i]!), gradient))),
+      )
       return loss
     },
     { cacheSize },
@@ -164,16 +165,16 @@ async function lossAndGradients(
 }
 
 /** Traces the update and gives the norm of the gradients. */
-function applyUpdate(
+async function applyUpdate(
   { parameters }: TrainingStepOptions,
-  update: ReturnType<GradientTransform['init']>['update'],
+  update: TransformState['update'],
   found: readonly Sym[],
   learningRate: Sym,
   step: Sym,
-): Sym {
+): Promise<Sym> {
   const values = parameters.map(read)
-  const updates = update(found, { step, learningRate, parameters: values })
-  for (const [i, parameter] of parameters.entries()) assign(parameter, add(values[i]!, updates[i]!))
+  const updates = await update(found, { step, learningRate, parameters: values })
+  await mapParameters(parameters, (parameter, i) => assign(parameter, add(values[i]!, updates[i]!)))
   return globalNorm(found)
 }
 

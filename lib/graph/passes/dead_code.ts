@@ -1,12 +1,14 @@
 /** Drops steps whose results nobody reads, and optional outputs that nobody reads. */
 import { absent, type Graph, results } from '../graph.js'
 import { operatorOf } from '../operator.js'
+import { pause } from '../pause.js'
 
-export function removeDeadCode(graph: Graph): void {
+export async function removeDeadCode(graph: Graph): Promise<void> {
   const live = new Set(results(graph))
   for (const { target } of graph.assignments) live.add(target)
   const kept = []
-  for (const step of graph.steps.toReversed()) {
+  for (const [index, step] of graph.steps.toReversed().entries()) {
+    if (index % 64 === 0) await pause()
     const read = step.outputs.some((output) => live.has(output))
     if (!read && step.op !== 'input') continue
     if (step.op !== 'input' && step.op !== 'bound') {

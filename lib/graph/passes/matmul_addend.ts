@@ -1,19 +1,22 @@
 /** Turns y + s · (a b) into one matmul with factor and addend, so that sums of products accumulate in place. */
 import { sameShape } from '../../tensor/dtype.js'
 import { absent, consumers, type Graph, producers, results, type Step } from '../graph.js'
+import { pause } from '../pause.js'
 
-export function fuseMatmulAddends(graph: Graph): void {
-  foldFactors(graph)
-  foldAddends(graph)
+export async function fuseMatmulAddends(graph: Graph): Promise<void> {
+  await foldFactors(graph)
+  await pause()
+  await foldAddends(graph)
 }
 
 /** mul(matmul, constant) → matmul with alpha. */
-function foldFactors(graph: Graph): void {
+async function foldFactors(graph: Graph): Promise<void> {
   const by = producers(graph)
   const readers = consumers(graph)
   const leaving = new Set(results(graph))
   const removed = new Set<Step>()
-  for (const step of graph.steps) {
+  for (const [index, step] of graph.steps.entries()) {
+    if (index % 64 === 0) await pause()
     if (step.op !== 'mul') continue
     for (const [product, factor] of [
       [step.inputs[0]!, step.inputs[1]!],
@@ -35,13 +38,14 @@ function foldFactors(graph: Graph): void {
 }
 
 /** add(matmul, y) → matmul with addend y; the later of two products takes the earlier one. */
-function foldAddends(graph: Graph): void {
+async function foldAddends(graph: Graph): Promise<void> {
   const by = producers(graph)
   const readers = consumers(graph)
   const leaving = new Set(results(graph))
   const position = new Map(graph.steps.map((step, index) => [step, index]))
   const removed = new Set<Step>()
-  for (const step of graph.steps) {
+  for (const [index, step] of graph.steps.entries()) {
+    if (index % 64 === 0) await pause()
     if (step.op !== 'add') continue
     const output = graph.values[step.outputs[0]!]!
     const candidates = step.inputs.filter((input) => {

@@ -5,8 +5,9 @@
  */
 import { absent, addValue, consumers, type Graph, isElementwise, producers, type Step } from '../graph.js'
 import { operatorOf } from '../operator.js'
+import { pause } from '../pause.js'
 
-export function recomputeCheapValues(graph: Graph): void {
+export async function recomputeCheapValues(graph: Graph): Promise<void> {
   const by = producers(graph)
   const readers = consumers(graph)
   const copies = new Map<number, number>()
@@ -15,7 +16,8 @@ export function recomputeCheapValues(graph: Graph): void {
   const available = (value: number): boolean =>
     value === absent || copies.has(value) || isLeaf(by[value]!) || keptForBackward(value)
 
-  for (const step of graph.steps) {
+  for (const [index, step] of graph.steps.entries()) {
+    if (index % 64 === 0) await pause()
     if (step.backward || !isCheap(step)) continue
     const needed = step.outputs.some((output) => output !== absent && keptForBackward(output))
     const usedForward = step.outputs.some((output) => output !== absent && readers[output]!.some((r) => !r.backward))
@@ -43,7 +45,8 @@ export function recomputeCheapValues(graph: Graph): void {
     for (const input of copy.inputs) place(input)
     steps.push(copy)
   }
-  for (const step of graph.steps) {
+  for (const [index, step] of graph.steps.entries()) {
+    if (index % 64 === 0) await pause()
     if (step.backward) {
       step.inputs = step.inputs.map((input) => copies.get(input) ?? input)
       for (const input of step.inputs) place(input)

@@ -1,0 +1,52 @@
+/** Checks options given by a user and says what is wrong with them in one line. */
+import type { z } from 'zod'
+import { HeddleError } from './errors.js'
+import { nearest } from './nearest.js'
+
+type Issue = Parameters<Exclude<NonNullable<Parameters<z.ZodType['safeParse']>[1]>['error'], undefined | string>>[0]
+
+/**
+ * The options with defaults filled in.
+ * @param place what the options belong to, for messages
+ * @throws ERR_HEDDLE_ARGUMENT naming the option, and the nearest known name for an unknown one
+ */
+export function parseConfig<S extends z.ZodObject>(place: string, schema: S, options: unknown): z.infer<S> {
+  const parsed = schema.safeParse(options, { error: expectation })
+  if (parsed.success) return parsed.data
+  const issue = parsed.error.issues[0]!
+  if (issue.code === 'unrecognized_keys') {
+    const known = Object.keys(schema.shape)
+    const key = issue.keys[0]!
+    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+      place,
+      expected: `one of ${known.join(', ')}`,
+      got: `"${key}"`,
+      hint: `Did you mean "${nearest(key, known)}"?`,
+    })
+  }
+  throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+    place: [place, ...issue.path].join('.'),
+    expected: issue.message,
+    got: JSON.stringify(valueAt(options, issue.path)) ?? 'nothing',
+  })
+}
+
+/** What the schema wanted, as the object of "expected …"; schemas may carry their own words. */
+function expectation(issue: Issue): string | undefined {
+  switch (issue.code) {
+    case 'too_small':
+      return `${issue.inclusive ? 'at least' : 'more than'} ${issue.minimum}`
+    case 'too_big':
+      return `${issue.inclusive ? 'at most' : 'less than'} ${issue.maximum}`
+    case 'invalid_type':
+      return `a value of type ${issue.expected}`
+    case 'invalid_value':
+      return `one of ${issue.values.map((value) => JSON.stringify(value)).join(', ')}`
+    default:
+      return undefined
+  }
+}
+
+function valueAt(options: unknown, path: readonly PropertyKey[]): unknown {
+  return path.reduce((value, key) => (value as Record<PropertyKey, unknown> | undefined)?.[key], options)
+}
