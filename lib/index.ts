@@ -53,6 +53,7 @@ export {
 } from './graph/sym.js'
 export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
+export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
 export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
 export { type AdamWOptions, adamw } from './optim/adamw.js'

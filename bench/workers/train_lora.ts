@@ -1,17 +1,18 @@
 /** Heddle's side of `train-lora`: one LoRA step at the SmolLM2-135M shape per line `step` on standard input. */
+import { access, mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
 import { Adapter } from '../../lib/adapters/adapter.js'
 import { lora } from '../../lib/adapters/lora.js'
-import { mul } from '../../lib/graph/ops/elementwise.js'
+import { openCheckpoint } from '../../lib/formats/checkpoint.js'
 import type { Precision } from '../../lib/graph/ops/matmul.js'
-import { randomNormal } from '../../lib/graph/ops/random.js'
-import { program } from '../../lib/graph/program.js'
-import { assign } from '../../lib/graph/sym.js'
 import { llama } from '../../lib/models/llama.js'
+import { writeRandomCheckpoint } from '../../lib/models/random_checkpoint.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../../lib/optim/clip.js'
 import { chain } from '../../lib/optim/gradient_transform.js'
-import { type Tensor, tensor } from '../../lib/tensor/tensor.js'
+import { Tensor } from '../../lib/tensor/tensor.js'
 import { trainingStep } from '../../lib/train/training_step.js'
 
 const [precision = 'f32', layers = '30', profile] = process.argv.slice(2)
@@ -29,9 +30,17 @@ const config = {
   rope_theta: 100000,
 }
 
-const weights = new Map<string, Tensor>()
-const network = llama(config, (name) => weights.get(name) ?? reserve(name))
-await Promise.all([...weights].map(async ([name, weight]) => fill(name, weight)))
+const folder = fileURLToPath(new URL('../../../.cache/bench/smollm2-shape', import.meta.url))
+const complete = await access(join(folder, 'model.safetensors')).then(
+  () => true,
+  () => false,
+)
+if (!complete) {
+  await mkdir(folder, { recursive: true })
+  await writeRandomCheckpoint(folder, { ...config, num_hidden_layers: 30 }, { dtype: 'bf16' })
+}
+const { tensors } = await openCheckpoint(folder)
+const network = llama(config, (name) => new Tensor(tensors.get(name)!.load('f32')))
 const adapter = await Adapter.attach(network, lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }))
 const step = await trainingStep({
   network,
@@ -68,35 +77,3 @@ for await (const line of createInterface({ input: process.stdin })) {
 }
 if (profile)
   for (const entry of step.profile()) console.error(`${entry.op}\t${entry.calls}\t${entry.seconds.toFixed(3)}`)
-
-/** A tensor of the shape that the name stands for; filled later. */
-function reserve(name: string): Tensor {
-  const { hidden_size: d, intermediate_size: f, vocab_size: v } = config
-  const shapes: Readonly<Record<string, readonly number[]>> = {
-    embed_tokens: [v, d],
-    q_proj: [d, d],
-    k_proj: [192, d],
-    v_proj: [192, d],
-    o_proj: [d, d],
-    gate_proj: [f, d],
-    up_proj: [f, d],
-    down_proj: [d, f],
-  }
-  const shape = shapes[name.split('.').at(-2)!] ?? [d]
-  const made = tensor(new Float32Array(shape.reduce((a, b) => a * b)).fill(1), shape)
-  weights.set(name, made)
-  return made
-}
-
-/** Normal numbers of standard deviation 0.02 for matrices, as transformers initialises them; norms stay 1. */
-async function fill(name: string, weight: Tensor): Promise<void> {
-  if (weight.shape.length === 1) return
-  const initialise = program((seed) => {
-    assign(weight, mul(randomNormal(seed!, 0, weight.shape), 0.02))
-    return []
-  })
-  await initialise(
-    tensor(Uint32Array.of(name.length, [...name].reduce((sum, c) => sum * 31 + c.charCodeAt(0), 7) >>> 0)),
-  )
-  initialise.dispose()
-}

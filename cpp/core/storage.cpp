@@ -49,10 +49,11 @@ std::byte* map_zeroed(size_t bytes) {
 
 /// Clean pages of a file mapping go; the next read brings them back from the file.
 void drop_pages(std::span<const std::byte> bytes) {
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size()) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t head = (page - reinterpret_cast<uintptr_t>(bytes.data()) % page) % page;
+  if (head >= bytes.size()) return;
+  const size_t whole = (bytes.size() - head) / page * page;
+  if (whole != 0) madvise(const_cast<std::byte*>(bytes.data()) + head, whole, MADV_DONTNEED);
 }
 #else
 void drop_pages(std::span<const std::byte>) {}

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -10,10 +11,13 @@
 #include <fstream>
 #include <limits>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "core/status.h"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -66,7 +70,7 @@ size_t quota_count() {
   double quota = 0;
   double period = 0;
   if (!(file >> quota >> period) || quota <= 0 || period <= 0) return kMaxThreads;
-  return std::max<size_t>(1, static_cast<size_t>(quota / period + 0.5));
+  return std::max<size_t>(1, static_cast<size_t>(std::lround(quota / period)));
 }
 
 /// The pool thread that this thread is while it runs a tile.
@@ -251,21 +255,16 @@ void TilePool::run(size_t tiles, const std::function<void(size_t tile, size_t th
     return;
   }
 
+  constexpr size_t kMaxTiles = std::numeric_limits<uint32_t>::max() - 1;
+  if (tiles > kMaxTiles)
+    throw Error(ErrorCode::kInternal, "tile pool", "at most 2^32 - 2 tiles", std::to_string(tiles));
+
   State& state = *state_;
   const uint32_t turn = state.next_caller.fetch_add(1);
   for (uint32_t served = state.served_caller.load(); served != turn; served = state.served_caller.load()) {
     state.served_caller.wait(served);
   }
-  // A ticket counts to 2^32 - 2; more tiles than that go in several jobs.
-  constexpr size_t kMaxTiles = std::numeric_limits<uint32_t>::max() - 1;
-  for (size_t begin = 0; begin < tiles && !state.error; begin += kMaxTiles) {
-    const auto count = static_cast<uint32_t>(std::min(kMaxTiles, tiles - begin));
-    if (begin == 0) {
-      state.run_job(count, tile);
-    } else {
-      state.run_job(count, [&](size_t index, size_t thread) { tile(begin + index, thread); });
-    }
-  }
+  state.run_job(static_cast<uint32_t>(tiles), tile);
   const std::exception_ptr error = std::exchange(state.error, nullptr);
   state.served_caller.fetch_add(1);
   state.served_caller.notify_all();

@@ -251,6 +251,7 @@ void Program::compile_step(uint32_t index) {
   held.reserve(instruction.attributes.values.size());
   for (const auto& [name, value] : instruction.attributes.values) held.emplace_back(name, value);
   std::vector<heddle_attribute> attributes;
+  attributes.reserve(held.size());
   for (const CAttribute& attribute : held) attributes.push_back(attribute.attribute);
 
   step.kernel = Kernel(backend_, {c_string(instruction.op), inputs.data(), outputs.data(), attributes.data(),

@@ -9,10 +9,9 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { adamw, loadModel, train } from '../../lib/index.js'
+import { adamw, loadModel, train, writeRandomCheckpoint } from '../../lib/index.js'
 import { tokenizerJson, trainBytePairs } from './byte_pair_encoding.js'
 import { loadAddresses } from './corpus.js'
-import { writeRandomWeights } from './random_weights.js'
 
 const isShort = process.argv.includes('--ci')
 const endOfText = '<|endoftext|>'
@@ -48,8 +47,7 @@ try {
   await writeFile(join(start, 'tokenizer.json'), JSON.stringify(tokenizerJson(vocabulary, endOfText)))
   const tokenizerConfig = { tokenizer_class: 'PreTrainedTokenizerFast', eos_token: endOfText, bos_token: endOfText }
   await writeFile(join(start, 'tokenizer_config.json'), JSON.stringify(tokenizerConfig))
-  await writeFile(join(start, 'config.json'), JSON.stringify(config))
-  await writeRandomWeights(start, config, 1)
+  await writeRandomCheckpoint(start, config, { seed: 1 })
 
   const model = await loadModel(start, { precision: 'bf16' })
   const run = train(model, {

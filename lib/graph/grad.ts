@@ -29,7 +29,7 @@ export async function gradients(loss: Sym, wrt: readonly Sym[]): Promise<Sym[]> 
     for (let id = loss.node.id; id >= 0; id -= 1) {
       const node = trace.nodes[id]!
       if (path.has(node)) propagate(node, path, sources, cotangents)
-      if (id % 64 === 0) await pause()
+      if (id % 16 === 0) await pause()
     }
     return wrt.map((value) => cotangents.get(value) ?? broadcastTo(constant(0), value.shape))
   } finally {

@@ -67,7 +67,7 @@ export async function graphOf(trace: Trace, outputs: readonly Sym[]): Promise<Gr
       backward: node.backward,
       ...(node.tensor ? { tensor: node.tensor } : {}),
     })
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
   }
   return {
     values,
@@ -93,7 +93,8 @@ export function producers(graph: Graph): (Step | undefined)[] {
 export function consumers(graph: Graph): Step[][] {
   const result: Step[][] = graph.values.map(() => [])
   for (const step of graph.steps)
-    for (const input of new Set(step.inputs)) if (input !== absent) result[input]!.push(step)
+    for (const [i, input] of step.inputs.entries())
+      if (input !== absent && step.inputs.indexOf(input) === i) result[input]!.push(step)
   return result
 }
 

@@ -20,9 +20,10 @@ export async function lower(graph: Graph): Promise<LoweredProgram> {
   separateResults(graph)
   await pause()
   const placement = new Placement(graph)
+  await pause()
   for (const [index, step] of graph.steps.entries()) {
     placement.place(step, index)
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
   }
   const list = await placement.finish()
   return { bytes: await encode(list), bound: placement.bound, instructions: list.instructions.length }
@@ -125,7 +126,7 @@ class Placement {
     const instructions: Instruction[] = []
     for (const [index, { op, inputs, outputs, attributes }] of this.#steps.entries()) {
       instructions.push({ op, inputs: inputs.map(bufferOf), outputs: outputs.map(bufferOf), attributes })
-      if (index % 64 === 0) await pause()
+      if (index % 16 === 0) await pause()
     }
     for (const { from, to } of this.#copies)
       instructions.push({ op: 'copy', inputs: [bufferOf(from)], outputs: [this.#boundRoots.get(to)!], attributes: {} })

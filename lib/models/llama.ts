@@ -74,36 +74,34 @@ export function llama(configuration: unknown, weight: WeightSource, place = 'con
   const config = parseLlamaConfig(configuration, place)
   const shape = headShape(config)
   const sites = new Map<string, Site>()
-  const site = (path: string, kind: SiteKind, dims: readonly number[], isOutput = false): Site => {
+  for (const { path, kind, dims, isOutput } of layout(config)) {
     const found = weight(`${path}.weight`)
     if (!sameShape(found.shape, dims))
       throw misfit(`${place}: ${path}.weight`, `shape ${shapeText(dims)} as config.json says`, shapeText(found.shape))
-    const made: Site = { path, kind, weight: found, isOutput }
-    sites.set(path, made)
-    return made
+    sites.set(path, { path, kind, weight: found, isOutput })
   }
-  const { hidden_size: d, intermediate_size: f, vocab_size: v } = config
-  const embedding = site('model.embed_tokens', 'embedding', [v, d])
+  const { hidden_size: d, vocab_size: v } = config
+  const at = (path: string): Site => sites.get(path)!
+  const embedding = at('model.embed_tokens')
   const layers = Array.from({ length: config.num_hidden_layers }, (_, index): Layer => {
     const path = `model.layers.${index}`
-    const attentionPath = `${path}.self_attn`
     return {
       path,
-      inputNorm: site(`${path}.input_layernorm`, 'norm', [d]),
-      q: site(`${attentionPath}.q_proj`, 'linear', [shape.heads * shape.dim, d]),
-      k: site(`${attentionPath}.k_proj`, 'linear', [shape.kvHeads * shape.dim, d]),
-      v: site(`${attentionPath}.v_proj`, 'linear', [shape.kvHeads * shape.dim, d]),
-      o: site(`${attentionPath}.o_proj`, 'linear', [d, shape.heads * shape.dim]),
-      postNorm: site(`${path}.post_attention_layernorm`, 'norm', [d]),
-      gate: site(`${path}.mlp.gate_proj`, 'linear', [f, d]),
-      up: site(`${path}.mlp.up_proj`, 'linear', [f, d]),
-      down: site(`${path}.mlp.down_proj`, 'linear', [d, f]),
+      inputNorm: at(`${path}.input_layernorm`),
+      q: at(`${path}.self_attn.q_proj`),
+      k: at(`${path}.self_attn.k_proj`),
+      v: at(`${path}.self_attn.v_proj`),
+      o: at(`${path}.self_attn.o_proj`),
+      postNorm: at(`${path}.post_attention_layernorm`),
+      gate: at(`${path}.mlp.gate_proj`),
+      up: at(`${path}.mlp.up_proj`),
+      down: at(`${path}.mlp.down_proj`),
     }
   })
-  const norm = site('model.norm', 'norm', [d])
+  const norm = at('model.norm')
   const output: Site = config.tie_word_embeddings
     ? { path: 'lm_head', kind: 'linear', weight: embedding.weight, isOutput: true }
-    : site('lm_head', 'linear', [v, d], true)
+    : at('lm_head')
   const frequencies = inverseFrequencies(shape.dim, config, place)
   const eps = config.rms_norm_eps
 
@@ -150,6 +148,51 @@ export function llama(configuration: unknown, weight: WeightSource, place = 'con
     weights: () =>
       [...sites.values()].map(({ path, weight: tensorOf }) => ({ name: `${path}.weight`, tensor: tensorOf })),
   }
+}
+
+/** Shapes of all parameters by checkpoint name, in the checkpoint's order. @throws ERR_HEDDLE_FORMAT */
+export function llamaParameterShapes(configuration: unknown): Map<string, readonly number[]> {
+  const places = layout(parseLlamaConfig(configuration, 'config.json'))
+  return new Map(places.map(({ path, dims }) => [`${path}.weight`, dims]))
+}
+
+interface SitePlace {
+  readonly path: string
+  readonly kind: SiteKind
+  readonly dims: readonly number[]
+  readonly isOutput: boolean
+}
+
+function layout(config: LlamaConfig): SitePlace[] {
+  const { hidden_size: d, intermediate_size: f, vocab_size: v } = config
+  const { heads, kvHeads, dim } = headShape(config)
+  const place = (path: string, kind: SiteKind, dims: readonly number[], isOutput = false): SitePlace => ({
+    path,
+    kind,
+    dims,
+    isOutput,
+  })
+  const layers = Array.from({ length: config.num_hidden_layers }, (_, index) => {
+    const path = `model.layers.${index}`
+    return [
+      place(`${path}.input_layernorm`, 'norm', [d]),
+      place(`${path}.self_attn.q_proj`, 'linear', [heads * dim, d]),
+      place(`${path}.self_attn.k_proj`, 'linear', [kvHeads * dim, d]),
+      place(`${path}.self_attn.v_proj`, 'linear', [kvHeads * dim, d]),
+      place(`${path}.self_attn.o_proj`, 'linear', [d, heads * dim]),
+      place(`${path}.post_attention_layernorm`, 'norm', [d]),
+      place(`${path}.mlp.gate_proj`, 'linear', [f, d]),
+      place(`${path}.mlp.up_proj`, 'linear', [f, d]),
+      place(`${path}.mlp.down_proj`, 'linear', [d, f]),
+    ]
+  })
+  const output = config.tie_word_embeddings ? [] : [place('lm_head', 'linear', [v, d], true)]
+  return [
+    place('model.embed_tokens', 'embedding', [v, d]),
+    ...layers.flat(),
+    place('model.norm', 'norm', [d]),
+    ...output,
+  ]
 }
 
 type LayerCache = KeyValueCache['layers'][number]

@@ -9,7 +9,7 @@ export async function mergeCommonSubexpressions(graph: Graph): Promise<void> {
   const current = (value: number): number => replacement.get(value) ?? value
   const kept = []
   for (const [index, step] of graph.steps.entries()) {
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
     step.inputs = step.inputs.map((input) => (input === absent ? absent : current(input)))
     if (step.op === 'input' || step.op === 'bound' || operatorOf(step.op).mutates) {
       kept.push(step)

@@ -8,7 +8,7 @@ export async function removeDeadCode(graph: Graph): Promise<void> {
   for (const { target } of graph.assignments) live.add(target)
   const kept = []
   for (const [index, step] of graph.steps.toReversed().entries()) {
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
     const read = step.outputs.some((output) => live.has(output))
     if (!read && step.op !== 'input') continue
     if (step.op !== 'input' && step.op !== 'bound') {

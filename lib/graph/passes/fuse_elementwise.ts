@@ -16,7 +16,9 @@ export async function fuseElementwise(graph: Graph): Promise<void> {
   const position = new Map(graph.steps.map((step, index) => [step, index]))
   const groups = await formGroups(graph, position)
   const leaving = new Set(results(graph))
+  await pause()
   const readers = consumers(graph)
+  await pause()
   const by = producers(graph)
   const emitted = new Set<Group>()
   const done = new Set<Step>()
@@ -46,7 +48,7 @@ export async function fuseElementwise(graph: Graph): Promise<void> {
   for (const [index, step] of graph.steps.entries()) {
     const group = groups.get(step)
     if (!group || last.get(group) === step) emit(step)
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
   }
   graph.steps = steps
 }
@@ -55,7 +57,7 @@ async function formGroups(graph: Graph, position: ReadonlyMap<Step, number>): Pr
   const readers = consumers(graph)
   const groups = new Map<Step, Group>()
   for (let index = graph.steps.length - 1; index >= 0; index -= 1) {
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
     const step = graph.steps[index]!
     if (!isElementwise(step)) continue
     const { shape, dtype } = graph.values[step.outputs[0]!]!

@@ -12,11 +12,13 @@ export async function fuseMatmulAddends(graph: Graph): Promise<void> {
 /** mul(matmul, constant) → matmul with alpha. */
 async function foldFactors(graph: Graph): Promise<void> {
   const by = producers(graph)
+  await pause()
   const readers = consumers(graph)
+  await pause()
   const leaving = new Set(results(graph))
   const removed = new Set<Step>()
   for (const [index, step] of graph.steps.entries()) {
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
     if (step.op !== 'mul') continue
     for (const [product, factor] of [
       [step.inputs[0]!, step.inputs[1]!],
@@ -40,12 +42,14 @@ async function foldFactors(graph: Graph): Promise<void> {
 /** add(matmul, y) → matmul with addend y; the later of two products takes the earlier one. */
 async function foldAddends(graph: Graph): Promise<void> {
   const by = producers(graph)
+  await pause()
   const readers = consumers(graph)
+  await pause()
   const leaving = new Set(results(graph))
   const position = new Map(graph.steps.map((step, index) => [step, index]))
   const removed = new Set<Step>()
   for (const [index, step] of graph.steps.entries()) {
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
     if (step.op !== 'add') continue
     const output = graph.values[step.outputs[0]!]!
     const candidates = step.inputs.filter((input) => {

@@ -9,6 +9,7 @@ import { pause } from '../pause.js'
 
 export async function recomputeCheapValues(graph: Graph): Promise<void> {
   const by = producers(graph)
+  await pause()
   const readers = consumers(graph)
   const copies = new Map<number, number>()
   const copySteps = new Map<number, Step>()
@@ -17,7 +18,7 @@ export async function recomputeCheapValues(graph: Graph): Promise<void> {
     value === absent || copies.has(value) || isLeaf(by[value]!) || keptForBackward(value)
 
   for (const [index, step] of graph.steps.entries()) {
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
     if (step.backward || !isCheap(step)) continue
     const needed = step.outputs.some((output) => output !== absent && keptForBackward(output))
     const usedForward = step.outputs.some((output) => output !== absent && readers[output]!.some((r) => !r.backward))
@@ -46,7 +47,7 @@ export async function recomputeCheapValues(graph: Graph): Promise<void> {
     steps.push(copy)
   }
   for (const [index, step] of graph.steps.entries()) {
-    if (index % 64 === 0) await pause()
+    if (index % 16 === 0) await pause()
     if (step.backward) {
       step.inputs = step.inputs.map((input) => copies.get(input) ?? input)
       for (const input of step.inputs) place(input)
