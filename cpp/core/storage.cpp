@@ -47,19 +47,19 @@ std::byte* map_zeroed(size_t bytes) {
   return begin + skip;
 }
 
-/// Clean pages of a file mapping go; the next read brings them back from the file.
-void drop_pages(std::span<const std::byte> bytes) {
+#endif
+
+}  // namespace
+
+void drop_file_pages([[maybe_unused]] std::span<const std::byte> bytes) noexcept {
+#ifdef HEDDLE_HAS_MMAP
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t head = (page - reinterpret_cast<uintptr_t>(bytes.data()) % page) % page;
   if (head >= bytes.size()) return;
   const size_t whole = (bytes.size() - head) / page * page;
   if (whole != 0) madvise(const_cast<std::byte*>(bytes.data()) + head, whole, MADV_DONTNEED);
-}
-#else
-void drop_pages(std::span<const std::byte>) {}
 #endif
-
-}  // namespace
+}
 
 std::byte* allocate_aligned(size_t bytes) {
   if (bytes == 0) return nullptr;
@@ -157,7 +157,7 @@ void Storage::evict() {
   const std::lock_guard lock(mutex_);
   if (pins_ != 0) return;
   if (kind_ == Kind::kDecoded) buffer_ = AlignedBuffer();
-  if (kind_ == Kind::kView) drop_pages(view_);
+  if (kind_ == Kind::kView) drop_file_pages(view_);
 }
 
 std::shared_ptr<void> Storage::derived(const std::string& key, const std::function<std::shared_ptr<void>()>& make) {

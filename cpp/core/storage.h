@@ -38,6 +38,10 @@ class AlignedBuffer {
   size_t size_ = 0;
 };
 
+/// Tells the OS that these bytes of a read-only file mapping are cold: they stop counting as this process's memory,
+/// and the next read brings them back from the file.
+void drop_file_pages(std::span<const std::byte> bytes) noexcept;
+
 class Storage {
  public:
   /// Fills the destination with the tensor's elements; called again after evict().

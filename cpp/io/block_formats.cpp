@@ -184,8 +184,10 @@ Tensor tensor_from_file(std::shared_ptr<const MappedFile> file, const FileTensor
   source.run = wanted.interleaved_heads != 0 ? static_cast<size_t>(wanted.shape[1]) : 4096;
   source.run_bytes = bytes_in_file(wanted.encoding, source.run, place);
   const size_t size = wanted.shape.bytes(wanted.dtype);
-  return {wanted.dtype, wanted.shape,
-          Storage::decoded(size, [source = std::move(source)](std::span<std::byte> out) { source.decode(out); })};
+  return {wanted.dtype, wanted.shape, Storage::decoded(size, [source = std::move(source)](std::span<std::byte> out) {
+            source.decode(out);
+            drop_file_pages(source.bytes);
+          })};
 }
 
 }  // namespace heddle

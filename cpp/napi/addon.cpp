@@ -177,7 +177,7 @@ Napi::Value Addon::start(Napi::Env env, Runner::Task work, Finish finish, Strand
 namespace {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
-  heddle::guarded(env, [&] { env.SetInstanceData(new heddle::Addon(env, exports)); });
+  heddle::guarded(env, [&] { env.SetInstanceData(std::make_unique<heddle::Addon>(env, exports).release()); });
   return exports;
 }
 

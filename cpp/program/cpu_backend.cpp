@@ -120,7 +120,8 @@ heddle_status cpu_compile(void*, const heddle_instruction* instruction, heddle_k
                made->consumed.size(),
                made->in_place.data(),
                made->in_place.size()};
-    made.release();
+    // Given to the caller, who hands it back to destroy().
+    static_cast<void>(made.release());
   });
 }
 

@@ -2,7 +2,7 @@
  * Makes the language model that ships in models/heddle-tiny, from nothing but public-domain text: learns a byte-level
  * BPE vocabulary, draws random weights, trains all of them, and saves a Hugging Face folder.
  *
- *   node dist/examples/pretrain/main.js            the shipped model (about 40 minutes on 2 cores)
+ *   node dist/examples/pretrain/main.js            the shipped model (about 15 minutes on 2 cores)
  *   node dist/examples/pretrain/main.js --ci       a few steps on a part of the text, into a temporary folder
  */
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -57,7 +57,7 @@ try {
     batchSize: isShort ? 4 : 16,
     maxLength: 256,
     optimizer: adamw({ lr: 2e-3, beta2: 0.95, weightDecay: 0.1 }),
-    ...(isShort ? { maxSteps: 5 } : { epochs: 2.5 }),
+    ...(isShort ? { maxSteps: 5 } : { epochs: 2 }),
     evaluateEvery: 250,
     seed: 1,
   })

@@ -15,13 +15,16 @@ import { tensor, zeros } from '../tensor/tensor.js'
 import type { CausalLm, DecoderInputs, KeyValueCache, WeightSource } from './causal_lm.js'
 import { inverseFrequencies, ropeScalingSchema } from './rope_scaling.js'
 
+/** Far beyond any real model; bounds the work that a hostile config can cause. */
+const maxLayers = 1 << 12
+
 const configSchema = z.looseObject({
   architectures: z.array(z.string()).nonempty().default(['LlamaForCausalLM']),
   model_type: z.string().default('llama'),
   vocab_size: z.int().positive(),
   hidden_size: z.int().positive(),
   intermediate_size: z.int().positive(),
-  num_hidden_layers: z.int().positive(),
+  num_hidden_layers: z.int().positive().max(maxLayers),
   num_attention_heads: z.int().positive(),
   num_key_value_heads: z.int().positive().optional(),
   head_dim: z.int().positive().nullish(),
