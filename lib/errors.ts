@@ -12,6 +12,7 @@ export type HeddleErrorCode =
   | 'ERR_HEDDLE_NETWORK'
   | 'ERR_HEDDLE_INTERNAL'
 
+/** The parts of a {@link HeddleError}. */
 export interface HeddleErrorOptions {
   /** Operator, module path, file or argument that the failure belongs to. */
   readonly place: string

@@ -1,6 +1,6 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
 export { Adapter, type AttachOptions } from './adapters/adapter.js'
-export { type LoraConfig, type LoraOptions, lora } from './adapters/lora.js'
+export { type LoraOptions, lora } from './adapters/lora.js'
 export type {
   ParameterDeclaration,
   Parametrization,
@@ -10,8 +10,10 @@ export type {
   TargetModules,
 } from './adapters/parametrization.js'
 export { parametrizations } from './adapters/registry.js'
+export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
+export type { EncodedChunk, EncodeFileOptions } from './data/encode.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
-export type { HubOptions } from './formats/hub.js'
+export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
 export { grad, gradients, valueAndGrad } from './graph/grad.js'
 export {
@@ -67,16 +69,17 @@ export {
   zerosLike,
 } from './optim/gradient_transform.js'
 export { constantSchedule, cosineSchedule, linearSchedule, type Schedule } from './optim/schedule.js'
-export { type DType, dtypeSize, type TypedArray } from './tensor/dtype.js'
+export { type DType, dtypeSize, dtypes, type TypedArray } from './tensor/dtype.js'
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {
   type ChatMessage,
+  type EncodedChat,
   Tokenizer,
   type TokenizerInfo,
   type TokenizerSource,
   TokenStream,
 } from './tokenize/tokenizer.js'
-export type { Evaluation } from './train/evaluate.js'
+export { type EvaluateOptions, type Evaluation, evaluate } from './train/evaluate.js'
 export type { ScheduleName, TrainOptions } from './train/options.js'
 export { type ReportStep, type ReportValue, renderReport, type TrainingReport } from './train/report.js'
 export { type TrainStep, train } from './train/train.js'

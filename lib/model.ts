@@ -18,6 +18,7 @@ import { addon } from './native.js'
 import { Tensor } from './tensor/tensor.js'
 import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
 
+/** Options of {@link loadModel}. */
 export interface LoadOptions extends HubOptions {
   /** How frozen weights are stored and multiplied; default `f32`. `bf16` halves their memory. */
   readonly precision?: Precision

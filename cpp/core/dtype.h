@@ -18,9 +18,13 @@ inline constexpr uint8_t kDTypeCount = 8;
 
 constexpr size_t dtype_size(DType dtype) noexcept {
   switch (dtype) {
-    case DType::kF64: case DType::kI64: return 8;
-    case DType::kF32: case DType::kI32: case DType::kU32: return 4;
-    case DType::kBF16: case DType::kF16: return 2;
+    case DType::kF64:
+    case DType::kI64: return 8;
+    case DType::kF32:
+    case DType::kI32:
+    case DType::kU32: return 4;
+    case DType::kBF16:
+    case DType::kF16: return 2;
     case DType::kU8: return 1;
   }
   return 0;

@@ -9,23 +9,35 @@ import { read } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
 import type { Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
 
+/** Options of {@link lora}: PEFT's names and, but for `target_modules`, its defaults. */
+export interface LoraOptions {
+  /** Rank; default 8. */
+  readonly r?: number
+  /** Numerator of the scale; default 8. */
+  readonly lora_alpha?: number
+  /** Probability of dropping an element of the adapter's input while training; default 0. */
+  readonly lora_dropout?: number
+  /** Scale alpha/√r instead of alpha/r; default false. */
+  readonly use_rslora?: boolean
+  /** Names or path ends, a regular expression for whole paths, or "all-linear" (default). */
+  readonly target_modules?: string | readonly string[]
+  /** Only `none`: biases stay frozen. */
+  readonly bias?: 'none'
+  /** Only `true`: A uniform on ±1/√in, B zero. */
+  readonly init_lora_weights?: true
+}
+
 const configSchema = z.strictObject({
-  /** Rank. */
   r: z.int().positive().default(8),
-  /** Numerator of the scale. */
   lora_alpha: z.number().default(8),
-  /** Probability of dropping an element of the adapter's input while training. */
   lora_dropout: z.number().min(0).lt(1).default(0),
-  /** Scale alpha/√r instead of alpha/r. */
   use_rslora: z.boolean().default(false),
   target_modules: z.union([z.string(), z.array(z.string()).min(1)]).default('all-linear'),
   bias: z.literal('none').default('none'),
   init_lora_weights: z.literal(true).default(true),
 })
 
-export type LoraConfig = z.infer<typeof configSchema>
-/** PEFT's field names and defaults. */
-export type LoraOptions = z.input<typeof configSchema>
+type LoraConfig = z.infer<typeof configSchema>
 
 /**
  * y = W x + s · B A dropout(x), with A `[r, in]` uniform on ±1/√in, B `[out, r]` zero, s = alpha/r (rsLoRA: alpha/√r).

@@ -20,6 +20,7 @@ export interface SitePlan {
   readonly merged?: (weight: Sym, parameters: Readonly<Record<string, Tensor>>) => Sym
 }
 
+/** What a method gets when its site is traced. */
 export interface SiteContext {
   readonly site: Site
   readonly x: Sym
@@ -30,6 +31,7 @@ export interface SiteContext {
   readonly stream: number
 }
 
+/** A configured adapter method, ready to be attached to a model. */
 export interface Parametrization {
   /** Registry name. */
   readonly name: string

@@ -8,6 +8,7 @@ import { permutation } from './shuffle.js'
 
 export type { Batch, SkippedRow }
 
+/** Options of {@link Dataset.open}. */
 export interface DatasetOptions {
   /** Most tokens that the model sees at once; longer conversations are cut, texts go on in the next window. */
   readonly maxLength: number
@@ -20,6 +21,7 @@ export interface DatasetOptions {
   onProgress?(share: number): void
 }
 
+/** Which batches to give, in which order. */
 export interface BatchOptions {
   readonly batchSize: number
   /** Default true. */
@@ -50,7 +52,7 @@ export class Dataset {
   }
 
   /**
-   * Reads and tokenizes a data file (see {@link readExamples} for its forms) in the tokenizer's worker.
+   * Reads and tokenizes a data file (`.jsonl` rows of messages, prompt and completion, or text; `.txt`; `.md`) in the tokenizer's worker.
    * @throws ERR_HEDDLE_FORMAT when no row of it can be used; else bad rows are listed in `skipped`
    * @throws ERR_HEDDLE_IO, ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
    */

@@ -13,6 +13,7 @@ export interface EncodedChunk {
   readonly progress: number
 }
 
+/** Which file to encode, and how. */
 export interface EncodeFileOptions {
   readonly path: string
   /** Most tokens that the model sees at once; a sequence has one more, the last one's target. */

@@ -10,6 +10,7 @@ import type { ListFileEntry } from '@huggingface/hub'
 import { HeddleError } from '../errors.js'
 import { writeFileAtomic } from './atomic_file.js'
 
+/** Progress, abort and access of a download from the hub. */
 export interface HubOptions {
   /** Branch, tag or commit. Default `main`. */
   readonly revision?: string
@@ -20,9 +21,11 @@ export interface HubOptions {
   /** Default: the environment's `HEDDLE_CACHE`, else the hub cache of Hugging Face (`HF_HUB_CACHE`, `HF_HOME`). */
   readonly cacheFolder?: string | undefined
   readonly signal?: AbortSignal | undefined
+  /** Called as bytes arrive. */
   onProgress?(progress: HubProgress): void
 }
 
+/** How far a download is. */
 export interface HubProgress {
   readonly file: string
   /** Bytes of all files that are here, those of earlier runs included. */

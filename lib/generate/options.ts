@@ -3,6 +3,7 @@ import { z } from 'zod'
 import { Adapter } from '../adapters/adapter.js'
 import { parseConfig } from '../config.js'
 
+/** How the next token is chosen, and when to stop. */
 export interface SamplingOptions {
   /** At most so many new tokens; default 256. */
   readonly maxTokens?: number
@@ -18,6 +19,7 @@ export interface SamplingOptions {
   readonly stop?: string | readonly string[]
 }
 
+/** What `model.generate` can be asked for. */
 export interface GenerateOptions extends SamplingOptions {
   /** Adapter to use; default: none. */
   readonly adapter?: Adapter | undefined

@@ -3,8 +3,10 @@ import { HeddleError, type HeddleErrorCode } from '../errors.js'
 import { shapeText } from '../tensor/dtype.js'
 import { type Attributes, Sym, type SymType, Trace } from './sym.js'
 
+/** How an attribute is encoded in an instruction. */
 export type AttributeType = 'i64' | 'f64' | 'string' | 'i64[]' | 'f64[]' | 'string[]'
 
+/** What a {@link Vjp} can use. */
 export interface VjpContext {
   readonly inputs: readonly (Sym | undefined)[]
   readonly outputs: readonly Sym[]
@@ -15,12 +17,14 @@ export interface VjpContext {
   readonly wanted: readonly boolean[]
 }
 
+/** Cotangents of the inputs from those of the outputs, written with other operators. */
 export type Vjp = (context: VjpContext) => readonly (Sym | undefined)[]
 
+/** An operator, declared once; its CPU kernel has the same name. */
 export interface OperatorDefinition {
   readonly name: string
   readonly attributes?: Readonly<Record<string, AttributeType>>
-  /** Output types from input types; reports misuse through {@link misuse}. */
+  /** Output types from input types; throws ERR_HEDDLE_SHAPE or ERR_HEDDLE_DTYPE on misuse. */
   readonly types: (inputs: readonly (Sym | undefined)[], attributes: Attributes) => readonly SymType[]
   /** Written with other operators; or why the operator has no gradient. */
   readonly vjp: Vjp | { readonly none: string }

@@ -16,11 +16,13 @@ import { Sym, Trace } from './sym.js'
 /** The result of a traced function (values, in arrays and objects in any nesting) with a tensor for each value. */
 export type Computed<O> = O extends Sym ? Tensor : { readonly [K in keyof O]: Computed<O[K]> }
 
+/** Options of one run. */
 export interface RunOptions {
   /** Stops the run between two instructions: ERR_HEDDLE_ABORTED. States written so far stay written. */
   readonly signal?: AbortSignal | undefined
 }
 
+/** What one run of a program needs. */
 export interface ProgramPlan {
   /** Native instructions per run. */
   readonly instructions: number
@@ -35,17 +37,21 @@ export interface OperatorTime {
   readonly seconds: number
 }
 
+/** A compiled function of tensors. */
 export interface Program<O> {
   /** Runs the program; runs of one program queue up. */
   (...inputs: readonly Tensor[]): Promise<Computed<O>>
+  /** Runs the program with options. */
   run(inputs: readonly Tensor[], options?: RunOptions): Promise<Computed<O>>
   /** Compiles for these inputs without running, and says what a run will need. */
   plan(inputs: readonly Tensor[]): Promise<ProgramPlan>
+  /** Time per operator. */
   profile(): readonly OperatorTime[]
   /** Frees compiled code and arenas. */
   dispose(): void
 }
 
+/** Options of {@link program}. */
 export interface ProgramOptions {
   /** Compiled forms kept, one per distinct input type; the least recently used is dropped. Default 8. */
   readonly cacheSize?: number

@@ -6,8 +6,10 @@ import type { Tensor } from '../tensor/tensor.js'
 
 /** Attribute values of an operator; the operator's declaration says how each is encoded. */
 export type AttributeValue = number | string | readonly number[] | readonly string[]
+/** Attribute values of one operator application. */
 export type Attributes = Readonly<Record<string, AttributeValue>>
 
+/** Shape and dtype of a value. */
 export interface SymType {
   readonly shape: readonly number[]
   readonly dtype: DType
@@ -52,7 +54,7 @@ export class Trace {
   /** State written when the program runs: bound tensor → its new value. */
   readonly assignments = new Map<Tensor, Sym>()
   readonly #bound = new Map<Tensor, Sym>()
-  readonly #scope: string[] = []
+  #scope = ''
   backward = false
 
   static readonly #current = new AsyncLocalStorage<Trace>()
@@ -74,6 +76,7 @@ export class Trace {
     return Trace.#current.run(this, fn)
   }
 
+  /** Appends a node. */
   add(
     op: string,
     inputs: readonly (Sym | undefined)[],
@@ -89,7 +92,7 @@ export class Trace {
       attributes,
       outputs,
       trace: this,
-      scope: this.#scope.join('.'),
+      scope: this.#scope,
       backward: this.backward,
       ...(tensor ? { tensor } : {}),
     }
@@ -98,6 +101,7 @@ export class Trace {
     return node
   }
 
+  /** Appends an input of the program. */
   input(type: SymType): Sym {
     const sym = this.add('input', [], { index: this.inputs.length }, [type]).outputs[0]!
     this.inputs.push(sym)
@@ -114,6 +118,7 @@ export class Trace {
     return sym
   }
 
+  /** Makes `value` the tensor's state after the run. */
   assign(tensor: Tensor, value: Sym): void {
     if (!sameShape(tensor.shape, value.shape) || tensor.dtype !== value.dtype)
       throw new HeddleError('ERR_HEDDLE_SHAPE', {
@@ -125,18 +130,19 @@ export class Trace {
     this.assignments.set(tensor, value)
   }
 
-  /** Runs `fn` with `name` appended to the module path that errors name. */
+  /** Runs `fn` with `name` appended to the module path that errors name; a path that starts with it takes its place. */
   within<T>(name: string, fn: () => T): T {
-    this.#scope.push(name)
+    const outer = this.#scope
+    this.#scope = outer === '' || name.startsWith(`${outer}.`) ? name : `${outer}.${name}`
     try {
       return fn()
     } finally {
-      this.#scope.pop()
+      this.#scope = outer
     }
   }
 
   get scope(): string {
-    return this.#scope.join('.')
+    return this.#scope
   }
 }
 

@@ -12,6 +12,7 @@ export interface KeyValueCache {
   readonly capacity: number
 }
 
+/** Inputs of one forward pass. */
 export interface DecoderInputs {
   /** Token ids `i32 [b, t]`. */
   readonly ids: Sym
@@ -22,6 +23,7 @@ export interface DecoderInputs {
   readonly cache?: KeyValueCache | undefined
 }
 
+/** A decoder language model of any architecture. */
 export interface CausalLm {
   /** `config.json` of the checkpoint, completed with defaults. */
   readonly config: Readonly<Record<string, unknown>>
@@ -35,6 +37,7 @@ export interface CausalLm {
   hidden(inputs: DecoderInputs, forward: Forward): Promise<Sym>
   /** The output projection `[vocabulary, hidden]`. */
   readonly outputSite: Site
+  /** An empty cache for `batch` texts of at most `capacity` tokens. */
   createCache(batch: number, capacity: number): Promise<KeyValueCache>
   /** All weights under their checkpoint names, for export. */
   weights(): { readonly name: string; readonly tensor: Tensor }[]

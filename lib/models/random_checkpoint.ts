@@ -8,6 +8,7 @@ import { addon } from '../native.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 import { llamaParameterShapes } from './llama.js'
 
+/** Options of {@link writeRandomCheckpoint}. */
 export interface RandomCheckpointOptions {
   /** Default 0. */
   readonly seed?: number

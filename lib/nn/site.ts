@@ -4,8 +4,10 @@ import { matmul } from '../graph/ops/matmul.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Tensor } from '../tensor/tensor.js'
 
+/** What a site computes. */
 export type SiteKind = 'linear' | 'embedding' | 'norm'
 
+/** A named place of a model that owns weights. */
 export interface Site {
   /** The checkpoint's own module path, e.g. `model.layers.3.self_attn.q_proj`. */
   readonly path: string

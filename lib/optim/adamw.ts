@@ -3,6 +3,7 @@ import { add, div, mul, neg, pow, sqrt, square, sub } from '../graph/ops/element
 import { assign, read } from '../graph/sym.js'
 import { type GradientTransform, mapParameters, zerosLike } from './gradient_transform.js'
 
+/** Hyper-parameters of {@link adamw}, with torch's names and defaults. */
 export interface AdamWOptions {
   /** Base learning rate, default 2e-4; a schedule scales it. */
   readonly lr?: number

@@ -12,6 +12,7 @@ export interface UpdateContext {
   readonly parameters: readonly Sym[]
 }
 
+/** A rule bound to its parameters, with its state. */
 export interface TransformState {
   /** State tensors under stable names, for checkpoints. */
   readonly tensors: Readonly<Record<string, Tensor>>
@@ -22,6 +23,7 @@ export interface TransformState {
   readonly update: (gradients: readonly Sym[], context: UpdateContext) => Promise<readonly Sym[]>
 }
 
+/** A rule that turns gradients into updates. */
 export interface GradientTransform {
   readonly name: string
   /** Base learning rate, where the rule has one. */

@@ -1,5 +1,6 @@
-/** Element types. The order is the wire code in instruction lists (cpp/core/dtype.h); append only. */
+/** Element types; the order is the wire code in instruction lists (cpp/core/dtype.h); append only. */
 export const dtypes = ['f32', 'f64', 'bf16', 'f16', 'i32', 'i64', 'u8', 'u32'] as const
+/** Element type of a tensor. */
 export type DType = (typeof dtypes)[number]
 
 const sizes: Readonly<Record<DType, number>> = { f32: 4, f64: 8, bf16: 2, f16: 2, i32: 4, i64: 8, u8: 1, u32: 4 }
@@ -7,6 +8,7 @@ const sizes: Readonly<Record<DType, number>> = { f32: 4, f64: 8, bf16: 2, f16: 2
 /** Bytes per element. */
 export const dtypeSize = (dtype: DType): number => sizes[dtype]
 
+/** Arrays that can hold a tensor's elements. */
 export type TypedArray =
   | Float32Array
   | Float64Array

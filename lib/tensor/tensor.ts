@@ -3,12 +3,16 @@ import { HeddleError } from '../errors.js'
 import { addon, type NativeTensor } from '../native.js'
 import { type DType, dtypeOf, elementCount, sameShape, shapeText, type TypedArray, viewAs } from './dtype.js'
 
+/** A native buffer with a shape and a dtype. */
 export class Tensor {
   readonly shape: readonly number[]
   readonly dtype: DType
   readonly #native: NativeTensor
 
-  /** Wraps a native tensor; users call {@link tensor} or {@link zeros}. */
+  /**
+   * Wraps a native tensor; users call {@link tensor} or {@link zeros}.
+   * @internal
+   */
   constructor(native: NativeTensor) {
     this.#native = native
     this.shape = native.shape
@@ -20,7 +24,11 @@ export class Tensor {
     return elementCount(this.shape)
   }
 
-  /** The native handle. @throws ERR_HEDDLE_ARGUMENT after `dispose()`. */
+  /**
+   * The native handle.
+   * @internal
+   * @throws ERR_HEDDLE_ARGUMENT after `dispose()`
+   */
   get native(): NativeTensor {
     if (this.#native.disposed)
       throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
@@ -52,6 +60,7 @@ export class Tensor {
     if (!this.#native.disposed) this.#native.dispose()
   }
 
+  /** Same as {@link Tensor.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

@@ -9,6 +9,7 @@ import type { SiteHook } from '../nn/site.js'
 import { causalLmLoss } from '../objectives/causal_lm_loss.js'
 import { tensor } from '../tensor/tensor.js'
 
+/** Result of {@link evaluate}. */
 export interface Evaluation {
   /** Mean −log p per target token, in nats. */
   readonly loss: number
@@ -18,6 +19,7 @@ export interface Evaluation {
   readonly tokens: number
 }
 
+/** Options of {@link evaluate}. */
 export interface EvaluateOptions {
   /** Default: the base model alone. */
   readonly adapter?: Adapter | undefined

@@ -10,8 +10,10 @@ import { adamw } from '../optim/adamw.js'
 import type { GradientTransform } from '../optim/gradient_transform.js'
 import { constantSchedule, cosineSchedule, linearSchedule, type Schedule } from '../optim/schedule.js'
 
+/** Named courses of the learning rate. */
 export type ScheduleName = 'cosine' | 'linear' | 'constant'
 
+/** Options of {@link train}. */
 export interface TrainOptions {
   /** A `.jsonl` file (messages, prompt and completion, or text), a `.txt` file, or a {@link Dataset}. */
   readonly data: string | Dataset

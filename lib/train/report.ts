@@ -37,8 +37,10 @@ export interface TrainingReport {
   readonly finishedAt?: Date
 }
 
+/** A value in a report's table. */
 export type ReportValue = string | number | boolean | null | readonly (string | number)[]
 
+/** One training step in a report. */
 export interface ReportStep {
   readonly index: number
   readonly loss: number

@@ -13,6 +13,7 @@ import { globalNorm } from '../optim/clip.js'
 import { type GradientTransform, mapParameters, type TransformState, zerosLike } from '../optim/gradient_transform.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 
+/** Options of {@link trainingStep}. */
 export interface TrainingStepOptions {
   readonly network: CausalLm
   /** What is trained: writable f32 tensors that the forward pass reads, the adapter's or the network's own. */
@@ -25,6 +26,7 @@ export interface TrainingStepOptions {
   readonly accumulation?: number
 }
 
+/** One optimizer step. */
 export interface StepRequest {
   /** At most `accumulation` batches. */
   readonly batches: readonly Batch[]
@@ -37,6 +39,7 @@ export interface StepRequest {
   readonly signal?: AbortSignal | undefined
 }
 
+/** What an optimizer step measured. */
 export interface StepResult {
   /** Mean over all targets of the step. */
   readonly loss: number
@@ -44,6 +47,7 @@ export interface StepResult {
   readonly gradientNorm: number
 }
 
+/** A compiled training step with its optimizer state. */
 export interface TrainingStep {
   /** @throws ERR_HEDDLE_ABORTED, with parameters and optimizer state as they were */
   run(request: StepRequest): Promise<StepResult>

@@ -1,7 +1,6 @@
 /**
  * A process that loads SmolLM2, attaches LoRA, trains, generates and cleans up, and reports how long the event loop was
- * held: by `monitorEventLoopDelay`, and, where Linux says how long this thread waited for a processor that others used,
- * without that time.
+ * held: by `monitorEventLoopDelay`, and, on Linux, without the time in which the machine gave the processor to others.
  */
 import { readFileSync } from 'node:fs'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
@@ -11,7 +10,7 @@ import { train } from '../../lib/train/train.js'
 export interface EventLoopReport {
   /** Longest hold in milliseconds, per phase. */
   readonly held: Readonly<Record<string, number>>
-  /** Longest hold without the time that the thread was ready and others ran; undefined where the system has no such count. */
+  /** The same without the time that the thread was ready to run and others ran; undefined where no one counts that. */
   readonly own: Readonly<Record<string, number>> | undefined
   readonly steps: number
   readonly text: string
@@ -20,10 +19,12 @@ export interface EventLoopReport {
 const [modelPath, data, outputFolder] = process.argv.slice(2) as [string, string, string]
 const resolution = 2
 
-/** Milliseconds that the main thread has waited for a processor. */
-function waited(): number | undefined {
+/** Milliseconds so far that the main thread was ready to run and others ran, and that the hypervisor took; on Linux. */
+function lost(): { readonly waited: number; readonly stolen: number } | undefined {
   try {
-    return Number(readFileSync(`/proc/self/task/${process.pid}/schedstat`, 'latin1').split(' ')[1]) / 1e6
+    const waited = Number(readFileSync(`/proc/self/task/${process.pid}/schedstat`, 'latin1').split(' ')[1]) / 1e6
+    const stolen = Number(/^cpu +(?:\d+ ){7}(\d+)/.exec(readFileSync('/proc/stat', 'latin1'))?.[1] ?? 0)
+    return { waited, stolen }
   } catch {
     return undefined
   }
@@ -41,18 +42,18 @@ function begin(next: string): void {
   histogram.reset()
 }
 
-function watch(lastTime: number, lastWaited: number): void {
+function watch(time: number, before: ReturnType<typeof lost>): void {
+  if (before === undefined) return
   setTimeout(() => {
-    const [time, wait] = [performance.now(), waited()]
-    if (wait === undefined) return
-    own[phase] = Math.max(own[phase] ?? 0, time - lastTime - resolution - (wait - lastWaited))
-    watch(time, wait)
+    const [now, after] = [performance.now(), lost()]
+    if (after?.stolen === before.stolen)
+      own[phase] = Math.max(own[phase] ?? 0, now - time - resolution - (after.waited - before.waited))
+    watch(now, after)
   }, resolution).unref()
 }
-const before = waited()
-if (before !== undefined) watch(performance.now(), before)
 
 begin('load')
+watch(performance.now(), lost())
 const model = await loadModel(modelPath)
 begin('attach')
 const adapter = await model.attach(lora({ r: 16, target_modules: 'all-linear' }))
@@ -74,5 +75,5 @@ for await (const piece of model.generate('What is a loom?', { adapter, maxTokens
 begin('dispose')
 await model.dispose()
 begin('end')
-const report: EventLoopReport = { held, own: before === undefined ? undefined : own, steps, text }
+const report: EventLoopReport = { held, own: lost() && own, steps, text }
 process.send?.(report)

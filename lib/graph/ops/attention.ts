@@ -3,6 +3,7 @@ import { sameShape, shapeText } from '../../tensor/dtype.js'
 import { defineOperator, misuse } from '../operator.js'
 import type { Sym } from '../sym.js'
 
+/** Masking and scale of {@link attention}. */
 export interface AttentionOptions {
   readonly causal?: boolean
   /** Factor on the scores; default 1/√d. */

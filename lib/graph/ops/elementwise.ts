@@ -2,7 +2,7 @@
 import type { DType } from '../../tensor/dtype.js'
 import { sameShape, shapeText } from '../../tensor/dtype.js'
 import { defineOperator, misuse, type Vjp } from '../operator.js'
-import { Sym } from '../sym.js'
+import { Sym, Trace } from '../sym.js'
 import { sumTo } from './reduce.js'
 
 /** A symbolic value, or a number that becomes a scalar constant. */
@@ -30,8 +30,19 @@ const constantOf = defineOperator({
   vjp: { none: 'a constant depends on nothing' },
 })
 
+/** Constants by value: thousands of operators of a large trace share a few. */
+const shared = new WeakMap<Trace, Map<number, Sym>>()
+
 /** A scalar constant. */
-export const constant = (value: number): Sym => constantOf([], { value })[0]!
+export function constant(value: number): Sym {
+  const trace = Trace.current('constant')
+  const known = shared.get(trace) ?? new Map<number, Sym>()
+  shared.set(trace, known)
+  // A map takes -0 for 0.
+  const made = (!Object.is(value, -0) && known.get(value)) || constantOf([], { value })[0]!
+  if (!Object.is(value, -0)) known.set(value, made)
+  return made
+}
 
 const asSym = (operand: Operand): Sym => (operand instanceof Sym ? operand : constant(operand))
 
@@ -69,46 +80,63 @@ function binary(
 
 const piecewise = { none: 'its derivative is zero almost everywhere' } as const
 
+/** −x */
 export const neg = unary('neg', () => -1)
+/** |x|; the derivative at 0 is 0. */
 export const abs = unary('abs', (x) => sign(x))
+/** e to the x */
 export const exp = unary('exp', (_, y) => y)
+/** Natural logarithm. */
 export const log = unary('log', (x) => reciprocal(x))
+/** √x */
 export const sqrt = unary('sqrt', (_, y) => div(0.5, y))
 /** 1 / √x */
 export const rsqrt = unary('rsqrt', (_, y) => mul(-0.5, mul(y, square(y))))
 /** 1 / x */
 export const reciprocal = unary('reciprocal', (_, y) => neg(square(y)))
+/** x² */
 export const square = unary('square', (x) => mul(2, x))
+/** Sine, x in radians. */
 export const sin = unary('sin', (x) => cos(x))
+/** Cosine, x in radians. */
 export const cos = unary('cos', (x) => neg(sin(x)))
+/** Hyperbolic tangent. */
 export const tanh = unary('tanh', (_, y) => sub(1, square(y)))
+/** 1 / (1 + e^−x) */
 export const sigmoid = unary('sigmoid', (_, y) => mul(y, sub(1, y)))
 /** x · sigmoid(x), also called swish. */
 export const silu = unary('silu', (x, y) => {
   const gate = sigmoid(x)
   return add(gate, mul(y, sub(1, gate)))
 })
+/** max(x, 0) */
 export const relu = unary('relu', (x) => greater(x, 0))
 /** The Gauss error function. */
 export const erf = unary('erf', (x) => mul(2 / Math.sqrt(Math.PI), exp(neg(square(x)))))
+/** −1, 0 or 1; no derivative. */
 export const sign = declare('sign', 1, piecewise) as (x: Operand) => Sym
+/** The largest integer ≤ x; no derivative. */
 export const floor = declare('floor', 1, piecewise) as (x: Operand) => Sym
 
+/** a + b */
 export const add = binary(
   'add',
   (g) => g,
   (g) => g,
 )
+/** a − b */
 export const sub = binary(
   'sub',
   (g) => g,
   (g) => neg(g),
 )
+/** a · b */
 export const mul = binary(
   'mul',
   (g, _, b) => mul(g, b),
   (g, a) => mul(g, a),
 )
+/** a / b */
 export const div = binary(
   'div',
   (g, _, b) => div(g, b),
@@ -133,17 +161,16 @@ export const pow = binary(
   (g, a, _, y) => mul(g, mul(y, log(a))),
 )
 
-type Binary = (a: Operand, b: Operand) => Sym
 /** 1 where a > b, else 0. */
-export const greater: Binary = declare('greater', 2, piecewise)
+export const greater: (a: Operand, b: Operand) => Sym = declare('greater', 2, piecewise)
 /** 1 where a ≥ b, else 0. */
-export const greaterEqual: Binary = declare('greater_equal', 2, piecewise)
+export const greaterEqual: (a: Operand, b: Operand) => Sym = declare('greater_equal', 2, piecewise)
 /** 1 where a < b, else 0. */
-export const less: Binary = declare('less', 2, piecewise)
+export const less: (a: Operand, b: Operand) => Sym = declare('less', 2, piecewise)
 /** 1 where a = b, else 0. */
-export const equal: Binary = declare('equal', 2, piecewise)
+export const equal: (a: Operand, b: Operand) => Sym = declare('equal', 2, piecewise)
 /** 1 where a ≠ b, else 0. */
-export const notEqual: Binary = declare('not_equal', 2, piecewise)
+export const notEqual: (a: Operand, b: Operand) => Sym = declare('not_equal', 2, piecewise)
 
 /** a where the condition is not 0, else b. */
 export const select: (condition: Operand, a: Operand, b: Operand) => Sym = declare(

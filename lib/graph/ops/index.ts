@@ -87,6 +87,7 @@ const sliceVjpOf = defineOperator({
   ],
 })
 
+/** A range along one axis, for {@link slice}. */
 export interface SliceRange {
   readonly axis: number
   readonly start: number

@@ -38,6 +38,7 @@ const applyVjp = defineOperator({
   vjp: { none: 'second derivatives of linear_cross_entropy are not declared yet' },
 })
 
+/** How {@link linearCrossEntropy} multiplies. */
 export interface LinearCrossEntropyOptions {
   readonly precision?: Precision
 }

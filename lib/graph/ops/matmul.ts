@@ -8,6 +8,7 @@ import { reshape, sum, sumTo } from './reduce.js'
 /** How operands are multiplied: `bf16` rounds them to bf16 and accumulates in f32; inputs and outputs stay f32. */
 export type Precision = 'f32' | 'bf16'
 
+/** Transposes, factor and addend of {@link matmul}. */
 export interface MatmulOptions {
   readonly transposeA?: boolean
   readonly transposeB?: boolean

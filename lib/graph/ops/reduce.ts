@@ -4,6 +4,7 @@ import { defineOperator, misuse } from '../operator.js'
 import type { Sym, SymType } from '../sym.js'
 import { broadcastTo, div, equal, mul } from './elementwise.js'
 
+/** Which axes a reduction runs over. */
 export interface ReduceOptions {
   /** Axes to reduce, negative ones counted from the end; default: all. */
   readonly axes?: readonly number[]

@@ -17,6 +17,7 @@ const tableOf = defineOperator({
   vjp: { none: 'positions are integers' },
 })
 
+/** Rotations for {@link rope}, made by {@link ropeTable}. */
 export interface RopeTable {
   /** `[..., d/2]` */
   readonly cos: Sym

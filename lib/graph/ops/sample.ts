@@ -2,6 +2,7 @@
 import { defineOperator } from '../operator.js'
 import type { Sym } from '../sym.js'
 
+/** Run-time inputs of {@link sampleToken}. */
 export interface SampleOptions {
   /** `u32 [2]` */
   readonly seed: Sym
