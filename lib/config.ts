@@ -27,7 +27,7 @@ export function parseConfig<S extends z.ZodObject>(place: string, schema: S, opt
   throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
     place: [place, ...issue.path].join('.'),
     expected: issue.message,
-    got: JSON.stringify(valueAt(options, issue.path)) ?? 'nothing',
+    got: textOf(valueAt(options, issue.path)),
   })
 }
 
@@ -50,3 +50,7 @@ function expectation(issue: Issue): string | undefined {
 function valueAt(options: unknown, path: readonly PropertyKey[]): unknown {
   return path.reduce((value, key) => (value as Record<PropertyKey, unknown> | undefined)?.[key], options)
 }
+
+/** As JSON, but for the numbers that JSON does not know. */
+const textOf = (value: unknown): string =>
+  typeof value === 'number' ? String(value) : (JSON.stringify(value) ?? 'nothing')

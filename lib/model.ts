@@ -107,11 +107,6 @@ export class Model {
     return this.#keep(await Adapter.load(this.network, folder, { baseModel: this.source }))
   }
 
-  /** Writes an adapter as a PEFT folder. @throws ERR_HEDDLE_IO */
-  async saveAdapter(adapter: Adapter, folder: string): Promise<void> {
-    await adapter.save(folder)
-  }
-
   /** Yields text as it is made. @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED */
   async *generate(
     prompt: string | readonly ChatMessage[],

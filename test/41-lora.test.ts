@@ -10,7 +10,7 @@ import { reshape } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
 import { type Forward, linear } from '../lib/nn/site.js'
-import type { Tensor } from '../lib/tensor/tensor.js'
+import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { golden, goldenJson, goldenLlama, goldenTensors, relativeError } from './golden.js'
 
 interface PeftGolden {
@@ -95,6 +95,26 @@ test('unmerge puts the very same weights back', async (t) => {
   t.true((await relativeError(await logits(model, ids), before)) > 0.01)
   adapter.unmerge()
   t.is(await relativeError(await logits(model, ids), before), 0)
+})
+
+test('an adapter trained and written by Heddle computes in PEFT what it computes here', async (t) => {
+  const model = await goldenLlama('tiny-llama')
+  const adapter = await Adapter.load(model, golden('heddle-adapter'))
+  const rows = goldenJson<number[][]>('heddle-adapter.ids.json')
+  const ids = tensor(Int32Array.from(rows.flat()), [rows.length, rows[0]!.length])
+  const expected = (await goldenTensors('heddle-adapter.golden.safetensors')).get('logits')!
+  t.true((await relativeError(await logits(model, ids, adapter), expected)) < 1e-4)
+  t.true((await relativeError(await logits(model, ids), expected)) > 0.1)
+})
+
+test('the folder that PEFT was given is still what Heddle writes, byte for byte', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'heddle-lora-'))
+  const adapter = await Adapter.load(await goldenLlama('tiny-llama'), golden('heddle-adapter'), {
+    baseModel: 'tiny-llama',
+  })
+  await adapter.save(folder)
+  for (const name of ['adapter_config.json', 'adapter_model.safetensors'])
+    t.deepEqual(await readFile(join(folder, name)), await readFile(join(golden('heddle-adapter'), name)))
 })
 
 test('a saved folder loads again with the same logits', async (t) => {

@@ -273,7 +273,7 @@ test('a real model: sampled pieces make up the text that their tokens stand for'
 for (const [options, message] of [
   [{ maxTokens: 0 }, /^generate\.maxTokens: expected an integer from 1, got 0/],
   [{ maxTokens: 1.5 }, /^generate\.maxTokens/],
-  [{ maxTokens: Number.NaN }, /^generate\.maxTokens/],
+  [{ maxTokens: Number.NaN }, /^generate\.maxTokens.* got NaN/],
   [{ temperature: -1 }, /^generate\.temperature: expected a number of at least 0, got -1/],
   [{ temperature: Number.POSITIVE_INFINITY }, /^generate\.temperature/],
   [{ topK: -1 }, /^generate\.topK/],

@@ -66,6 +66,14 @@ interface Compiled {
   readonly assemble: (outputs: readonly Tensor[]) => unknown
 }
 
+/** A compiled form in the cache. */
+interface Entry {
+  readonly compiled: Promise<Compiled>
+  /** Calls that wait for it or run it. */
+  users: number
+  dropped: boolean
+}
+
 /**
  * Makes an asynchronous function of tensors out of a function of symbolic values. `fn` is traced once for each
  * distinct combination of input shapes and dtypes; it may be async, so that tracing a large model can let the event
@@ -74,32 +82,46 @@ interface Compiled {
  */
 export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: ProgramOptions = {}): Program<O> {
   const { cacheSize = 8, recompute = true } = options
-  const cache = new Map<string, Promise<Compiled>>()
+  const cache = new Map<string, Entry>()
   const used = new Set<Compiled>()
 
-  const compiledFor = (inputs: readonly Tensor[]): Promise<Compiled> => {
+  const drop = (key: string, entry: Entry): void => {
+    if (cache.get(key) === entry) cache.delete(key)
+    entry.dropped = true
+    release(entry)
+  }
+
+  const entryFor = (inputs: readonly Tensor[]): Entry => {
     const key = inputs.map(checkedTypeText).join('|')
-    const entry = cache.get(key) ?? compile(fn, inputs, recompute)
+    const entry = cache.get(key) ?? { compiled: compile(fn, inputs, recompute), users: 0, dropped: false }
     cache.delete(key)
     cache.set(key, entry)
-    entry.catch(() => cache.delete(key))
+    entry.compiled.catch(() => drop(key, entry))
     for (const [oldest, old] of cache) {
       if (cache.size <= cacheSize) break
-      cache.delete(oldest)
-      old.then(({ native }) => native.dispose()).catch(() => {})
+      drop(oldest, old)
     }
     return entry
   }
 
-  const compiled = async (inputs: readonly Tensor[]): Promise<Compiled> => {
-    const ready = await compiledFor(inputs)
-    used.add(ready)
-    return ready
+  const using = async <T>(inputs: readonly Tensor[], use: (compiled: Compiled) => T | Promise<T>): Promise<T> => {
+    const entry = entryFor(inputs)
+    entry.users += 1
+    try {
+      const compiled = await entry.compiled
+      used.add(compiled)
+      return await use(compiled)
+    } finally {
+      entry.users -= 1
+      release(entry)
+    }
   }
 
-  const run = async (inputs: readonly Tensor[], { signal }: RunOptions = {}): Promise<Computed<O>> => {
-    throwIfAborted(signal)
-    const { native, assemble } = await compiled(inputs)
+  const runCompiled = async (
+    { native, assemble }: Compiled,
+    inputs: readonly Tensor[],
+    signal: AbortSignal | undefined,
+  ): Promise<Computed<O>> => {
     throwIfAborted(signal)
     const abort = signal && new NativeAbort()
     const onAbort = (): void => abort?.abort()
@@ -115,19 +137,26 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
     }
   }
 
+  const run = async (inputs: readonly Tensor[], { signal }: RunOptions = {}): Promise<Computed<O>> => {
+    throwIfAborted(signal)
+    return using(inputs, (compiled) => runCompiled(compiled, inputs, signal))
+  }
+
   return Object.assign((...inputs: readonly Tensor[]) => run(inputs), {
     run,
-    plan: async (inputs: readonly Tensor[]) => {
-      const { native, instructions } = await compiled(inputs)
-      return { instructions, peakBytes: native.peakBytes }
-    },
+    plan: (inputs: readonly Tensor[]) =>
+      using(inputs, ({ native, instructions }) => ({ instructions, peakBytes: native.peakBytes })),
     profile: () => [...used].flatMap(({ native }) => native.profile()),
     dispose: () => {
-      for (const entry of cache.values()) entry.then(({ native }) => native.dispose()).catch(() => {})
-      cache.clear()
+      for (const [key, entry] of cache) drop(key, entry)
       used.clear()
     },
   })
+}
+
+/** Frees what the cache has dropped, as soon as no call uses it any more. */
+function release({ compiled, users, dropped }: Entry): void {
+  if (dropped && users === 0) compiled.then(({ native }) => native.dispose()).catch(() => {})
 }
 
 function checkedTypeText(input: Tensor): string {
