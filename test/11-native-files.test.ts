@@ -1,14 +1,15 @@
 // Files under the native core: bounds of the mapping, decoding of what GGUF and safetensors hold, the atomic writer.
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+
+import { mkdir, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
 import type { HeddleError } from '../lib/errors.js'
 import { addon, type Encoding, type NativeTensor } from '../lib/native.js'
 import type { DType } from '../lib/tensor/dtype.js'
 import { randomNumbers } from './random_numbers.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
-const folder = await mkdtemp(join(tmpdir(), 'heddle-files-'))
+const folder = temporaryFolder()
 test.after.always(() => rm(folder, { recursive: true, force: true }))
 
 let files = 0

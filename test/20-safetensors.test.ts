@@ -1,5 +1,4 @@
-import { mkdtempSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 import fc from 'fast-check'
@@ -7,6 +6,7 @@ import { HeddleError } from '../lib/errors.js'
 import { type ByteSource, sourceOf } from '../lib/formats/byte_source.js'
 import { openSafetensors, readSafetensorsHeader } from '../lib/formats/safetensors.js'
 import { addon } from '../lib/native.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 /** A file in memory. */
 function memory(bytes: Uint8Array): ByteSource {
@@ -122,10 +122,8 @@ test('a damaged file is read or refused, nothing else', async (t) => {
   await t.notThrowsAsync(fc.assert(property, { seed: 3, numRuns: 500 }))
 })
 
-const newFolder = () => mkdtempSync(join(tmpdir(), 'heddle-safetensors-'))
-
 test('tensors load as they are stored and as f32', async (t) => {
-  const path = join(newFolder(), 'model.safetensors')
+  const path = join(temporaryFolder(), 'model.safetensors')
   const bytes = fileOf({ a: entry('F32', [2], 0, 8), b: entry('BF16', [2], 8, 12) }, 12)
   const data = Buffer.from(bytes.buffer, bytes.byteOffset + bytes.byteLength - 12)
   data.writeFloatLE(1.5, 0)
@@ -143,7 +141,7 @@ test('tensors load as they are stored and as f32', async (t) => {
 })
 
 test('what the addon writes is read back', async (t) => {
-  const path = join(newFolder(), 'out.safetensors')
+  const path = join(temporaryFolder(), 'out.safetensors')
   const tensor = addon.tensorFromData('f32', [2, 2], Float32Array.of(1, 2, 3, 4))
   await addon.writeSafetensors(path, [{ name: 'w', tensor }], { format: 'pt' })
   const archive = await openSafetensors(path)
@@ -154,7 +152,7 @@ test('what the addon writes is read back', async (t) => {
 })
 
 test('shards are found through their index', async (t) => {
-  const folder = newFolder()
+  const folder = temporaryFolder()
   writeFileSync(join(folder, 'model-1.safetensors'), fileOf({ a: entry('U8', [1], 0, 1) }, 1))
   writeFileSync(join(folder, 'model-2.safetensors'), fileOf({ b: entry('U8', [2], 0, 2) }, 2))
   const index = join(folder, 'model.safetensors.index.json')
@@ -165,7 +163,7 @@ test('shards are found through their index', async (t) => {
 })
 
 test('an index that names other folders, or tensors that are not there, is refused', async (t) => {
-  const folder = newFolder()
+  const folder = temporaryFolder()
   writeFileSync(join(folder, 'model-1.safetensors'), fileOf({ a: entry('U8', [1], 0, 1) }, 1))
   const index = join(folder, 'model.safetensors.index.json')
   for (const map of [{ a: '../model-1.safetensors' }, { a: 7 }, { missing: 'model-1.safetensors' }, {}]) {

@@ -1,5 +1,4 @@
-import { mkdtempSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 import fc from 'fast-check'
@@ -9,6 +8,7 @@ import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { type GgufArray, readGgufHeader, readGgufNumbers, readGgufStrings } from '../lib/formats/gguf.js'
 import { addon } from '../lib/native.js'
 import { fetchModel } from './models/fetch.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 /** Builds a GGUF file byte by byte. */
 class Bytes {
@@ -291,7 +291,7 @@ test('quantised blocks load as f32', async (t) => {
   const block = bytes.subarray(bytes.length - 34)
   block.writeUInt16LE(0x3800, 0)
   for (let i = 0; i < 32; i++) block.writeInt8(i - 16, 2 + i)
-  const path = join(mkdtempSync(join(tmpdir(), 'heddle-gguf-')), 'w.gguf')
+  const path = join(temporaryFolder(), 'w.gguf')
   writeFileSync(path, bytes)
   const file = await addon.openFile(path)
   const tensor = file.tensor({ encoding: 'q8_0', dtype: 'f32', shape: [1, 32], offset: bytes.length - 34 })
@@ -307,7 +307,7 @@ const opened = async (t: ExecutionContext, source: string) =>
   (await t.throwsAsync(openCheckpoint(source), { instanceOf: HeddleError })) as HeddleError
 
 test('a model of another architecture is refused by name', async (t) => {
-  const path = join(mkdtempSync(join(tmpdir(), 'heddle-gguf-')), 'other.gguf')
+  const path = join(temporaryFolder(), 'other.gguf')
   writeFileSync(path, start(0, 1).text('general.architecture').u32(typeCode.string).text('mamba').done())
   const error = await opened(t, path)
   t.is(error.code, 'ERR_HEDDLE_FORMAT')

@@ -1,11 +1,11 @@
-import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import { HeddleError } from '../lib/errors.js'
 import { type ChatMessage, Tokenizer } from '../lib/tokenize/tokenizer.js'
 import { fetchModel } from './models/fetch.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 interface TextCase {
   readonly text: string
@@ -94,7 +94,7 @@ test('a token stream lets bytes that are no character go at its end', async (t) 
 })
 
 test('a saved tokenizer is loaded as the same tokenizer', async (t) => {
-  const folder = join(mkdtempSync(join(tmpdir(), 'heddle-')), 'saved')
+  const folder = join(temporaryFolder(), 'saved')
   await smollm2.save(folder)
   t.true(existsSync(join(folder, 'tokenizer.json')))
   const again = await Tokenizer.load({ kind: 'folder', path: folder })
@@ -116,14 +116,14 @@ test('a long text gives the tokens of the whole', async (t) => {
 })
 
 test('a folder without tokenizer.json is ERR_HEDDLE_IO', async (t) => {
-  const path = mkdtempSync(join(tmpdir(), 'heddle-'))
+  const path = temporaryFolder()
   const error = await t.throwsAsync(Tokenizer.load({ kind: 'folder', path }), { instanceOf: HeddleError })
   t.is((error as HeddleError).code, 'ERR_HEDDLE_IO')
   t.is((error as HeddleError).place, path)
 })
 
 test('a damaged tokenizer.json is ERR_HEDDLE_FORMAT', async (t) => {
-  const path = mkdtempSync(join(tmpdir(), 'heddle-'))
+  const path = temporaryFolder()
   for (const content of ['{"model": ', '[]', '{"model": {"type": "Nonsense"}}']) {
     writeFileSync(join(path, 'tokenizer.json'), content)
     const error = await t.throwsAsync(Tokenizer.load({ kind: 'folder', path }), { instanceOf: HeddleError })

@@ -1,12 +1,12 @@
 import { createHash } from 'node:crypto'
-import { existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, lstatSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 import { HeddleError, type HeddleErrorCode } from '../lib/errors.js'
 import { fetchFromHub, type HubProgress } from '../lib/formats/hub.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 /** A hub on the loopback interface with one model, which answers the routes that the Hugging Face JS library uses. */
 interface FakeHub {
@@ -82,8 +82,6 @@ function sendFile(hub: FakeHub, request: IncomingMessage, response: ServerRespon
   else response.write(body.subarray(0, hub.breakAfter), () => response.destroy())
 }
 
-const newCache = () => mkdtempSync(join(tmpdir(), 'heddle-hub-'))
-
 async function failure(t: ExecutionContext, work: Promise<unknown>, code: HeddleErrorCode): Promise<HeddleError> {
   const error = (await t.throwsAsync(work, { instanceOf: HeddleError })) as HeddleError
   t.is(error.code, code, error.message)
@@ -92,7 +90,7 @@ async function failure(t: ExecutionContext, work: Promise<unknown>, code: Heddle
 
 test('a model comes as a snapshot folder in the cache of Hugging Face', async (t) => {
   const hub = await startHub(t)
-  const cacheFolder = newCache()
+  const cacheFolder = temporaryFolder()
   const snapshot = await fetchFromHub(id, { endpoint: hub.endpoint, cacheFolder })
   t.is(snapshot, join(cacheFolder, 'models--loom--tiny', 'snapshots', commit))
   t.deepEqual(readdirSync(snapshot).sort(), ['config.json', 'model.safetensors', 'tokenizer.json'])
@@ -103,7 +101,7 @@ test('a model comes as a snapshot folder in the cache of Hugging Face', async (t
 
 test('what the cache has is not fetched again', async (t) => {
   const hub = await startHub(t)
-  const options = { endpoint: hub.endpoint, cacheFolder: newCache() }
+  const options = { endpoint: hub.endpoint, cacheFolder: temporaryFolder() }
   await fetchFromHub(id, options)
   hub.requests.length = 0
   await fetchFromHub(id, options)
@@ -115,7 +113,7 @@ test('what the cache has is not fetched again', async (t) => {
 
 test('a download that breaks off goes on where it stopped', async (t) => {
   const hub = await startHub(t)
-  const options = { endpoint: hub.endpoint, cacheFolder: newCache() }
+  const options = { endpoint: hub.endpoint, cacheFolder: temporaryFolder() }
   hub.breakAfter = 100_000
   await failure(t, fetchFromHub(id, options), 'ERR_HEDDLE_NETWORK')
   hub.breakAfter = undefined
@@ -128,7 +126,7 @@ test('a download that breaks off goes on where it stopped', async (t) => {
 
 test('a partial file that is not what the hub has is dropped', async (t) => {
   const hub = await startHub(t)
-  const options = { endpoint: hub.endpoint, cacheFolder: newCache() }
+  const options = { endpoint: hub.endpoint, cacheFolder: temporaryFolder() }
   await fetchFromHub(id, options)
   const blob = join(options.cacheFolder, 'models--loom--tiny', 'blobs', sha256(weights))
   writeFileSync(blob, '')
@@ -143,7 +141,7 @@ test('progress counts the bytes of all files', async (t) => {
   const hub = await startHub(t)
   const seen: HubProgress[] = []
   const onProgress = (progress: HubProgress) => seen.push(progress)
-  await fetchFromHub(id, { endpoint: hub.endpoint, cacheFolder: newCache(), onProgress })
+  await fetchFromHub(id, { endpoint: hub.endpoint, cacheFolder: temporaryFolder(), onProgress })
   const total = files['config.json']!.length + files['tokenizer.json']!.length + weights.length
   t.is(seen.at(-1)!.loaded, total)
   t.true(seen.every((progress) => progress.total === total && progress.loaded <= total))
@@ -152,7 +150,7 @@ test('progress counts the bytes of all files', async (t) => {
 test('a token is sent, and without it the refusal says what to do', async (t) => {
   const hub = await startHub(t)
   hub.token = 'hf_secret'
-  const options = { endpoint: hub.endpoint, cacheFolder: newCache() }
+  const options = { endpoint: hub.endpoint, cacheFolder: temporaryFolder() }
   const error = await failure(t, fetchFromHub(id, options), 'ERR_HEDDLE_NETWORK')
   t.regex(error.message, /status 401.*HF_TOKEN/)
   await t.notThrowsAsync(fetchFromHub(id, { ...options, token: 'hf_secret' }))
@@ -160,7 +158,7 @@ test('a token is sent, and without it the refusal says what to do', async (t) =>
 
 test('an unknown model is ERR_HEDDLE_NETWORK with its name', async (t) => {
   const hub = await startHub(t)
-  const work = fetchFromHub('loom/missing', { endpoint: hub.endpoint, cacheFolder: newCache() })
+  const work = fetchFromHub('loom/missing', { endpoint: hub.endpoint, cacheFolder: temporaryFolder() })
   const error = await failure(t, work, 'ERR_HEDDLE_NETWORK')
   t.is(error.place, 'loom/missing')
   t.regex(error.message, /status 404.*no such model/)
@@ -168,7 +166,7 @@ test('an unknown model is ERR_HEDDLE_NETWORK with its name', async (t) => {
 
 test('an unreachable hub is ERR_HEDDLE_NETWORK, or the cached snapshot', async (t) => {
   const hub = await startHub(t)
-  const options = { endpoint: hub.endpoint, cacheFolder: newCache() }
+  const options = { endpoint: hub.endpoint, cacheFolder: temporaryFolder() }
   const snapshot = await fetchFromHub(id, options)
   hub.close()
   t.is(await fetchFromHub(id, options), snapshot)
@@ -179,12 +177,12 @@ test('an abort signal stops a download with ERR_HEDDLE_ABORTED', async (t) => {
   const hub = await startHub(t)
   const controller = new AbortController()
   const onProgress = () => controller.abort()
-  const options = { endpoint: hub.endpoint, cacheFolder: newCache(), signal: controller.signal, onProgress }
+  const options = { endpoint: hub.endpoint, cacheFolder: temporaryFolder(), signal: controller.signal, onProgress }
   await failure(t, fetchFromHub(id, options), 'ERR_HEDDLE_ABORTED')
 })
 
 test('names that are no hub ids, and tokens that are none, are ERR_HEDDLE_ARGUMENT', async (t) => {
   for (const name of ['../etc/passwd', 'a/b/c', '', 'a//b', '/abs'])
-    await failure(t, fetchFromHub(name, { cacheFolder: newCache() }), 'ERR_HEDDLE_ARGUMENT')
-  await failure(t, fetchFromHub(id, { cacheFolder: newCache(), token: 'nonsense' }), 'ERR_HEDDLE_ARGUMENT')
+    await failure(t, fetchFromHub(name, { cacheFolder: temporaryFolder() }), 'ERR_HEDDLE_ARGUMENT')
+  await failure(t, fetchFromHub(id, { cacheFolder: temporaryFolder(), token: 'nonsense' }), 'ERR_HEDDLE_ARGUMENT')
 })

@@ -1,5 +1,4 @@
-import { mkdtempSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import fc from 'fast-check'
@@ -10,6 +9,7 @@ import { permutation } from '../lib/data/shuffle.js'
 import { HeddleError } from '../lib/errors.js'
 import { Tokenizer } from '../lib/tokenize/tokenizer.js'
 import { fetchModel } from './models/fetch.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 let tokenizer: Tokenizer
 
@@ -20,7 +20,7 @@ test.before('load SmolLM2', async () => {
 test.after.always('close', () => tokenizer?.close())
 
 function file(name: string, content: string): string {
-  const path = join(mkdtempSync(join(tmpdir(), 'heddle-data-')), name)
+  const path = join(temporaryFolder(), name)
   writeFileSync(path, content)
   return path
 }

@@ -1,6 +1,6 @@
 // LoRA as PEFT does it: numbers made by PEFT itself (test/golden/make_lora_peft.py), and the closed forms of the paper.
-import { mkdtemp, readFile, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
@@ -12,6 +12,7 @@ import type { CausalLm } from '../lib/models/causal_lm.js'
 import { type Forward, linear } from '../lib/nn/site.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { golden, goldenJson, goldenLlama, goldenTensors, relativeError } from './golden.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 interface PeftGolden {
   readonly adapters: Readonly<Record<string, { readonly sites: readonly string[]; readonly trainable: number }>>
@@ -108,7 +109,7 @@ test('an adapter trained and written by Heddle computes in PEFT what it computes
 })
 
 test('the folder that PEFT was given is still what Heddle writes, byte for byte', async (t) => {
-  const folder = await mkdtemp(join(tmpdir(), 'heddle-lora-'))
+  const folder = temporaryFolder()
   const adapter = await Adapter.load(await goldenLlama('tiny-llama'), golden('heddle-adapter'), {
     baseModel: 'tiny-llama',
   })
@@ -118,7 +119,7 @@ test('the folder that PEFT was given is still what Heddle writes, byte for byte'
 })
 
 test('a saved folder loads again with the same logits', async (t) => {
-  const folder = await mkdtemp(join(tmpdir(), 'heddle-lora-'))
+  const folder = temporaryFolder()
   const model = await goldenLlama('tiny-llama')
   const ids = await goldenIds()
   const adapter = await Adapter.load(model, golden('peft-all-linear'))
@@ -128,7 +129,7 @@ test('a saved folder loads again with the same logits', async (t) => {
 })
 
 test('a saved config has the fields that PEFT reads, sorted', async (t) => {
-  const folder = await mkdtemp(join(tmpdir(), 'heddle-lora-'))
+  const folder = temporaryFolder()
   const model = await goldenLlama('tiny-llama')
   const adapter = await Adapter.attach(model, lora({ r: 4, lora_alpha: 16, use_rslora: true }), {
     baseModel: 'some/base',
@@ -156,7 +157,7 @@ test('an adapter that needs what plain LoRA is not is refused by the field', asy
 })
 
 test('a folder whose tensors belong to other modules is refused', async (t) => {
-  const folder = await mkdtemp(join(tmpdir(), 'heddle-lora-'))
+  const folder = temporaryFolder()
   const model = await goldenLlama('tiny-llama')
   const adapter = await Adapter.attach(model, lora({ r: 4, target_modules: ['q_proj'] }))
   await adapter.save(folder)

@@ -1,4 +1,5 @@
 // Training: the numbers of PEFT and torch, accumulation, the loop's options, evaluation, and what is refused.
+
 import { existsSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -16,7 +17,8 @@ import { evaluate } from '../lib/train/evaluate.js'
 import { type TrainStep, train } from '../lib/train/train.js'
 import { trainingStep } from '../lib/train/training_step.js'
 import { golden, goldenJson, goldenLlama, goldenTensors, relativeError } from './golden.js'
-import { temporaryFolder, textFile, tinyDataset, tinyModel } from './tiny_model.js'
+import { temporaryFolder } from './support/temporary_folder.js'
+import { textFile, tinyDataset, tinyModel } from './tiny_model.js'
 
 interface PeftTraining {
   readonly training: {
@@ -207,7 +209,7 @@ test('evaluation does not depend on the batch size', async (t) => {
 
 test('an output folder gets the adapter as a PEFT folder', async (t) => {
   const model = await tinyModel()
-  const outputFolder = join(await temporaryFolder(), 'out')
+  const outputFolder = join(temporaryFolder(), 'out')
   await collect(model, { data: await tinyDataset(model), maxSteps: 2, outputFolder })
   const loaded = await model.loadAdapter(outputFolder)
   t.deepEqual(await values(loaded.parameters().values()), await values(model.adapters[0]!.parameters().values()))
@@ -224,7 +226,7 @@ test('a run that is left early frees what it holds and can be followed by anothe
 
 test('a signal stops the run after its step and leaves a checkpoint of it', async (t) => {
   const model = await tinyModel()
-  const outputFolder = await temporaryFolder()
+  const outputFolder = temporaryFolder()
   const abort = new AbortController()
   const seen: number[] = []
   const data = await tinyDataset(model)

@@ -1,4 +1,5 @@
 // Checkpoints: resumed runs are the same bit for bit, whatever stopped them; broken or foreign ones are refused.
+
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { cp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
@@ -8,7 +9,8 @@ import test from 'ava'
 import { HeddleError, lora } from '../lib/index.js'
 import type { TrainOptions } from '../lib/train/options.js'
 import { train } from '../lib/train/train.js'
-import { temporaryFolder, textFile, tinyModel } from './tiny_model.js'
+import { temporaryFolder } from './support/temporary_folder.js'
+import { textFile, tinyModel } from './tiny_model.js'
 
 const child = fileURLToPath(new URL('./training_child.js', import.meta.url))
 const total = 10
@@ -53,8 +55,8 @@ async function trained({ data, outputFolder, stopAfter, options }: Part) {
 
 test('stopping at step 4 and resuming gives the very numbers of a run in one go', async (t) => {
   const data = await textFile()
-  const whole = await trained({ data, outputFolder: await temporaryFolder() })
-  const outputFolder = await temporaryFolder()
+  const whole = await trained({ data, outputFolder: temporaryFolder() })
+  const outputFolder = temporaryFolder()
   const first = await trained({ data, outputFolder, stopAfter: 4 })
   const rest = await trained({ data, outputFolder, options: { resume: true } })
   t.deepEqual([...rest.losses.keys()], [5, 6, 7, 8, 9, 10])
@@ -64,8 +66,8 @@ test('stopping at step 4 and resuming gives the very numbers of a run in one go'
 
 test('a process that is killed loses nothing but the steps since its last checkpoint', async (t) => {
   const data = await textFile()
-  const whole = await trained({ data, outputFolder: await temporaryFolder() })
-  const outputFolder = await temporaryFolder()
+  const whole = await trained({ data, outputFolder: temporaryFolder() })
+  const outputFolder = temporaryFolder()
   const victim = spawn(process.execPath, [child, data, outputFolder], { stdio: 'inherit' })
   t.deepEqual(await once(victim, 'exit'), [null, 'SIGKILL'])
   const rest = await trained({ data, outputFolder, options: { resume: true, checkpointEvery: 2 } })
@@ -75,13 +77,13 @@ test('a process that is killed loses nothing but the steps since its last checkp
 })
 
 test('the newest two checkpoints stay, and nothing half written', async (t) => {
-  const outputFolder = await temporaryFolder()
+  const outputFolder = temporaryFolder()
   await trained({ data: await textFile(), outputFolder, options: { checkpointEvery: 3 } })
   t.deepEqual((await readdir(join(outputFolder, 'checkpoints'))).sort(), ['step-00000009', 'step-00000010'])
 })
 
 test('leftovers of a writer that was killed are ignored and removed', async (t) => {
-  const outputFolder = await temporaryFolder()
+  const outputFolder = temporaryFolder()
   const data = await textFile()
   await trained({ data, outputFolder, stopAfter: 3 })
   const folder = join(outputFolder, 'checkpoints')
@@ -92,11 +94,11 @@ test('leftovers of a writer that was killed are ignored and removed', async (t) 
 })
 
 test('a checkpoint can be named, and a finished run has nothing left to do', async (t) => {
-  const outputFolder = await temporaryFolder()
+  const outputFolder = temporaryFolder()
   const data = await textFile()
   const done = await trained({ data, outputFolder, options: { checkpointEvery: 8 } })
   const resume = join(outputFolder, 'checkpoints', 'step-00000008')
-  const rest = await trained({ data, outputFolder: await temporaryFolder(), options: { resume } })
+  const rest = await trained({ data, outputFolder: temporaryFolder(), options: { resume } })
   t.deepEqual([...rest.losses.keys()], [9, 10])
   t.deepEqual(rest.numbers, done.numbers)
   const again = await trained({ data, outputFolder, options: { resume: true } })
@@ -106,12 +108,12 @@ test('a checkpoint can be named, and a finished run has nothing left to do', asy
 
 test('resume without a checkpoint starts at the beginning', async (t) => {
   const options = { resume: true, maxSteps: 1 }
-  const { losses } = await trained({ data: await textFile(), outputFolder: await temporaryFolder(), options })
+  const { losses } = await trained({ data: await textFile(), outputFolder: temporaryFolder(), options })
   t.deepEqual([...losses.keys()], [1])
 })
 
 test('resuming with other settings is refused, naming the setting', async (t) => {
-  const outputFolder = await temporaryFolder()
+  const outputFolder = temporaryFolder()
   const data = await textFile()
   await trained({ data, outputFolder, stopAfter: 1 })
   for (const [name, options] of [
@@ -128,7 +130,7 @@ test('resuming with other settings is refused, naming the setting', async (t) =>
 })
 
 test('an unfinished run is not overwritten by accident', async (t) => {
-  const outputFolder = await temporaryFolder()
+  const outputFolder = temporaryFolder()
   const data = await textFile()
   await trained({ data, outputFolder, stopAfter: 2 })
   await t.throwsAsync(trained({ data, outputFolder }), {
@@ -148,7 +150,7 @@ for (const [what, damage, code] of [
   ],
 ] as const)
   test(`a checkpoint ${what} is refused`, async (t) => {
-    const outputFolder = await temporaryFolder()
+    const outputFolder = temporaryFolder()
     const data = await textFile()
     await trained({ data, outputFolder, stopAfter: 1 })
     await damage(join(outputFolder, 'checkpoints', 'step-00000001'))
@@ -156,7 +158,7 @@ for (const [what, damage, code] of [
   })
 
 test("the trainer's state is readable JSON", async (t) => {
-  const outputFolder = await temporaryFolder()
+  const outputFolder = temporaryFolder()
   await trained({ data: await textFile(), outputFolder, stopAfter: 2 })
   const state = JSON.parse(await readFile(join(outputFolder, 'checkpoints', 'step-00000002', 'trainer.json'), 'utf8'))
   t.like(state, { format: 1, step: 2, total, settings: { batchSize: 2, accumulation: 2 } })

@@ -1,21 +1,23 @@
 // The event loop is never held for more than 20 ms while a real model is loaded, trained and asked.
+
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import { fetchModel } from './models/fetch.js'
 import type { EventLoopReport } from './support/event_loop_child.js'
-import { temporaryFolder, textFile } from './tiny_model.js'
+import { temporaryFolder } from './support/temporary_folder.js'
+import { textFile } from './tiny_model.js'
 
 const script = fileURLToPath(new URL('./support/event_loop_child.js', import.meta.url))
 /** Helper threads of the collector would have the loop wait for a processor of their own. */
 const execArgv = ['--single-threaded-gc']
 const limit = 20
-const attempts = 4
+const attempts = 6
 
 async function measure(): Promise<EventLoopReport> {
   const data = await textFile('A loom holds the warp threads under tension, so that the weft can pass.\n'.repeat(60))
-  const child = fork(script, [await fetchModel('smollm2'), data, await temporaryFolder()], { execArgv })
+  const child = fork(script, [await fetchModel('smollm2'), data, temporaryFolder()], { execArgv })
   const [report] = (await Promise.race([
     once(child, 'message'),
     once(child, 'exit').then(([code]) => Promise.reject(new Error(`the process ended with ${code}`))),

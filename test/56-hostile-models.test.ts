@@ -1,4 +1,5 @@
 // Model files that are damaged, contradict themselves or are of another kind: refused with a sentence, never crashed on.
+
 import { copyFile, open, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { inspect } from 'node:util'
@@ -6,7 +7,8 @@ import test, { type ExecutionContext } from 'ava'
 import { HeddleError, type HeddleErrorCode, loadModel } from '../lib/index.js'
 import { fetchModel } from './models/fetch.js'
 import { randomNumbers } from './random_numbers.js'
-import { temporaryFolder, tinyModelFolder } from './tiny_model.js'
+import { temporaryFolder } from './support/temporary_folder.js'
+import { tinyModelFolder } from './tiny_model.js'
 
 async function refused(
   t: ExecutionContext,
@@ -132,7 +134,7 @@ for (const [name, content] of [
   })
 
 test('a path that is no model is refused with what would be one', async (t) => {
-  const folder = await temporaryFolder()
+  const folder = temporaryFolder()
   const path = join(folder, 'notes.md')
   await writeFile(path, 'hello')
   await refused(t, path, 'ERR_HEDDLE_ARGUMENT', /a model folder, a \.gguf file, or a hub id/)
@@ -180,7 +182,7 @@ test('weights that are not numbers give some text, not a crash', async (t) => {
 
 /** A copy of the real model's file that tests may damage. */
 async function realCopy(): Promise<string> {
-  const path = join(await temporaryFolder(), 'SmolLM2.gguf')
+  const path = join(temporaryFolder(), 'SmolLM2.gguf')
   await copyFile(await fetchModel('smollm2'), path)
   return path
 }

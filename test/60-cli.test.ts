@@ -1,11 +1,13 @@
 // The `heddle` command as a user runs it: every subcommand, help, typos, JSON, exit codes, Ctrl-C and resuming.
+
 import { spawn } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
-import { temporaryFolder, textFile, tinyModelFolder } from './tiny_model.js'
+import { temporaryFolder } from './support/temporary_folder.js'
+import { textFile, tinyModelFolder } from './tiny_model.js'
 
 const script = fileURLToPath(new URL('../lib/cli/heddle.js', import.meta.url))
 
@@ -48,7 +50,7 @@ const events = ({ stdout }: Outcome): Record<string, unknown>[] =>
 const eventNames = (outcome: Outcome): unknown[] => events(outcome).map(({ event }) => event)
 
 async function trainArguments(...more: readonly string[]): Promise<{ args: string[]; model: string; output: string }> {
-  const [model, data, output] = [await tinyModelFolder(), await textFile(), await temporaryFolder()]
+  const [model, data, output] = [await tinyModelFolder(), await textFile(), temporaryFolder()]
   const sizes = ['--max-length', '32', '--batch-size', '2', '--rank', '4', '--learning-rate', '0.01']
   const args = ['train', '--model', model, '--data', data, '--output', output, ...sizes, ...more]
   return { args, model, output }
@@ -87,7 +89,7 @@ test('a value of the wrong kind is wrong use and names its flag', async (t) => {
 })
 
 test('a failure is one line without a stack, which --debug shows', async (t) => {
-  const args = ['eval', '--model', join(await temporaryFolder(), 'none.gguf'), '--data', 'x.txt']
+  const args = ['eval', '--model', join(temporaryFolder(), 'none.gguf'), '--data', 'x.txt']
   const plain = await heddle(args)
   t.is(plain.code, 2)
   t.regex(plain.stderr, /^heddle: model: expected a model folder.*\n$/)
@@ -130,7 +132,7 @@ test('train, eval, generate and merge do the whole job', async (t) => {
 test('Ctrl-C saves the step, prints the command that goes on, and that command ends where one run would', async (t) => {
   const straight = await trainArguments('--json', '--max-steps', '12', '--checkpoint-every', '50')
   const whole = await heddle(straight.args)
-  const other = await temporaryFolder()
+  const other = temporaryFolder()
   const args = straight.args.map((arg) => (arg === straight.output ? other : arg))
   const first = await heddle(args, { interruptAt: '"index":4,' })
   t.is(first.code, 130, first.stderr)
@@ -151,7 +153,7 @@ test('Ctrl-C saves the step, prints the command that goes on, and that command e
 })
 
 test('quickstart shows the model before and after, and leaves an adapter and a report', async (t) => {
-  const out = await temporaryFolder()
+  const out = temporaryFolder()
   const args = ['--model', await tinyModelFolder(), '--data', await textFile(), '--out', out, '--steps', '5']
   const { code, stdout, stderr } = await heddle(['quickstart', ...args])
   t.is(code, 0, stderr)
@@ -162,7 +164,7 @@ test('quickstart shows the model before and after, and leaves an adapter and a r
 })
 
 test('quickstart --json tells the same as events', async (t) => {
-  const args = ['--model', await tinyModelFolder(), '--data', await textFile(), '--out', await temporaryFolder()]
+  const args = ['--model', await tinyModelFolder(), '--data', await textFile(), '--out', temporaryFolder()]
   const outcome = await heddle(['quickstart', '--json', '--steps', '2', ...args])
   t.deepEqual(eventNames(outcome), ['start', 'evaluation', 'step', 'step', 'evaluation', 'done'])
 })

@@ -1,12 +1,13 @@
 // The counts that the continuous integration reports, read from the output of the test runner.
+
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 function counts(output: string): { readonly line: string; readonly status: number | null } {
-  const file = join(mkdtempSync(join(tmpdir(), 'heddle-counts-')), 'test.log')
+  const file = join(temporaryFolder(), 'test.log')
   writeFileSync(file, output)
   const { stdout, status } = spawnSync(process.execPath, ['.ci/counts.mjs', file], { encoding: 'utf8' })
   return { line: stdout.trimEnd(), status }

@@ -1,15 +1,16 @@
 // The README's code, pasted into a file and run as a user would run it.
+
 import { execFile } from 'node:child_process'
-import { access, cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { access, cp, mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import test from 'ava'
 import { root } from './golden.js'
 import { fetchModel } from './models/fetch.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 test('the code of the README fine-tunes, saves a PEFT folder and generates', async (t) => {
-  const folder = await mkdtemp(join(tmpdir(), 'heddle-readme-'))
+  const folder = temporaryFolder()
   t.teardown(() => rm(folder, { recursive: true, force: true }))
   const readme = await readFile(join(root, 'README.md'), 'utf8')
   const code = /```ts\n([\s\S]*?)```/.exec(readme)![1]!

@@ -1,19 +1,19 @@
 /** tiny-llama (random weights, 2 layers) with a tokenizer of single bytes, as a model folder made for a test. */
-import { cp, mkdtemp, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+
+import { cp, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Dataset } from '../lib/data/dataset.js'
 import { loadModel, type Model } from '../lib/model.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 const original = fileURLToPath(new URL('../../test/golden/tiny-llama', import.meta.url))
 
 /** A fresh folder for one test. */
-export const temporaryFolder = (): Promise<string> => mkdtemp(join(tmpdir(), 'heddle-test-'))
 
 /** Makes the model's folder. */
 export async function tinyModelFolder(): Promise<string> {
-  const folder = join(await temporaryFolder(), 'tiny')
+  const folder = join(temporaryFolder(), 'tiny')
   await cp(original, folder, { recursive: true })
   await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(byteTokenizer()))
   await writeFile(join(folder, 'tokenizer_config.json'), JSON.stringify({ eos_token: '<eos>' }))
@@ -29,7 +29,7 @@ export const proverbs = Array.from(
 ).join('')
 
 export async function textFile(text: string = proverbs): Promise<string> {
-  const path = join(await temporaryFolder(), 'data.txt')
+  const path = join(temporaryFolder(), 'data.txt')
   await writeFile(path, text)
   return path
 }
