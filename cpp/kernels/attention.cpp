@@ -264,8 +264,8 @@ struct RowBlock {
   // count rounded up to kPad; the rows beyond count are computed and dropped.
   size_t width;
   // Row r sees keys below limit[r], which never falls as r rises.
-  HWY_ALIGN int32_t limit[kRows];
-  HWY_ALIGN int32_t segment[kRows];
+  HWY_ALIGN int32_t limit[kRows] = {};
+  HWY_ALIGN int32_t segment[kRows] = {};
   int32_t segment_low, segment_high;
   // The last key that query 0 sees, where queries see different keys.
   size_t last_of_first;
@@ -300,7 +300,7 @@ struct KeyBlock {
   bool check_segments = false;
   const int32_t* segment = nullptr;
   // Per kStep keys: rows before this one see none of them. A multiple of the register tile and the vector.
-  size_t start[kKeys / kStep];
+  size_t start[kKeys / kStep] = {};
 
   KeyBlock(const AttentionProblem& p, const RowBlock& rows, size_t first_)
       : first(first_), count(HWY_MIN(kKeys, rows.key_end() - first_)) {

@@ -62,6 +62,7 @@ struct ProductShape {
   bool bias = false;
   float alpha = 1.0F;
 
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes a defaulted comparison for a use of 0.
   auto operator<=>(const ProductShape&) const = default;
 };
 
@@ -112,7 +113,7 @@ class PackedMatrix {
   int64_t n_blocks() const noexcept { return n_blocks_; }
   /// The whole matrix as one block, when the blocks lie side by side just as oneDNN would have packed the whole;
   /// else null.
-  const dnnl::memory* whole() const noexcept { return whole_.get(true) != nullptr ? &whole_ : nullptr; }
+  const dnnl::memory* whole() const { return whole_.get(true) != nullptr ? &whole_ : nullptr; }
 
  private:
   int64_t n_blocks_;

@@ -238,7 +238,8 @@ CompiledKernel compile_scatter_add_rows(const KernelRequest& request) {
   plan.rows = static_cast<size_t>(y.shape[0]);
   plan.count = count;
   plan.width = y.shape.count(1, y.shape.rank());
-  plan.rows_per_tile = rows_per_tile(plan.width * sizeof(float));
+  // Rows without columns take no memory, so there may be any number of them: one tile.
+  plan.rows_per_tile = plan.width == 0 ? std::max<size_t>(1, plan.rows) : rows_per_tile(plan.width * sizeof(float));
   plan.row_tiles = ceil_div(plan.rows, plan.rows_per_tile);
   plan.columns_per_tile = std::max<size_t>(1, plan.width);
   // Few rows that many sources add to: split the columns.

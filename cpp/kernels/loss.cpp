@@ -544,6 +544,7 @@ CompiledKernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
     const int32_t* targets = args.input<int32_t>(2);
     const auto rows = counted_rows(problem, targets, "linear_cross_entropy_vjp");
     std::vector<RowTerm> terms;
+    terms.reserve(rows.size());
     for (const int64_t row : rows)
       terms.push_back({args.input<float>(3)[row], args.input<float>(4)[row], targets[row]});
     const bool packs = !packed.logits && !rows.empty();

@@ -2,6 +2,7 @@
 // a frozen b is packed once and shared; any other b [k, n] is used as it lies; and batches run item by item.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -62,6 +63,8 @@ Problem read_problem(const KernelRequest& request) {
   problem.transpose_a = request.attributes.integer("transpose_a", 0) != 0;
   problem.transpose_b = request.attributes.integer("transpose_b", 0) != 0;
   problem.alpha = static_cast<float>(request.attributes.number("alpha", 1.0));
+  // oneDNN gives some NaNs a meaning of their own.
+  request.check(std::isfinite(problem.alpha), "a finite alpha", std::to_string(problem.alpha));
   problem.precision = request.attributes.has("precision")
                           ? precision_from_name(request.attributes.text("precision"), request.op)
                           : Precision::kF32;
@@ -113,10 +116,10 @@ void place_addend(const Problem& problem, const float* c, float* y, int64_t row0
   }
 }
 
-/// k = 0: the product is zero.
+/// k = 0: the product is zero. c is null when nothing is added.
 void run_empty_sum(const Problem& problem, const float* c, float* y) {
   const int64_t rows = problem.batch * problem.m;
-  if (problem.addend == Addend::kNone)
+  if (c == nullptr)
     std::memset(y, 0, rows * problem.n * sizeof(float));
   else
     place_addend(problem, c, y, 0, rows, 0, problem.n);
@@ -327,7 +330,8 @@ void MatrixPlan::run_tile(const Buffers& buffers, int64_t row_tile, int64_t col_
   const float* bias = library_bias_ ? buffers.c + col0 : nullptr;
   const Product& product = *products_[row_tile + 1 == row_tiles_][col_tile + 1 == col_tiles_];
   if (packed_) {
-    const dnnl::memory& b = col_tiles_ == 1 ? *packed_->whole() : packed_->block(0, col_tile);
+    const dnnl::memory* const whole = col_tiles_ == 1 ? packed_->whole() : nullptr;
+    const dnnl::memory& b = whole != nullptr ? *whole : packed_->block(0, col_tile);
     product.run(a, b, bias, tile, workspace);
   } else {
     product.run(a, tile_of_b(buffers.b, col0, cols, scratch + a_bytes_), bias, tile, workspace);

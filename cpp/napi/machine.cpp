@@ -27,9 +27,9 @@ bool has_bf16() {
 #endif
 }
 
-/// Highway numbers better targets lower.
+/// The best target that kernels were compiled for and that this machine has. Highway numbers better targets lower.
 const char* best_isa() {
-  const auto targets = static_cast<uint64_t>(hwy::SupportedTargets());
+  const auto targets = static_cast<uint64_t>((hwy::SupportedTargets() & HWY_TARGETS) | HWY_STATIC_TARGET);
   return hwy::TargetName(static_cast<decltype(hwy::SupportedTargets())>(uint64_t{1} << std::countr_zero(targets)));
 }
 

@@ -1,0 +1,275 @@
+/** For every kernel of the core, correct instructions of random size: what tests of hostile ones start from. */
+import type { DType } from '../../lib/tensor/dtype.js'
+import type { Attribute } from './instruction_list.js'
+
+export interface Operand {
+  readonly dtype: DType
+  readonly shape: readonly number[]
+}
+
+export interface Call {
+  readonly inputs: (Operand | null)[]
+  readonly outputs: (Operand | null)[]
+  readonly attributes: (readonly [string, Attribute])[]
+}
+
+export interface Random {
+  /** An integer in [0, limit). */
+  readonly below: (limit: number) => number
+  readonly pick: <T>(values: readonly T[]) => T
+}
+
+const f32 = (...shape: readonly number[]): Operand => ({ dtype: 'f32', shape })
+const i32 = (...shape: readonly number[]): Operand => ({ dtype: 'i32', shape })
+const u32 = (...shape: readonly number[]): Operand => ({ dtype: 'u32', shape })
+
+const size = (random: Random): number => random.pick([1, 2, 4, 7, 16, 33, 65, 130])
+const small = (random: Random): number => 1 + random.below(4)
+const flag = (random: Random): number => random.below(2)
+const maybe = (random: Random, operand: Operand): Operand | null => (flag(random) ? operand : null)
+
+const microOps: readonly (readonly [string, number])[] = [
+  ...['neg', 'abs', 'sign', 'exp', 'log', 'sqrt', 'rsqrt', 'reciprocal', 'square', 'sin', 'cos', 'tanh', 'sigmoid'].map(
+    (op) => [op, 1] as const,
+  ),
+  ...['silu', 'relu', 'erf', 'floor'].map((op) => [op, 1] as const),
+  ...['add', 'sub', 'mul', 'div', 'maximum', 'minimum', 'pow', 'greater', 'greater_equal', 'less', 'equal'].map(
+    (op) => [op, 2] as const,
+  ),
+  ['not_equal', 2],
+  ['select', 3],
+  ['constant', 0],
+]
+
+function elementwise(random: Random): Call {
+  const shape = [small(random), size(random)]
+  const broadcast = [shape, [shape[1]!], [shape[0]!, 1], []]
+  const inputs = Array.from({ length: small(random) }, () => f32(...random.pick(broadcast)))
+  const ops: string[] = []
+  const operands: number[] = []
+  const constants: number[] = []
+  for (let k = 0; k < 1 + random.below(6); ++k) {
+    const [op, arity] = random.pick(microOps)
+    for (let i = 0; i < arity; ++i) operands.push(random.below(inputs.length + k))
+    if (op === 'constant') constants.push(0.5 + k)
+    ops.push(op)
+  }
+  const outputs = Array.from({ length: 1 + random.below(2) }, (): Operand => {
+    return { dtype: random.pick(['f32', 'f32', 'bf16', 'f16', 'i32', 'u32', 'u8']), shape }
+  })
+  const results = outputs.map(() => random.below(inputs.length + ops.length))
+  return {
+    inputs,
+    outputs,
+    attributes: [
+      ['ops', ops],
+      ['operands', operands],
+      ['constants', constants],
+      ['results', results],
+    ],
+  }
+}
+
+function reduce(random: Random): Call {
+  const shape = [small(random), size(random), size(random)]
+  const axes = [0, 1, 2].filter(() => flag(random))
+  const kept = shape.filter((_, axis) => !axes.includes(axis))
+  return { inputs: [f32(...shape)], outputs: [f32(...kept)], attributes: [['axes', axes]] }
+}
+
+function matmul(random: Random): Call {
+  const [m, n, k] = [size(random), size(random), size(random)]
+  const [transposeA, transposeB] = [flag(random), flag(random)]
+  const leading = flag(random) ? [small(random)] : []
+  const matrix = (rows: number, cols: number, turned: number) => (turned ? [cols, rows] : [rows, cols])
+  const dtype = (): DType => random.pick(['f32', 'f32', 'bf16'])
+  const a = { dtype: dtype(), shape: [...leading, ...matrix(m, k, transposeA)] }
+  const b = { dtype: dtype(), shape: [...(flag(random) ? leading : []), ...matrix(k, n, transposeB)] }
+  const c = random.pick([null, f32(n), f32(...leading, m, n)])
+  return {
+    inputs: [a, b, c],
+    outputs: [f32(...leading, m, n)],
+    attributes: [
+      ['transpose_a', transposeA],
+      ['transpose_b', transposeB],
+      ['alpha', 0.5],
+      ['precision', random.pick(['f32', 'bf16'])],
+    ],
+  }
+}
+
+function attentionOperands(random: Random, square: boolean) {
+  const [b, t, kvHeads, group] = [small(random), size(random), small(random), small(random)]
+  const d = random.pick([1, 3, 8, 16, 20, 64])
+  const s = square ? t : size(random)
+  return { b, t, s, q: [b, t, kvHeads * group, d], k: [b, s, kvHeads, d], statistic: [b, kvHeads * group, t] }
+}
+
+function attention(random: Random): Call {
+  const square = flag(random) === 1
+  const { b, s, q, k, statistic } = attentionOperands(random, square)
+  return {
+    inputs: [f32(...q), f32(...k), f32(...k), square ? maybe(random, i32(b, s)) : null],
+    outputs: [f32(...q), maybe(random, f32(...statistic))],
+    attributes: [
+      ['causal', square ? flag(random) : 0],
+      ['scale', 0.25],
+    ],
+  }
+}
+
+function attentionVjp(random: Random): Call {
+  const forward = attention(random)
+  const [q, k] = [forward.inputs[0]!, forward.inputs[1]!]
+  const statistic = f32(q.shape[0]!, q.shape[2]!, q.shape[1]!)
+  return {
+    inputs: [...forward.inputs, { ...q }, statistic, { ...q }],
+    outputs: [maybe(random, { ...q }), maybe(random, { ...k }), maybe(random, { ...k })],
+    attributes: forward.attributes,
+  }
+}
+
+function attentionCached(random: Random): Call {
+  const { b, q, k } = attentionOperands(random, false)
+  const cache = { dtype: random.pick<DType>(['f32', 'bf16']), shape: k }
+  return { inputs: [f32(...q), cache, { ...cache }, i32(b)], outputs: [f32(...q)], attributes: [['scale', 0.25]] }
+}
+
+function crossEntropy(random: Random): Call {
+  const [n, d, v] = [size(random), size(random), random.pick([4, 16, 130, 700])]
+  return {
+    inputs: [f32(n, d), f32(v, d), i32(n)],
+    outputs: [f32(n), maybe(random, f32(n)), maybe(random, f32(n, d))],
+    attributes: [['precision', random.pick(['f32', 'bf16'])]],
+  }
+}
+
+function crossEntropyVjp(random: Random): Call {
+  const { inputs, attributes } = crossEntropy(random)
+  const n = inputs[2]!.shape[0]!
+  return {
+    inputs: [...inputs, f32(n), f32(n)],
+    outputs: [maybe(random, { ...inputs[0]! }), maybe(random, { ...inputs[1]! })],
+    attributes,
+  }
+}
+
+function slice(random: Random, turned: boolean): Call {
+  const whole = [small(random), 4 + size(random)]
+  const start = [0, random.below(4)]
+  const step = [1, small(random)]
+  const part = [whole[0]!, Math.ceil((whole[1]! - start[1]!) / step[1]!)]
+  const [x, y] = turned ? [part, whole] : [whole, part]
+  return {
+    inputs: [f32(...x)],
+    outputs: [f32(...y)],
+    attributes: [
+      ['start', start],
+      ['step', step],
+    ],
+  }
+}
+
+const plain = (inputs: Operand[], outputs: Operand[]): Call => ({ inputs, outputs, attributes: [] })
+
+export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
+  elementwise,
+  reduce_sum: reduce,
+  reduce_max: reduce,
+  argmax: (random) => {
+    const [n, v] = [size(random), size(random)]
+    return plain([f32(n, v)], [i32(n)])
+  },
+  gather_rows: (random) => {
+    const [n, d] = [size(random), size(random)]
+    return plain([f32(4 + size(random), d), i32(n, 2)], [f32(n, 2, d)])
+  },
+  scatter_add_rows: (random) => {
+    const [n, d] = [size(random), size(random)]
+    return plain([i32(n), f32(n, d)], [f32(4 + size(random), d)])
+  },
+  gather_last: (random) => {
+    const n = size(random)
+    return plain([f32(n, 4 + size(random)), i32(n)], [f32(n)])
+  },
+  scatter_last: (random) => {
+    const n = size(random)
+    return plain([i32(n), f32(n)], [f32(n, 4 + size(random))])
+  },
+  slice: (random) => slice(random, false),
+  slice_vjp: (random) => slice(random, true),
+  concat: (random) => {
+    const [n, a, b] = [size(random), size(random), size(random)]
+    return { inputs: [f32(n, a), f32(n, b)], outputs: [f32(n, a + b)], attributes: [['axis', 1]] }
+  },
+  transpose: (random) => {
+    const shape = [small(random), size(random), size(random)]
+    const permutation = random.pick([
+      [2, 1, 0],
+      [0, 2, 1],
+      [1, 2, 0],
+    ])
+    const turned = permutation.map((axis) => shape[axis]!)
+    return { inputs: [f32(...shape)], outputs: [f32(...turned)], attributes: [['permutation', permutation]] }
+  },
+  broadcast_to: (random) => {
+    const [n, d] = [size(random), size(random)]
+    return plain([f32(...random.pick([[d], [n, 1], [1], []]))], [f32(n, d)])
+  },
+  copy: (random) => {
+    const shape = [size(random), size(random)]
+    return plain([f32(...shape)], [f32(...shape)])
+  },
+  cache_update: (random) => {
+    const [b, t, h, d] = [small(random), small(random), small(random), size(random)]
+    const cache: Operand = { dtype: random.pick(['f32', 'bf16']), shape: [b, t + size(random), h, d] }
+    return plain([cache, f32(b, t, h, d), i32(b)], [cache])
+  },
+  matmul,
+  linear_cross_entropy: crossEntropy,
+  linear_cross_entropy_vjp: crossEntropyVjp,
+  rms_norm: (random) => {
+    const [n, d] = [size(random), size(random)]
+    return { inputs: [f32(n, d), f32(d)], outputs: [f32(n, d), maybe(random, f32(n))], attributes: [['eps', 1e-5]] }
+  },
+  rms_norm_vjp: (random) => {
+    const [n, d] = [size(random), size(random)]
+    return plain([f32(n, d), f32(d), f32(n), f32(n, d)], [f32(n, d), f32(d)])
+  },
+  rope_table: (random) => {
+    const shape = [small(random), size(random)]
+    const frequencies = Array.from({ length: small(random) }, (_, i) => 0.5 / (i + 1))
+    const table = f32(...shape, frequencies.length)
+    return {
+      inputs: [i32(...shape)],
+      outputs: [table, { ...table }],
+      attributes: [
+        ['inverse_frequencies', frequencies],
+        ['scale', 0.5],
+      ],
+    }
+  },
+  rope: (random) => {
+    const [b, t, h, half] = [small(random), size(random), small(random), size(random)]
+    const table = f32(random.pick([1, b]), t, half)
+    const x = f32(b, t, h, 2 * half)
+    return { inputs: [x, table, { ...table }], outputs: [{ ...x }], attributes: [['inverse', flag(random)]] }
+  },
+  attention,
+  attention_vjp: attentionVjp,
+  attention_cached: attentionCached,
+  random_uniform: (random) => ({
+    inputs: [u32(2)],
+    outputs: [f32(size(random), size(random))],
+    attributes: [['stream', small(random)]],
+  }),
+  random_normal: (random) => ({
+    inputs: [u32(2)],
+    outputs: [f32(size(random), size(random))],
+    attributes: [['stream', small(random)]],
+  }),
+  sample_token: (random) => {
+    const [b, v] = [small(random), size(random)]
+    return plain([f32(b, v), u32(2), i32(), f32(), i32(), f32()], [i32(b), f32(b)])
+  },
+}
