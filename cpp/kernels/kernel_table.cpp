@@ -9,6 +9,7 @@ const KernelTable& cpu_kernels() {
     register_elementwise(table);
     register_index(table);
     register_loss(table);
+    register_low_rank_matmul(table);
     register_matmul(table);
     register_norm(table);
     register_random(table);

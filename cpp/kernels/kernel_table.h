@@ -9,6 +9,7 @@ void register_attention(KernelTable& table);
 void register_elementwise(KernelTable& table);
 void register_index(KernelTable& table);
 void register_loss(KernelTable& table);
+void register_low_rank_matmul(KernelTable& table);
 void register_matmul(KernelTable& table);
 void register_norm(KernelTable& table);
 void register_random(KernelTable& table);

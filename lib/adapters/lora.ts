@@ -76,12 +76,12 @@ function planAt(site: Site, { r, lora_dropout: p }: LoraConfig, scale: number): 
       const input = forward.training && p > 0 ? dropout(x, p, forward.seed!, stream) : x
       const { precision } = forward
       const inner = matmul(input, read(parameters['lora_A.weight']!), { transposeB: true, precision })
-      const update = matmul(inner, read(parameters['lora_B.weight']!), { transposeB: true, precision })
-      return add(base(), mul(update, scale))
+      const update = matmul(inner, read(parameters['lora_B.weight']!), { transposeB: true, alpha: scale, precision })
+      return add(base(), update)
     },
     merged: (weight, parameters) => {
-      const product = matmul(read(parameters['lora_B.weight']!), read(parameters['lora_A.weight']!))
-      return add(weight, mul(product, scale))
+      const [a, b] = [read(parameters['lora_A.weight']!), read(parameters['lora_B.weight']!)]
+      return matmul(b, a, { alpha: scale, addend: weight })
     },
   }
 }

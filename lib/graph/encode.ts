@@ -1,5 +1,6 @@
 /** The byte form of an instruction list: little-endian, read and checked by cpp/program/instruction_list.cpp. */
 import { type DType, dtypes } from '../tensor/dtype.js'
+import { fusedInstructions } from './fused.js'
 import { type AttributeType, operatorOf } from './operator.js'
 import { pause } from './pause.js'
 import type { Attributes, AttributeValue } from './sym.js'
@@ -32,14 +33,6 @@ const magic = 0x504c4448
 const version = 1
 const attributeCodes: readonly AttributeType[] = ['i64', 'f64', 'string', 'i64[]', 'f64[]', 'string[]']
 
-/** Attribute types of the fused instruction, which no operator declares. */
-const fusedAttributes: Readonly<Record<string, AttributeType>> = {
-  ops: 'string[]',
-  operands: 'i64[]',
-  constants: 'f64[]',
-  results: 'i64[]',
-}
-
 export async function encode({ buffers, instructions }: InstructionList): Promise<Uint8Array> {
   const out = new ByteWriter()
   out.u32(magic)
@@ -63,7 +56,7 @@ export async function encode({ buffers, instructions }: InstructionList): Promis
 }
 
 function encodeInstruction(out: ByteWriter, { op, inputs, outputs, attributes }: Instruction): void {
-  const types = op === 'elementwise' ? fusedAttributes : (operatorOf(op).attributes ?? {})
+  const types = fusedInstructions.get(op)?.attributes ?? operatorOf(op).attributes ?? {}
   out.shortText(op)
   for (const ids of [inputs, outputs]) {
     out.u16(ids.length)

@@ -1,7 +1,8 @@
 /** The graph that passes rewrite: flat steps over numbered values, made from a finished trace. */
 import type { DType } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { operatorOf } from './operator.js'
+import { fusedInstructions } from './fused.js'
+import { type OperatorDefinition, operatorOf } from './operator.js'
 import { pause } from './pause.js'
 import type { Attributes, Sym, SymType, Trace } from './sym.js'
 
@@ -35,11 +36,16 @@ export interface Graph {
   assignments: Assignment[]
 }
 
-export const isElementwise = (step: Step): boolean =>
-  step.op !== 'input' && step.op !== 'bound' && operatorOf(step.op).kind === 'elementwise'
+/** The declaration of a step's operator; leaves and fused instructions have none. */
+const declared = ({ op }: Step): OperatorDefinition | undefined =>
+  op === 'input' || op === 'bound' || fusedInstructions.has(op) ? undefined : operatorOf(op)
 
-export const isAlias = (step: Step): boolean =>
-  step.op !== 'input' && step.op !== 'bound' && step.op !== 'elementwise' && operatorOf(step.op).kind === 'alias'
+export const isElementwise = (step: Step): boolean => declared(step)?.kind === 'elementwise'
+
+export const isAlias = (step: Step): boolean => declared(step)?.kind === 'alias'
+
+/** True when the step writes through its first input, which is a bound tensor. */
+export const mutates = (step: Step): boolean => declared(step)?.mutates === true
 
 export function addValue(graph: Graph, { shape, dtype }: SymType): number {
   return graph.values.push({ shape, dtype }) - 1

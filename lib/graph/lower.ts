@@ -5,7 +5,8 @@
 import { type DType, dtypeSize, elementCount, sameShape } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { type BufferDeclaration, type BufferKind, encode, type Instruction, type InstructionList } from './encode.js'
-import { absent, addValue, type Graph, isAlias, type Step } from './graph.js'
+import { fusedInstructions } from './fused.js'
+import { absent, addValue, type Graph, isAlias, mutates, type Step } from './graph.js'
 import { operatorOf } from './operator.js'
 import { pause } from './pause.js'
 
@@ -56,9 +57,6 @@ function separateResults(graph: Graph): void {
   graph.assignments = assigned
   graph.outputs = graph.outputs.map(own)
 }
-
-const mutates = (step: Step): boolean =>
-  step.op !== 'input' && step.op !== 'bound' && step.op !== 'elementwise' && operatorOf(step.op).mutates === true
 
 const isMutated = (step: Step | undefined, target: number): boolean =>
   step !== undefined && mutates(step) && step.inputs[0] === target
@@ -184,10 +182,11 @@ class Placement {
   #mayShare(step: Step, input: number, output: number): boolean {
     const from = this.#graph.values[step.inputs[input]!]!
     const to = this.#graph.values[step.outputs[output]!]!
-    if (step.op === 'elementwise') return sameShape(from.shape, to.shape) && from.dtype === to.dtype
+    const inPlace = fusedInstructions.get(step.op)?.inPlace ?? operatorOf(step.op).inPlace ?? []
+    if (inPlace === 'alike') return sameShape(from.shape, to.shape) && from.dtype === to.dtype
     if (elementCount(from.shape) !== elementCount(to.shape) || dtypeSize(from.dtype) !== dtypeSize(to.dtype))
       return false
-    return (operatorOf(step.op).inPlace ?? []).some(([i, o]) => i === input && o === output)
+    return inPlace.some(([i, o]) => i === input && o === output)
   }
 
   #addRoot(kind: BufferKind, index: number, owner: number): number {

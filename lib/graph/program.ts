@@ -8,6 +8,7 @@ import { typeText } from './operator.js'
 import { mergeCommonSubexpressions } from './passes/common_subexpression.js'
 import { removeDeadCode } from './passes/dead_code.js'
 import { fuseElementwise } from './passes/fuse_elementwise.js'
+import { fuseLowRankMatmuls } from './passes/low_rank_matmul.js'
 import { fuseMatmulAddends } from './passes/matmul_addend.js'
 import { recomputeCheapValues } from './passes/recompute.js'
 import { turn } from './pause.js'
@@ -197,6 +198,7 @@ async function compile(
   if (recompute) await recomputeCheapValues(graph)
   await removeDeadCode(graph)
   await fuseElementwise(graph)
+  await fuseLowRankMatmuls(graph)
   const { bytes, bound, instructions } = await lower(graph)
   const native = await addon.compile(
     bytes,

@@ -6,7 +6,7 @@
  */
 import { HeddleError } from '../../lib/errors.js'
 import { addon, type NativeTensor } from '../../lib/native.js'
-import { type DType, dtypeSize, dtypes, elementCount } from '../../lib/tensor/dtype.js'
+import { dtypeSize, dtypes, elementCount } from '../../lib/tensor/dtype.js'
 import { randomNumbers } from '../random_numbers.js'
 import { type Attribute, type Buffer as Declaration, encode } from './instruction_list.js'
 import { type Call, kernels, type Operand, type Random } from './kernel_calls.js'
@@ -71,7 +71,7 @@ function disturb({ inputs, outputs, attributes }: Call): void {
       operands.splice(at, 1)
       break
     case 1:
-      operands.splice(at, 0, random.pick([...inputs, ...outputs]))
+      operands.splice(at, 0, random.pick([...inputs, ...outputs, null]))
       break
     case 2:
       if (at < operands.length) operands[at] = null
@@ -113,25 +113,24 @@ async function attempt(call: Call): Promise<boolean> {
   const small = operands.every((operand) => bytesOf(operand) <= maxBytes && operand.shape.every((size) => size >= 0))
   const given: Operand[] = []
   const bound: Operand[] = []
-  const inputs = call.inputs.map((operand, i) => {
+  const declared = new Map<Operand, number>()
+  const inputs = call.inputs.map((operand) => {
     if (operand === null) return null
+    const known = declared.get(operand)
+    if (known !== undefined) return known
     // An output that names its input, which cache_update must and some others may: the same, bound buffer.
     const shared = call.outputs.includes(operand)
     const held = small && (shared || random.below(3) === 0)
-    const earlier = call.inputs.indexOf(operand)
-    if (earlier < i) return earlierIds[earlier]!
     const list = held ? bound : given
     const id = declare({ ...operand, kind: held ? 'bound' : 'input', index: list.push(operand) - 1 })
-    earlierIds[i] = id
+    declared.set(operand, id)
     return id
   })
   let wanted = 0
   const outputs = call.outputs.map((operand) => {
     if (operand === null) return null
-    const shared = inputs[call.inputs.indexOf(operand)]
-    return shared ?? declare({ ...operand, kind: 'output', index: wanted++ })
+    return declared.get(operand) ?? declare({ ...operand, kind: 'output', index: wanted++ })
   })
-  earlierIds.length = 0
   const bytes = encode({ buffers, instructions: [{ op: kernel, inputs, outputs, attributes: call.attributes }] })
   const tensors = bound.map(contents)
   const program = await addon.compile(bytes, tensors)
@@ -139,7 +138,6 @@ async function attempt(call: Call): Promise<boolean> {
   if (runs) await program.run(given.map(contents))
   return runs
 }
-const earlierIds: number[] = []
 
 let ran = 0
 for (let round = 0; round < Number(rounds); ++round) {

@@ -98,6 +98,25 @@ function matmul(random: Random): Call {
   }
 }
 
+function lowRankMatmul(random: Random): Call {
+  const [m, n, k, r] = [random.pick([size(random), 520]), size(random), size(random), small(random)]
+  const [transposeB, transposeU, transposeV] = [flag(random), flag(random), flag(random)]
+  const matrix = (rows: number, cols: number, turned: number) => f32(...(turned ? [cols, rows] : [rows, cols]))
+  const operands = [f32(m, k), matrix(k, n, transposeB), matrix(k, r, transposeU), matrix(r, n, transposeV)]
+  return {
+    inputs: [...operands, random.pick([null, f32(m, n)])],
+    outputs: [f32(m, n), f32(m, r)],
+    attributes: [
+      ['transpose_b', transposeB],
+      ['transpose_u', transposeU],
+      ['transpose_v', transposeV],
+      ['alpha', 0.5],
+      ['alpha_z', 2],
+      ['precision', random.pick(['f32', 'bf16'])],
+    ],
+  }
+}
+
 function attentionOperands(random: Random, square: boolean) {
   const [b, t, kvHeads, group] = [small(random), size(random), small(random), small(random)]
   const d = random.pick([1, 3, 8, 16, 20, 64])
@@ -226,6 +245,7 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     return plain([cache, f32(b, t, h, d), i32(b)], [cache])
   },
   matmul,
+  low_rank_matmul: lowRankMatmul,
   linear_cross_entropy: crossEntropy,
   linear_cross_entropy_vjp: crossEntropyVjp,
   rms_norm: (random) => {
