@@ -15,6 +15,9 @@ import { loadAddresses } from './corpus.js'
 
 const isShort = process.argv.includes('--ci')
 const endOfText = '<|endoftext|>'
+/** The model has learned no conversations; this is the form in which it can be taught some. */
+const chatTemplate = `{% for message in messages %}{{ message.role }}: {{ message.content }}${endOfText}
+{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}`
 const config = {
   architectures: ['LlamaForCausalLM'],
   model_type: 'llama',
@@ -45,7 +48,12 @@ try {
   await mkdir(start)
   const vocabulary = trainBytePairs(texts.join('\n'), config.vocab_size - 1)
   await writeFile(join(start, 'tokenizer.json'), JSON.stringify(tokenizerJson(vocabulary, endOfText)))
-  const tokenizerConfig = { tokenizer_class: 'PreTrainedTokenizerFast', eos_token: endOfText, bos_token: endOfText }
+  const tokenizerConfig = {
+    tokenizer_class: 'PreTrainedTokenizerFast',
+    eos_token: endOfText,
+    bos_token: endOfText,
+    chat_template: chatTemplate,
+  }
   await writeFile(join(start, 'tokenizer_config.json'), JSON.stringify(tokenizerConfig))
   await writeRandomCheckpoint(start, config, { seed: 1 })
 
