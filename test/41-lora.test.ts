@@ -1,11 +1,12 @@
 // LoRA as PEFT does it: numbers made by PEFT itself (test/golden/make_lora_peft.py), and the closed forms of the paper.
 
-import { readFile, writeFile } from 'node:fs/promises'
+import { cp, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { lora } from '../lib/adapters/lora.js'
+import { type LoraOptions, lora } from '../lib/adapters/lora.js'
 import { selectSites } from '../lib/adapters/target_modules.js'
+import { HeddleError } from '../lib/errors.js'
 import { reshape } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
@@ -18,7 +19,7 @@ interface PeftGolden {
   readonly adapters: Readonly<Record<string, { readonly sites: readonly string[]; readonly trainable: number }>>
 }
 const peft = goldenJson<PeftGolden>('peft.golden.json')
-const plainLora = ['peft-all-linear', 'peft-rslora', 'peft-regex']
+const plainLora = ['peft-all-linear', 'peft-rslora', 'peft-regex', 'peft-patterns']
 
 async function logits(model: CausalLm, ids: Tensor, adapter?: Adapter): Promise<Tensor> {
   const forward: Forward = { precision: 'f32', training: false, hook: adapter?.hook }
@@ -118,15 +119,16 @@ test('the folder that PEFT was given is still what Heddle writes, byte for byte'
     t.deepEqual(await readFile(join(folder, name)), await readFile(join(golden('heddle-adapter'), name)))
 })
 
-test('a saved folder loads again with the same logits', async (t) => {
-  const folder = temporaryFolder()
-  const model = await goldenLlama('tiny-llama')
-  const ids = await goldenIds()
-  const adapter = await Adapter.load(model, golden('peft-all-linear'))
-  await adapter.save(folder)
-  const again = await Adapter.load(await goldenLlama('tiny-llama'), folder)
-  t.is(await relativeError(await logits(again.model, ids, again), await logits(model, ids, adapter)), 0)
-})
+for (const name of ['peft-all-linear', 'peft-patterns'])
+  test(`${name}: a saved folder loads again with the same logits`, async (t) => {
+    const folder = temporaryFolder()
+    const model = await goldenLlama('tiny-llama')
+    const ids = await goldenIds()
+    const adapter = await Adapter.load(model, golden(name))
+    await adapter.save(folder)
+    const again = await Adapter.load(await goldenLlama('tiny-llama'), folder)
+    t.is(await relativeError(await logits(again.model, ids, again), await logits(model, ids, adapter)), 0)
+  })
 
 test('a saved config has the fields that PEFT reads, sorted', async (t) => {
   const folder = temporaryFolder()
@@ -149,12 +151,41 @@ test('a saved config has the fields that PEFT reads, sorted', async (t) => {
 })
 
 test('an adapter that needs what plain LoRA is not is refused by the field', async (t) => {
-  const model = await goldenLlama('tiny-llama')
-  await t.throwsAsync(Adapter.load(model, golden('peft-patterns')), {
+  const folder = temporaryFolder()
+  await cp(golden('peft-regex'), folder, { recursive: true })
+  const path = join(folder, 'adapter_config.json')
+  const config = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>
+  await writeFile(path, JSON.stringify({ ...config, use_dora: true }))
+  await t.throwsAsync(Adapter.load(await goldenLlama('tiny-llama'), folder), {
     code: 'ERR_HEDDLE_FORMAT',
-    message: /rank_pattern|alpha_pattern/,
+    message: /use_dora/,
   })
 })
+
+interface TargetCase {
+  readonly base: string
+  readonly options: LoraOptions & { readonly modules_to_save?: unknown }
+  readonly error?: string
+  readonly sites?: readonly string[]
+  readonly ranks?: Readonly<Record<string, number>>
+  readonly trainable?: number
+}
+
+for (const [name, spec] of Object.entries(
+  goldenJson<{ targets: Record<string, TargetCase> }>('peft.golden.json').targets,
+)) {
+  const { target_modules, modules_to_save } = spec.options
+  // PEFT's own default and full copies of modules are not offered here.
+  if (target_modules === undefined || target_modules === null || modules_to_save) continue
+  test(`PEFT's choice of modules: ${name}`, async (t) => {
+    const model = await goldenLlama(spec.base)
+    const attach = async () => Adapter.attach(model, lora({ r: 4, ...spec.options }))
+    if (spec.error) return void (await t.throwsAsync(attach(), { instanceOf: HeddleError }))
+    const adapter = await attach()
+    t.deepEqual([...adapter.sitePaths].sort(), [...spec.sites!].sort())
+    t.is(adapter.parameterCount, spec.trainable!)
+  })
+}
 
 test('a folder whose tensors belong to other modules is refused', async (t) => {
   const folder = temporaryFolder()

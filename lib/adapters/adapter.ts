@@ -50,7 +50,7 @@ export class Adapter {
    */
   static async attach(model: CausalLm, method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
     const candidates = model.sites.has(model.outputSite.path) ? [] : [model.outputSite]
-    const sites = selectSites([...model.sites.values(), ...candidates], method.targetModules)
+    const sites = selectSites([...model.sites.values(), ...candidates], method.targetModules, method.targetFilter)
     const attachments = new Map<string, Attachment>()
     let stream = 0
     for (const site of sites) {

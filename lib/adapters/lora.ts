@@ -8,6 +8,7 @@ import { dropout, randomUniform } from '../graph/ops/random.js'
 import { read } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
 import type { Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
+import { patternValue } from './target_modules.js'
 
 /** Options of {@link lora}: PEFT's names and, but for `target_modules`, its defaults. */
 export interface LoraOptions {
@@ -21,18 +22,35 @@ export interface LoraOptions {
   readonly use_rslora?: boolean
   /** Names or path ends, a regular expression for whole paths, or "all-linear" (default). */
   readonly target_modules?: string | readonly string[]
+  /** Paths to leave out, by the same rules. */
+  readonly exclude_modules?: string | readonly string[]
+  /** Only modules of these layers; needs a list as `target_modules`. */
+  readonly layers_to_transform?: number | readonly number[]
+  /** Name of the list that the layer's number follows. */
+  readonly layers_pattern?: string | readonly string[]
+  /** Other ranks: regular expression for the end of a path → rank; the first that matches counts. */
+  readonly rank_pattern?: Readonly<Record<string, number>>
+  /** Other numerators of the scale, in the same way. */
+  readonly alpha_pattern?: Readonly<Record<string, number>>
   /** Only `none`: biases stay frozen. */
   readonly bias?: 'none'
   /** Only `true`: A uniform on ±1/√in, B zero. */
   readonly init_lora_weights?: true
 }
 
+const names = z.union([z.string(), z.array(z.string()).min(1)])
+const layer = z.int().min(0)
 const configSchema = z.strictObject({
   r: z.int().positive().default(8),
   lora_alpha: z.number().default(8),
   lora_dropout: z.number().min(0).lt(1).default(0),
   use_rslora: z.boolean().default(false),
-  target_modules: z.union([z.string(), z.array(z.string()).min(1)]).default('all-linear'),
+  target_modules: names.default('all-linear'),
+  exclude_modules: names.optional(),
+  layers_to_transform: z.union([layer, z.array(layer).min(1)]).optional(),
+  layers_pattern: names.optional(),
+  rank_pattern: z.record(z.string(), z.int().positive()).optional(),
+  alpha_pattern: z.record(z.string(), z.number()).optional(),
   bias: z.literal('none').default('none'),
   init_lora_weights: z.literal(true).default(true),
 })
@@ -45,8 +63,14 @@ type LoraConfig = z.infer<typeof configSchema>
  */
 export function lora(options: LoraOptions = {}): Parametrization {
   const config = parseConfig('lora', configSchema, options)
-  const scale = config.lora_alpha / (config.use_rslora ? Math.sqrt(config.r) : config.r)
-  return { name: 'lora', config, targetModules: config.target_modules, plan: (site) => planAt(site, config, scale) }
+  const { target_modules: targetModules, exclude_modules, layers_to_transform, layers_pattern } = config
+  return {
+    name: 'lora',
+    config,
+    targetModules,
+    targetFilter: { exclude_modules, layers_to_transform, layers_pattern },
+    plan: (site) => planAt(site, config),
+  }
 }
 
 /** Registry entry. */
@@ -56,7 +80,11 @@ export const loraType: ParametrizationType = {
   create: (config, { lenient = false } = {}) => lora((lenient ? knownFields(config) : config) as LoraOptions),
 }
 
-function planAt(site: Site, { r, lora_dropout: p }: LoraConfig, scale: number): SitePlan {
+function planAt(site: Site, config: LoraConfig): SitePlan {
+  const { lora_dropout: p, use_rslora, rank_pattern, alpha_pattern } = config
+  const r = patternValue(rank_pattern ?? {}, site.path, 'rank_pattern') ?? config.r
+  const alpha = patternValue(alpha_pattern ?? {}, site.path, 'alpha_pattern') ?? config.lora_alpha
+  const scale = alpha / (use_rslora ? Math.sqrt(r) : r)
   if (site.kind !== 'linear')
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
       place: `lora: ${site.path}`,
@@ -95,21 +123,14 @@ function knownFields(config: unknown): Record<string, unknown> {
   const known = new Set(Object.keys(configSchema.shape))
   for (const name of ['use_dora', 'lora_bias', 'use_qalora', 'use_bdlora', 'fan_in_fan_out'])
     if (fields[name] === true) unsupported(name, 'true')
-  for (const name of [
-    'modules_to_save',
-    'rank_pattern',
-    'alpha_pattern',
-    'layers_to_transform',
-    'exclude_modules',
-    'layer_replication',
-    'target_parameters',
-    'trainable_token_indices',
-  ]) {
+  for (const name of ['modules_to_save', 'layer_replication', 'target_parameters', 'trainable_token_indices']) {
     const value = fields[name]
     const isEmpty = value === undefined || value === null || Object.keys(value as object).length === 0
     if (!isEmpty) unsupported(name, JSON.stringify(value))
   }
-  const kept = Object.entries(fields).filter(([name]) => known.has(name) && name !== 'init_lora_weights')
+  const kept = Object.entries(fields).filter(
+    ([name, value]) => known.has(name) && name !== 'init_lora_weights' && value !== null,
+  )
   return Object.fromEntries(kept)
 }
 

@@ -2,6 +2,7 @@
 import type { Sym } from '../graph/sym.js'
 import type { Forward, Site } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
+import type { TargetFilter } from './target_modules.js'
 
 /** A trainable tensor of a parametrization. */
 export interface ParameterDeclaration {
@@ -38,6 +39,8 @@ export interface Parametrization {
   /** The `adapter_config.json` that PEFT reads, without the fields that every method shares. */
   readonly config: Readonly<Record<string, unknown>>
   readonly targetModules: TargetModules
+  /** What narrows that choice. */
+  readonly targetFilter?: TargetFilter
   /** @throws HeddleError when the method cannot act at this kind of site */
   readonly plan: (site: Site) => SitePlan
 }

@@ -51,9 +51,11 @@ export async function readMethod(folder: string): Promise<Parametrization> {
 }
 
 /** Module names that select just the adapter's sites, as PEFT writes them; whole paths where names would select more. */
-function targetNames({ model, sitePaths }: Adapter): string[] {
+function targetNames({ model, method, sitePaths }: Adapter): string[] {
   const names = [...new Set(sitePaths.map((path) => path.split('.').at(-1)!))].sort()
-  return selectSites(model.sites.values(), names).length === sitePaths.length ? names : [...sitePaths].sort()
+  return selectSites(model.sites.values(), names, method.targetFilter).length === sitePaths.length
+    ? names
+    : [...sitePaths].sort()
 }
 
 async function readConfig(path: string): Promise<Readonly<Record<string, unknown>>> {
