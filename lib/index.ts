@@ -10,6 +10,7 @@ export type {
   TargetModules,
 } from './adapters/parametrization.js'
 export { parametrizations } from './adapters/registry.js'
+export type { TargetFilter } from './adapters/target_modules.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
 export type { EncodedChunk, EncodeFileOptions } from './data/encode.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
