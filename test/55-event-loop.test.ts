@@ -13,7 +13,7 @@ const script = fileURLToPath(new URL('./support/event_loop_child.js', import.met
 /** Helper threads of the collector would have the loop wait for a processor of their own. */
 const execArgv = ['--single-threaded-gc']
 const limit = 20
-const attempts = 6
+const attempts = 10
 
 async function measure(): Promise<EventLoopReport> {
   const data = await textFile('A loom holds the warp threads under tension, so that the weft can pass.\n'.repeat(60))

@@ -1,7 +1,7 @@
 /** Gives the event loop a turn during long synchronous work such as tracing a large model. */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 
-const sliceMilliseconds = 4
+const sliceMilliseconds = 2
 let sliceStart = 0
 let queue = Promise.resolve()
 
