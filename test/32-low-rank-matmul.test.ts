@@ -62,6 +62,14 @@ for (const rows of [600, 40])
     for (const [i, gradient] of found.entries()) t.true((await relativeError(gradient, expected[i]!)) < 1e-5, `${i}`)
   })
 
+test('products of another precision stay on their own', async (t) => {
+  const mixed = (x: Sym) => {
+    const z = matmul(x, read(a), { transposeB: true })
+    return add(matmul(x, read(w), { transposeB: true, precision: 'bf16' }), matmul(z, read(b), { transposeB: true }))
+  }
+  t.is(await instructions(600, mixed), 3)
+})
+
 test('a weight that the program writes is not taken for a frozen one', async (t) => {
   const own = matrix(n, k, 8)
   const step = program((x) => {

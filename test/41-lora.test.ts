@@ -150,16 +150,31 @@ test('a saved config has the fields that PEFT reads, sorted', async (t) => {
   })
 })
 
-test('an adapter that needs what plain LoRA is not is refused by the field', async (t) => {
-  const folder = temporaryFolder()
-  await cp(golden('peft-regex'), folder, { recursive: true })
-  const path = join(folder, 'adapter_config.json')
-  const config = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>
-  await writeFile(path, JSON.stringify({ ...config, use_dora: true }))
-  await t.throwsAsync(Adapter.load(await goldenLlama('tiny-llama'), folder), {
-    code: 'ERR_HEDDLE_FORMAT',
-    message: /use_dora/,
+for (const [field, value] of [
+  ['use_dora', true],
+  ['init_lora_weights', 'pissa'],
+] as const)
+  test(`an adapter that needs what plain LoRA is not is refused by the field: ${field}`, async (t) => {
+    const folder = temporaryFolder()
+    await cp(golden('peft-regex'), folder, { recursive: true })
+    const path = join(folder, 'adapter_config.json')
+    const config = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>
+    await writeFile(path, JSON.stringify({ ...config, [field]: value }))
+    await t.throwsAsync(Adapter.load(await goldenLlama('tiny-llama'), folder), {
+      code: 'ERR_HEDDLE_FORMAT',
+      message: new RegExp(field),
+    })
   })
+
+test('a pattern that is no regular expression is refused by the option', async (t) => {
+  const model = await goldenLlama('tiny-llama')
+  const patterns = { layers_to_transform: 0, layers_pattern: '(' }
+  for (const options of [
+    { target_modules: '(' },
+    { target_modules: ['q_proj'], ...patterns },
+    { rank_pattern: { '(': 2 } },
+  ])
+    await t.throwsAsync(Adapter.attach(model, lora(options)), { code: 'ERR_HEDDLE_ARGUMENT', message: /\(/ })
 })
 
 interface TargetCase {

@@ -128,6 +128,10 @@ function knownFields(config: unknown): Record<string, unknown> {
     const isEmpty = value === undefined || value === null || Object.keys(value as object).length === 0
     if (!isEmpty) unsupported(name, JSON.stringify(value))
   }
+  const { init_lora_weights: init } = fields
+  // The other initialisations change the base model, and the adapter means the changed one.
+  if (typeof init === 'string' && !['gaussian', 'orthogonal', 'eva'].includes(init))
+    unsupported('init_lora_weights', init)
   const kept = Object.entries(fields).filter(
     ([name, value]) => known.has(name) && name !== 'init_lora_weights' && value !== null,
   )

@@ -64,19 +64,22 @@ function layerFilter(targets: TargetModules, filter: TargetFilter): (site: Site)
   const wanted = new Set([layers].flat())
   const lists = names === undefined || names.length === 0 ? undefined : [names].flat()
   const numbers = lists
-    ? lists.map((name) => new RegExp(`^(?:|.*?\\.)${name}\\.(\\d+)\\.`, 'u'))
-    : [/^.*?\.[^.]*\.(\d+)\./u]
+    ? lists.map((name) => compiled(`^(?:|.*?\\.)(?:${name})\\.(?<layer>\\d+)\\.`, name, 'layers_pattern'))
+    : [/^.*?\.[^.]*\.(?<layer>\d+)\./u]
   return ({ path }) => {
     if (targets.includes(path)) return true
-    const found = numbers.map((pattern) => pattern.exec(path)?.[1]).find((index) => index !== undefined)
+    const found = numbers.map((pattern) => pattern.exec(path)?.groups?.layer).find((index) => index !== undefined)
     return found !== undefined && wanted.has(Number(found))
   }
 }
 
-/** Python's re.fullmatch, with its (?P<name>…) groups in JavaScript's spelling. */
-function wholePath(source: string, option: string): RegExp {
+/** Python's re.fullmatch. */
+const wholePath = (source: string, option: string): RegExp => compiled(`^(?:${source})$`, source, option)
+
+/** A regular expression around the user's `source`, with Python's (?P<name>…) groups in JavaScript's spelling. */
+function compiled(expression: string, source: string, option: string): RegExp {
   try {
-    return new RegExp(`^(?:${source.replaceAll('(?P<', '(?<')})$`, 'u')
+    return new RegExp(expression.replaceAll('(?P<', '(?<'), 'u')
   } catch (cause) {
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
       place: option,

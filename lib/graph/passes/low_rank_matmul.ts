@@ -2,7 +2,6 @@
  * Joins a product with a frozen matrix and its low-rank update, y = a b + s · (a u) v, into one instruction that reads
  * a and writes y once. It finds LoRA's forward pass and, with the roles of A and B swapped, its backward pass.
  */
-
 import { consumers, type Graph, producers, results, type Step } from '../graph.js'
 import { pause } from '../pause.js'
 
@@ -22,11 +21,11 @@ export async function fuseLowRankMatmuls(graph: Graph): Promise<void> {
     if (index % 16 === 0) await pause()
     const found = lowRankUpdateOf(base, around)
     if (!found || fused.has(found.down)) continue
-    const { down, up, addend, output } = found
+    const { down, up, addend } = found
     // The joined step stands where z is made, so that all readers of z come after it.
     const needed = [base.inputs[1]!, up.inputs[1]!, addend ?? base.inputs[1]!]
     if (!needed.every((value) => position.get(around.by[value]!)! < position.get(down)!)) continue
-    fused.set(down, joined(base, found, output))
+    fused.set(down, joined(base, found))
     removed.add(base).add(up)
   }
   graph.steps = graph.steps.filter((step) => !removed.has(step)).map((step) => fused.get(step) ?? step)
@@ -57,11 +56,13 @@ function lowRankUpdateOf(base: Step, around: Surroundings): LowRankUpdate | unde
   const [a, b, sum] = base.inputs as [number, number, number?]
   if (by[b]?.op !== 'bound' || written.has(b)) return undefined
   const isInner = (value: number): boolean => readers[value]!.length === 1 && !leaving.has(value)
+  const { precision } = base.attributes
+  const isLike = (step: Step): boolean => isPlainProduct(step, graph) && step.attributes.precision === precision
   const updateOf = (up: Step | undefined, addend: number | undefined, output: number): LowRankUpdate | undefined => {
-    if (!up || !isPlainProduct(up, graph)) return undefined
+    if (!up || !isLike(up)) return undefined
     const z = up.inputs[0]!
     const down = by[z]
-    const fits = down && isPlainProduct(down, graph) && down.inputs.length === 2 && down.inputs[0] === a
+    const fits = down && isLike(down) && down.inputs.length === 2 && down.inputs[0] === a
     return fits && !leaving.has(z) ? { down, up, addend, output } : undefined
   }
   const product = base.outputs[0]!
@@ -71,7 +72,7 @@ function lowRankUpdateOf(base: Step, around: Surroundings): LowRankUpdate | unde
   return after?.inputs[2] === product ? updateOf(after, sum, after.outputs[0]!) : undefined
 }
 
-function joined(base: Step, { down, up, addend }: LowRankUpdate, output: number): Step {
+function joined(base: Step, { down, up, addend, output }: LowRankUpdate): Step {
   const operands = [base.inputs[0]!, base.inputs[1]!, down.inputs[1]!, up.inputs[1]!]
   return {
     op: 'low_rank_matmul',
