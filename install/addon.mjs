@@ -1,22 +1,27 @@
-// Runs when someone installs the package: takes the prebuilt addon of this platform, or builds one. An installation
-// never fails here: where neither works it prints what to do, and loading Heddle says the same again.
-import { cpSync, existsSync } from 'node:fs'
-import { join } from 'node:path'
-import { addonFile, buildAddon, installSystemPackages, Refusal, root, stage } from './build.mjs'
+// Builds the addon from source where npm has not installed one for this platform: npm runs it as the install script (if
+// the user lets it), `npx heddle build` at any time. An installation never fails here: where a build is not possible it
+// prints what to do, and loading Heddle says the same again.
+import { createRequire } from 'node:module'
+import { buildAddon, installSystemPackages, Refusal, stage } from './build.mjs'
 
-const prebuilt = join(root, 'prebuilds', `${process.platform}-${process.arch}`, 'heddle.node')
+const duringInstall = process.env.npm_lifecycle_event === 'install'
 
-if (existsSync(prebuilt)) {
-  cpSync(prebuilt, addonFile)
-} else {
+if (!duringInstall || !hasPlatformPackage()) {
   try {
     await installSystemPackages({ mayInstall: false })
     await stage('Native core', buildAddon)
   } catch (error) {
     const reason = error instanceof Refusal ? error.message : error.stack
-    process.stderr.write(
-      `${reason}\n\nHeddle cannot run before its native core is built:\n\n  node ${process.argv[1]}\n`,
-    )
-    process.exitCode = process.env.npm_lifecycle_event === 'install' ? 0 : 1
+    process.stderr.write(`${reason}\n\nHeddle cannot run before its native core is built:\n\n  npx heddle build\n`)
+    process.exitCode = duringInstall ? 0 : 1
+  }
+}
+
+function hasPlatformPackage() {
+  try {
+    createRequire(import.meta.url).resolve(`heddle-${process.platform}-${process.arch}`)
+    return true
+  } catch {
+    return false
   }
 }

@@ -210,26 +210,37 @@ function raw(): RawAddon {
   return loaded
 }
 
+/** The addon built on this machine, if there is one, else the one of the platform package that npm chose. */
 function load(): RawAddon {
-  const path = join(packageRoot(), 'build', 'Release', 'heddle.node')
-  if (!existsSync(path)) {
+  const require = createRequire(import.meta.url)
+  const built = join(packageRoot(), 'build', 'Release', 'heddle.node')
+  const path = existsSync(built) ? built : resolved(require, `heddle-${process.platform}-${process.arch}`)
+  if (path === undefined) {
     throw new HeddleError('ERR_HEDDLE_DEVICE', {
       place: 'heddle.node',
-      expected: `the native addon at ${path}`,
-      got: 'no such file',
-      hint: 'Build it with `npm run build:native` (it says what is missing on this machine)',
+      expected: `the package heddle-${process.platform}-${process.arch}, or an addon built at ${built}`,
+      got: 'neither',
+      hint: 'Build it with `npx heddle build` (it says what is missing on this machine)',
     })
   }
   try {
-    return createRequire(import.meta.url)(path) as RawAddon
+    return require(path) as RawAddon
   } catch (cause) {
     throw new HeddleError('ERR_HEDDLE_DEVICE', {
       place: path,
       expected: `an addon for ${process.platform}-${process.arch}`,
       got: cause instanceof Error ? cause.message : String(cause),
-      hint: 'Build it anew with `npm run build:native`',
+      hint: 'Build one for this machine with `npx heddle build`',
       cause,
     })
+  }
+}
+
+function resolved(require: NodeJS.Require, name: string): string | undefined {
+  try {
+    return require.resolve(name)
+  } catch {
+    return undefined
   }
 }
 

@@ -2,6 +2,7 @@
 /** The `heddle` command. Each subcommand is a file of its own; this one puts them together and ends the process. */
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
+import { buildCommand } from './build.js'
 import { evalCommand } from './eval.js'
 import { generateCommand } from './generate.js'
 import { mergeCommand } from './merge.js'
@@ -31,7 +32,7 @@ Examples:
 A model is a Hugging Face folder, a .gguf file, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct.
 ${exitCodes}`,
     )
-  for (const make of [quickstartCommand, trainCommand, evalCommand, generateCommand, mergeCommand])
+  for (const make of [quickstartCommand, trainCommand, evalCommand, generateCommand, mergeCommand, buildCommand])
     root.addCommand(make().copyInheritedSettings(root).exitOverride())
   return root.exitOverride()
 }
