@@ -57,6 +57,7 @@ export {
 export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
+export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
 export { type AdamWOptions, adamw } from './optim/adamw.js'

@@ -3,7 +3,7 @@ import { HeddleError } from '../errors.js'
 import { pause } from '../graph/pause.js'
 import { program } from '../graph/program.js'
 import { assign, read } from '../graph/sym.js'
-import type { CausalLm } from '../models/causal_lm.js'
+import type { Network } from '../nn/network.js'
 import type { Site, SiteHook } from '../nn/site.js'
 import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
 import type { Parametrization, SitePlan } from './parametrization.js'
@@ -27,13 +27,13 @@ export interface AttachOptions {
 
 export class Adapter {
   readonly method: Parametrization
-  readonly model: CausalLm
+  readonly model: Network
   readonly baseModel: string
   readonly #attachments: ReadonlyMap<string, Attachment>
   #originals: Map<Site, Tensor> | undefined
 
   private constructor(
-    model: CausalLm,
+    model: Network,
     method: Parametrization,
     attachments: ReadonlyMap<string, Attachment>,
     baseModel: string,
@@ -48,8 +48,9 @@ export class Adapter {
    * Attaches a method to the sites that its config selects and initialises its parameters.
    * @throws ERR_HEDDLE_ARGUMENT when no site matches or the method cannot act at one of them
    */
-  static async attach(model: CausalLm, method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    const candidates = model.sites.has(model.outputSite.path) ? [] : [model.outputSite]
+  static async attach(model: Network, method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
+    const { outputSite: output } = model
+    const candidates = output && !model.sites.has(output.path) ? [output] : []
     const sites = selectSites([...model.sites.values(), ...candidates], method.targetModules, method.targetFilter)
     const attachments = new Map<string, Attachment>()
     let stream = 0
@@ -71,7 +72,7 @@ export class Adapter {
    * @throws ERR_HEDDLE_IO when a file is missing, ERR_HEDDLE_FORMAT when the folder asks for something that is not
    *   supported, or its tensors are not those of the chosen modules
    */
-  static async load(model: CausalLm, folder: string, options: AttachOptions = {}): Promise<Adapter> {
+  static async load(model: Network, folder: string, options: AttachOptions = {}): Promise<Adapter> {
     const adapter = await Adapter.attach(model, await readMethod(folder), options)
     try {
       await readParameters(adapter, folder)

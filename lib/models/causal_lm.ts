@@ -1,5 +1,6 @@
 /** What every decoder language model offers to training and generation, whatever its architecture. */
 import type { Sym } from '../graph/sym.js'
+import type { Network } from '../nn/network.js'
 import type { Forward, Site } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
 
@@ -24,14 +25,8 @@ export interface DecoderInputs {
 }
 
 /** A decoder language model of any architecture. */
-export interface CausalLm {
-  /** `config.json` of the checkpoint, completed with defaults. */
-  readonly config: Readonly<Record<string, unknown>>
-  readonly architecture: string
-  /** Sites by path, in the checkpoint's order. */
-  readonly sites: ReadonlyMap<string, Site>
+export interface CausalLm extends Network {
   readonly vocabularySize: number
-  readonly maxPositions: number
   readonly embeddingTied: boolean
   /** Final hidden states `[b·t, hidden]`, normalised, ready for {@link outputSite}. */
   hidden(inputs: DecoderInputs, forward: Forward): Promise<Sym>
@@ -39,6 +34,4 @@ export interface CausalLm {
   readonly outputSite: Site
   /** An empty cache for `batch` texts of at most `capacity` tokens. */
   createCache(batch: number, capacity: number): Promise<KeyValueCache>
-  /** All weights under their checkpoint names, for export. */
-  weights(): { readonly name: string; readonly tensor: Tensor }[]
 }

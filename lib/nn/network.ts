@@ -1,0 +1,20 @@
+/** What adapters and training need of a network, whatever it computes. */
+import type { Tensor } from '../tensor/tensor.js'
+import type { Site } from './site.js'
+
+/** A network: its sites, its weights and how it was configured. */
+export interface Network {
+  /** `config.json` of the checkpoint, completed with defaults. */
+  readonly config: Readonly<Record<string, unknown>>
+  readonly architecture: string
+  /** Sites by path, in the checkpoint's order. */
+  readonly sites: ReadonlyMap<string, Site>
+  /** Most tokens of one sequence. */
+  readonly maxPositions: number
+  /** The output projection, where it is no site of its own because it shares the embedding's weight. */
+  readonly outputSite?: Site
+  /** True when the output projection shares the embedding's weight. */
+  readonly embeddingTied?: boolean
+  /** All weights under their checkpoint names, for export. */
+  weights(): { readonly name: string; readonly tensor: Tensor }[]
+}
