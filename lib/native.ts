@@ -210,11 +210,13 @@ function raw(): RawAddon {
   return loaded
 }
 
-/** The addon built on this machine, if there is one, else the one of the platform package that npm chose. */
-function load(): RawAddon {
-  const require = createRequire(import.meta.url)
+/**
+ * The addon built on this machine, if there is one, else the one of the platform package that npm chose.
+ * @throws ERR_HEDDLE_DEVICE when there is neither
+ */
+export function addonPath(): string {
   const built = join(packageRoot(), 'build', 'Release', 'heddle.node')
-  const path = existsSync(built) ? built : resolved(require, `heddle-${process.platform}-${process.arch}`)
+  const path = existsSync(built) ? built : resolved(`heddle-${process.platform}-${process.arch}`)
   if (path === undefined) {
     throw new HeddleError('ERR_HEDDLE_DEVICE', {
       place: 'heddle.node',
@@ -223,8 +225,13 @@ function load(): RawAddon {
       hint: 'Build it with `npx heddle build` (it says what is missing on this machine)',
     })
   }
+  return path
+}
+
+function load(): RawAddon {
+  const path = addonPath()
   try {
-    return require(path) as RawAddon
+    return createRequire(import.meta.url)(path) as RawAddon
   } catch (cause) {
     throw new HeddleError('ERR_HEDDLE_DEVICE', {
       place: path,
@@ -236,9 +243,9 @@ function load(): RawAddon {
   }
 }
 
-function resolved(require: NodeJS.Require, name: string): string | undefined {
+function resolved(name: string): string | undefined {
   try {
-    return require.resolve(name)
+    return createRequire(import.meta.url).resolve(name)
   } catch {
     return undefined
   }

@@ -101,3 +101,10 @@ test('heddle build says what is missing on a machine without compiler', async (t
   t.is(error?.code, 1)
   t.regex(error?.stderr ?? '', /Missing to build Heddle's native core: .*a C\+\+20 compiler/)
 })
+
+test('without an addon, heddle doctor fails and says what to install and which line to type', async (t) => {
+  const error = await t.throwsAsync<Error & { stderr: string; stdout: string; code: number }>(heddle(bare, ['doctor']))
+  t.is(error?.code, 1)
+  t.regex(error?.stdout ?? '', /✗ native core/)
+  t.regex(error?.stderr ?? '', /npx heddle build/)
+})

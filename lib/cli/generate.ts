@@ -73,7 +73,7 @@ Examples:
         let answer = ''
         for await (const piece of pieces) {
           answer += piece
-          if (!flags.json) process.stdout.write(piece)
+          session.write(piece)
         }
         session.report('answer', { prompt: given, text: answer }, '')
       }),

@@ -1,24 +1,39 @@
 #!/usr/bin/env node
 /** The `heddle` command. Each subcommand is a file of its own; this one puts them together and ends the process. */
-import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { buildCommand } from './build.js'
+import { chatCommand } from './chat.js'
+import { doctorCommand } from './doctor.js'
 import { evalCommand } from './eval.js'
 import { generateCommand } from './generate.js'
+import { inspectCommand } from './inspect.js'
 import { mergeCommand } from './merge.js'
+import { pullCommand } from './pull.js'
 import { quickstartCommand } from './quickstart.js'
-import { packageFile } from './session.js'
+import { packageVersion } from './session.js'
 import { trainCommand } from './train.js'
+
+const commands = [
+  quickstartCommand,
+  trainCommand,
+  evalCommand,
+  generateCommand,
+  chatCommand,
+  mergeCommand,
+  inspectCommand,
+  pullCommand,
+  doctorCommand,
+  buildCommand,
+]
 
 const exitCodes = `
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 Environment: HEDDLE_NUM_THREADS (threads), HF_TOKEN and HF_ENDPOINT (hub), HF_HOME (cache).`
 
 function heddle(): Command {
-  const { version } = JSON.parse(readFileSync(packageFile('package.json'), 'utf8')) as { readonly version: string }
   const root = new Command('heddle')
     .description('Fine-tune, evaluate, run and merge open language models, in this process, without Python.')
-    .version(version)
+    .version(packageVersion())
     .showSuggestionAfterError()
     .showHelpAfterError('(--help shows what there is)')
     .addHelpText(
@@ -32,8 +47,7 @@ Examples:
 A model is a Hugging Face folder, a .gguf file, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct.
 ${exitCodes}`,
     )
-  for (const make of [quickstartCommand, trainCommand, evalCommand, generateCommand, mergeCommand, buildCommand])
-    root.addCommand(make().copyInheritedSettings(root).exitOverride())
+  for (const make of commands) root.addCommand(make().copyInheritedSettings(root).exitOverride())
   return root.exitOverride()
 }
 

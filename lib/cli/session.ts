@@ -1,4 +1,5 @@
 /** What every subcommand shares: common flags, where output goes, how Ctrl-C and failures end the process. */
+import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
 import { Dataset, type DatasetOptions } from '../data/dataset.js'
@@ -10,6 +11,10 @@ import { integerFrom } from './values.js'
 
 /** A file of this package; this code runs from dist/lib/cli. */
 export const packageFile = (path: string): string => fileURLToPath(new URL(`../../../${path}`, import.meta.url))
+
+/** Version of this package. */
+export const packageVersion = (): string =>
+  (JSON.parse(readFileSync(packageFile('package.json'), 'utf8')) as { readonly version: string }).version
 
 export interface CommonFlags {
   readonly json?: boolean
@@ -59,6 +64,8 @@ export interface Session {
   readonly signal: AbortSignal
   /** Something that a program wants to know: a line of JSON with `--json`, else `text`, if any, for people. */
   report(event: string, fields: Readonly<Record<string, unknown>>, text?: string): void
+  /** Text for people as it comes, on stdout; nothing with `--json`. */
+  write(text: string): void
   /** A remark for people, on stderr. */
   note(text: string): void
   loadModel(flags: ModelFlags): Promise<Model>
@@ -120,6 +127,9 @@ function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanup
   return {
     signal,
     note,
+    write(text) {
+      if (!json) process.stdout.write(text)
+    },
     progress: startProgress,
     report(event, fields, text) {
       if (json) process.stdout.write(`${JSON.stringify({ event, ...fields })}\n`)

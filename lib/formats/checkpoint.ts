@@ -104,7 +104,7 @@ const exists = (path: string): Promise<boolean> =>
   )
 
 /** A JSON object from a file, or undefined when there is no such file. @throws ERR_HEDDLE_FORMAT */
-async function readJsonFile(path: string): Promise<JsonObject | undefined> {
+export async function readJsonFile(path: string): Promise<JsonObject | undefined> {
   if (!(await exists(path))) return undefined
   try {
     const value: unknown = JSON.parse(await readFile(path, 'utf8'))

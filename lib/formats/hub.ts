@@ -61,6 +61,10 @@ const weights = /^model(-\d{5}-of-\d{5})?\.safetensors$/
 /** Whether a model source can be a hub id, as opposed to a path. */
 export const isHubId = (source: string): boolean => idPattern.test(source) && !source.includes('..')
 
+/** Where downloads go unless an option says otherwise. */
+export const hubCacheFolder = async (): Promise<string> =>
+  process.env.HEDDLE_CACHE ?? (await import('@huggingface/hub')).getHFHubCachePath()
+
 /**
  * Fetches what Heddle needs of a model (config, safetensors, tokenizer) unless the cache has it, and returns the
  * snapshot's folder. With `HF_HUB_OFFLINE=1`, or when the hub cannot be reached, the cached snapshot serves.
@@ -92,7 +96,7 @@ async function prepare(id: string, options: HubOptions): Promise<Download> {
       expected: 'an access token that starts with "hf_"',
       got: 'another text',
     })
-  const cache = options.cacheFolder ?? process.env.HEDDLE_CACHE ?? library.getHFHubCachePath()
+  const cache = options.cacheFolder ?? (await hubCacheFolder())
   return {
     library,
     id,
