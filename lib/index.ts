@@ -26,6 +26,7 @@ export {
   type VjpContext,
 } from './graph/operator.js'
 export * from './graph/ops/attention.js'
+export { moveAxis } from './graph/ops/axes.js'
 export * from './graph/ops/elementwise.js'
 export * from './graph/ops/index.js'
 export * from './graph/ops/loss.js'
@@ -35,6 +36,7 @@ export * from './graph/ops/random.js'
 export * from './graph/ops/reduce.js'
 export * from './graph/ops/rope.js'
 export * from './graph/ops/sample.js'
+export * from './graph/ops/softmax.js'
 export {
   type Computed,
   type OperatorTime,
