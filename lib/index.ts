@@ -37,6 +37,7 @@ export * from './graph/ops/reduce.js'
 export * from './graph/ops/rope.js'
 export * from './graph/ops/sample.js'
 export * from './graph/ops/softmax.js'
+export * from './graph/ops/stop_gradient.js'
 export {
   type Computed,
   type OperatorTime,
@@ -56,6 +57,7 @@ export {
   type SymType,
   type Trace,
 } from './graph/sym.js'
+export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
 export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'

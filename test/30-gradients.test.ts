@@ -13,6 +13,7 @@ import * as reduce from '../lib/graph/ops/reduce.js'
 import { rope, ropeTable } from '../lib/graph/ops/rope.js'
 import { sampleToken } from '../lib/graph/ops/sample.js'
 import { logSumExp, softmax } from '../lib/graph/ops/softmax.js'
+import { stopGradient } from '../lib/graph/ops/stop_gradient.js'
 import { program } from '../lib/graph/program.js'
 import { assign, read, type Sym } from '../lib/graph/sym.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
@@ -83,6 +84,8 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
   cast: [unary((x) => elementwise.cast(elementwise.cast(x, 'f32'), 'f32'))],
   broadcast_to: [{ shapes: [[3, 1]], fn: (x) => elementwise.broadcastTo(x, [2, 3, 4]) }],
   reshape: [unary((x) => reduce.reshape(x, [5, 3]))],
+  // Its derivative is zero on purpose: here the stopped parts cancel, so that the true derivative agrees.
+  stop_gradient: [unary((x) => elementwise.add(x, elementwise.sub(stopGradient(x), stopGradient(x))))],
   reduce_sum: [
     { shapes: [[2, 3, 4]], fn: (x) => reduce.sum(x, { axes: [0, 2] }) },
     { shapes: [[2, 3, 4]], fn: (x) => reduce.sum(x, { axes: [1], keepDims: true }) },
@@ -327,3 +330,15 @@ async function derivatives(spec: Case, seed: number): Promise<{ analytic: number
   const numeric = (4 * (await central(h / 2)) - (await central(h))) / 3
   return { analytic: (await analytic(...all)).item(), numeric }
 }
+
+test('stop_gradient: the value passes, its gradient does not', async (t) => {
+  const x = tensor([1, 2, 3])
+  const step = program(async () => {
+    const value = read(x)
+    const loss = reduce.sum(elementwise.mul(value, stopGradient(value)))
+    return { loss, gradient: (await gradients(loss, [value]))[0]! }
+  })
+  const { loss, gradient } = await step()
+  t.is(loss.item(), 14)
+  t.deepEqual([...((await gradient.data()) as Float32Array)], [1, 2, 3])
+})
