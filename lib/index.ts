@@ -13,6 +13,7 @@ export { parametrizations } from './adapters/registry.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
 export type { EncodedChunk, EncodeFileOptions } from './data/encode.js'
+export { openRows, type Row, type RowBlock, type RowOptions, type RowSource } from './data/rows.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
@@ -26,6 +27,7 @@ export {
   type VjpContext,
 } from './graph/operator.js'
 export * from './graph/ops/attention.js'
+export { moveAxis } from './graph/ops/axes.js'
 export * from './graph/ops/elementwise.js'
 export * from './graph/ops/index.js'
 export * from './graph/ops/loss.js'
@@ -35,6 +37,8 @@ export * from './graph/ops/random.js'
 export * from './graph/ops/reduce.js'
 export * from './graph/ops/rope.js'
 export * from './graph/ops/sample.js'
+export * from './graph/ops/softmax.js'
+export * from './graph/ops/stop_gradient.js'
 export {
   type Computed,
   type OperatorTime,
@@ -54,6 +58,7 @@ export {
   type SymType,
   type Trace,
 } from './graph/sym.js'
+export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
 export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'

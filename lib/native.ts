@@ -83,6 +83,8 @@ interface RawAddon {
     entries: readonly SafetensorsEntry[],
     metadata: Readonly<Record<string, string>>,
   ): Promise<void>
+  svd(a: NativeTensor, full: boolean): Promise<{ u: NativeTensor; s: NativeTensor; vh: NativeTensor }>
+  qr(a: NativeTensor): Promise<{ q: NativeTensor; r: NativeTensor }>
   threads(): number
   setThreads(count: number): void
   cpuInfo(): CpuInfo
@@ -118,6 +120,12 @@ export const addon = {
     entries: readonly SafetensorsEntry[],
     metadata: Readonly<Record<string, string>>,
   ): Promise<void> => async(() => raw().writeSafetensors(path, entries, metadata)),
+
+  /** Thin, or with all vectors when `full`. */
+  svd: (a: NativeTensor, full: boolean): Promise<{ u: NativeTensor; s: NativeTensor; vh: NativeTensor }> =>
+    async(() => raw().svd(a, full)),
+
+  qr: (a: NativeTensor): Promise<{ q: NativeTensor; r: NativeTensor }> => async(() => raw().qr(a)),
 
   threads: (): number => sync(() => raw().threads()),
 

@@ -7,11 +7,13 @@ import * as elementwise from '../lib/graph/ops/elementwise.js'
 import * as index from '../lib/graph/ops/index.js'
 import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
-import { rmsNorm } from '../lib/graph/ops/norm.js'
+import { layerNorm, rmsNorm } from '../lib/graph/ops/norm.js'
 import { randomNormal, randomUniform } from '../lib/graph/ops/random.js'
 import * as reduce from '../lib/graph/ops/reduce.js'
 import { rope, ropeTable } from '../lib/graph/ops/rope.js'
 import { sampleToken } from '../lib/graph/ops/sample.js'
+import { logSumExp, softmax } from '../lib/graph/ops/softmax.js'
+import { stopGradient } from '../lib/graph/ops/stop_gradient.js'
 import { program } from '../lib/graph/program.js'
 import { assign, read, type Sym } from '../lib/graph/sym.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
@@ -20,7 +22,7 @@ import { randomNumbers } from './random_numbers.js'
 interface Case {
   /** Shapes of the differentiable inputs. */
   readonly shapes: readonly (readonly number[])[]
-  readonly fn: (...inputs: Sym[]) => Sym
+  readonly fn: (...inputs: Sym[]) => Sym | Promise<Sym>
   /** Inputs are drawn from here; default [-1, 1]. */
   readonly range?: readonly [number, number]
 }
@@ -28,6 +30,10 @@ interface Case {
 const ints = (values: readonly number[], shape?: readonly number[]) =>
   read(tensor(Int32Array.from(values), shape ?? [values.length]))
 const matrix = [3, 5]
+
+/** The gradient of Σ g · y with respect to x: reaches the operators that other operators' gradients are made of. */
+const gradientOf = async (y: Sym, g: Sym, x: Sym): Promise<Sym> =>
+  (await gradients(reduce.sum(elementwise.mul(y, g)), [x]))[0]!
 
 const unary = (fn: (x: Sym) => Sym, range?: readonly [number, number]): Case => ({
   shapes: [matrix],
@@ -66,6 +72,7 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
   silu: [unary(elementwise.silu)],
   relu: [unary(elementwise.relu, [0.2, 1]), unary(elementwise.relu, [-1, -0.2])],
   erf: [unary(elementwise.erf)],
+  softplus: [unary(elementwise.softplus)],
   add: [binary(elementwise.add)],
   sub: [binary(elementwise.sub)],
   mul: [binary(elementwise.mul)],
@@ -77,6 +84,8 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
   cast: [unary((x) => elementwise.cast(elementwise.cast(x, 'f32'), 'f32'))],
   broadcast_to: [{ shapes: [[3, 1]], fn: (x) => elementwise.broadcastTo(x, [2, 3, 4]) }],
   reshape: [unary((x) => reduce.reshape(x, [5, 3]))],
+  // Its derivative is zero on purpose: here the stopped parts cancel, so that the true derivative agrees.
+  stop_gradient: [unary((x) => elementwise.add(x, elementwise.sub(stopGradient(x), stopGradient(x))))],
   reduce_sum: [
     { shapes: [[2, 3, 4]], fn: (x) => reduce.sum(x, { axes: [0, 2] }) },
     { shapes: [[2, 3, 4]], fn: (x) => reduce.sum(x, { axes: [1], keepDims: true }) },
@@ -154,6 +163,25 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
     },
   ],
   rms_norm: [{ shapes: [[3, 8], [8]], fn: (x, w) => rmsNorm(x, w, 1e-5) }],
+  layer_norm: [
+    { shapes: [[3, 8], [8], [8]], fn: (x, w, b) => layerNorm(x, w, b, 1e-5) },
+    { shapes: [[2, 3, 5]], fn: (x) => layerNorm(x, undefined, undefined, 1e-5) },
+    { shapes: [[3, 8], [8]], fn: (x, b) => layerNorm(x, undefined, b, 1e-5) },
+  ],
+  softmax: [
+    { shapes: [[3, 7]], fn: (x) => softmax(x) },
+    { shapes: [[3, 4, 2]], fn: (x) => softmax(x, 1) },
+  ],
+  softmax_vjp: [
+    {
+      shapes: [
+        [3, 7],
+        [3, 7],
+      ],
+      fn: (x, g) => gradientOf(softmax(x), g, x),
+    },
+  ],
+  log_sum_exp: [{ shapes: [[3, 7]], fn: (x) => logSumExp(x) }],
   rope: [{ shapes: [[2, 3, 2, 8]], fn: (x) => rope(x, ropeTable(ints([0, 1, 5], [1, 3]), [1, 0.3, 0.1, 0.03])) }],
   attention: [
     { shapes: qkv, fn: (q, k, v) => attention(q, k, v, { causal: true }) },
@@ -200,7 +228,7 @@ const refusals: Readonly<Record<string, (x: Sym) => Sym>> = {
 }
 
 /** First-order only: reached through the gradient of another operator, which the cases above check. */
-const firstOrderOnly = ['rms_norm_vjp', 'attention_vjp', 'linear_cross_entropy_vjp']
+const firstOrderOnly = ['layer_norm_vjp', 'rms_norm_vjp', 'attention_vjp', 'linear_cross_entropy_vjp']
 
 const samplingOf = () => ({
   seed: read(tensor(Uint32Array.of(1, 2))),
@@ -280,14 +308,14 @@ async function derivatives(spec: Case, seed: number): Promise<{ analytic: number
   }
   const inputs = spec.shapes.map((shape, i) => draw(shape, seed * 100 + i, [low, high]))
   const directions = spec.shapes.map((shape, i) => draw(shape, seed * 100 + 50 + i, [-1, 1]))
-  const weighted = (values: Sym[]): Sym => {
-    const result = spec.fn(...values)
+  const weighted = async (values: Sym[]): Promise<Sym> => {
+    const result = await spec.fn(...values)
     const size = result.shape.reduce((product, dim) => product * dim, 1)
     return reduce.sum(elementwise.mul(result, read(tensor(randomNumbers(size, 7), result.shape))))
   }
   const n = inputs.length
   const analytic = program(async (...values) => {
-    const found = await gradients(weighted(values.slice(0, n)), values.slice(0, n))
+    const found = await gradients(await weighted(values.slice(0, n)), values.slice(0, n))
     return found.map((g, i) => reduce.sum(elementwise.mul(g, values[n + i]!))).reduce((a, b) => elementwise.add(a, b))
   })
   const shifted = program((...values) => {
@@ -302,3 +330,15 @@ async function derivatives(spec: Case, seed: number): Promise<{ analytic: number
   const numeric = (4 * (await central(h / 2)) - (await central(h))) / 3
   return { analytic: (await analytic(...all)).item(), numeric }
 }
+
+test('stop_gradient: the value passes, its gradient does not', async (t) => {
+  const x = tensor([1, 2, 3])
+  const step = program(async () => {
+    const value = read(x)
+    const loss = reduce.sum(elementwise.mul(value, stopGradient(value)))
+    return { loss, gradient: (await gradients(loss, [value]))[0]! }
+  })
+  const { loss, gradient } = await step()
+  t.is(loss.item(), 14)
+  t.deepEqual([...((await gradient.data()) as Float32Array)], [1, 2, 3])
+})

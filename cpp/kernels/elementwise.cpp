@@ -44,6 +44,7 @@ enum class MicroOp : uint8_t {
   kSilu,
   kRelu,
   kErf,
+  kSoftplus,
   kFloor,
   kGreater,
   kGreaterEqual,
@@ -376,6 +377,9 @@ void run_steps(const ElementwiseProgram& program, const RunArguments& arguments,
                      [d](VF a) HWY_ATTR { return hn::IfThenElse(hn::Lt(a, hn::Zero(d)), hn::Zero(d), a); });
         break;
       case MicroOp::kErf: map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_erf(d, a); }); break;
+      case MicroOp::kSoftplus:
+        map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_softplus(d, a); });
+        break;
       case MicroOp::kFloor: map_block<1>(step, locations, n, [](VF a) HWY_ATTR { return hn::Floor(a); }); break;
       case MicroOp::kGreater:
         map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return as_number(hn::Gt(a, b)); });
@@ -490,6 +494,7 @@ const std::map<std::string, MicroOpInfo, std::less<>>& micro_ops() {
       {"silu", {MicroOp::kSilu, 1}},
       {"relu", {MicroOp::kRelu, 1}},
       {"erf", {MicroOp::kErf, 1}},
+      {"softplus", {MicroOp::kSoftplus, 1}},
       {"floor", {MicroOp::kFloor, 1}},
       {"greater", {MicroOp::kGreater, 2}},
       {"greater_equal", {MicroOp::kGreaterEqual, 2}},

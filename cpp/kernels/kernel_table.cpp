@@ -8,6 +8,7 @@ const KernelTable& cpu_kernels() {
     register_attention(table);
     register_elementwise(table);
     register_index(table);
+    register_layer_norm(table);
     register_loss(table);
     register_low_rank_matmul(table);
     register_matmul(table);
@@ -16,6 +17,7 @@ const KernelTable& cpu_kernels() {
     register_reduce(table);
     register_rope(table);
     register_sample(table);
+    register_softmax(table);
     return table;
   }();
   return kTable;

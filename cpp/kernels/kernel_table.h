@@ -8,6 +8,7 @@ namespace heddle {
 void register_attention(KernelTable& table);
 void register_elementwise(KernelTable& table);
 void register_index(KernelTable& table);
+void register_layer_norm(KernelTable& table);
 void register_loss(KernelTable& table);
 void register_low_rank_matmul(KernelTable& table);
 void register_matmul(KernelTable& table);
@@ -16,5 +17,6 @@ void register_random(KernelTable& table);
 void register_reduce(KernelTable& table);
 void register_rope(KernelTable& table);
 void register_sample(KernelTable& table);
+void register_softmax(KernelTable& table);
 
 }  // namespace heddle

@@ -140,6 +140,13 @@ HWY_INLINE V vector_erf(D d, V x) {
   return hn::IfThenElse(hn::IsNaN(x), x, hn::CopySign(y, x));
 }
 
+/// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V vector_softplus(D d, V x) {
+  const V y = hn::Add(hn::Max(x, hn::Zero(d)), hn::Log1p(d, vector_exp_minus(d, hn::Abs(x))));
+  return hn::IfThenElse(hn::IsNaN(x), x, y);
+}
+
 /// Applies a libm function lane by lane: arguments outside the range of the vector form are rare.
 template <class D, class V = hn::Vec<D>>
 HWY_NOINLINE V lane_by_lane(D d, V x, float (*function)(float)) {

@@ -14,7 +14,8 @@ export interface Site {
   readonly kind: SiteKind
   /** linear `[out, in]`, embedding `[rows, dim]`, norm `[dim]`. Replaced, never written, when an adapter is merged. */
   weight: Tensor
-  readonly bias?: Tensor | undefined
+  /** Replaced like the weight. */
+  bias?: Tensor | undefined
   /** The output embedding, which "all-linear" leaves out. */
   readonly isOutput?: boolean
 }
@@ -34,18 +35,26 @@ export interface Forward {
 export interface SiteHook {
   /** Sites for which `apply` is called; the others compute as they are. */
   targets(site: Site): boolean
-  /** The site's output for input x; `base()` is what the site computes by itself. */
-  apply(site: Site, x: Sym, base: () => Sym, forward: Forward): Sym
+  /**
+   * The site's output for input x. `base()` is what the site computes by itself; `base(part)` what it would compute
+   * with the weight and bias of another: an adapter's way to put tensors of its own in their place.
+   */
+  apply(site: Site, x: Sym, base: (part?: Site) => Sym, forward: Forward): Sym
 }
 
 /** x `[n, in]` times the site's weight `[out, in]`, plus its bias → `[n, out]`. */
-export function linear(site: Site, x: Sym, forward: Forward): Sym {
-  const { hook, precision } = forward
-  const base = (): Sym =>
-    matmul(x, read(site.weight), {
+export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
+  through(site, x, forward, ({ weight, bias }) =>
+    matmul(x, read(weight), {
       transposeB: true,
-      precision,
-      ...(site.bias ? { addend: read(site.bias) } : {}),
-    })
+      precision: forward.precision,
+      ...(bias ? { addend: read(bias) } : {}),
+    }),
+  )
+
+/** What the site computes, or what the forward pass's hook makes of it. */
+export function through(site: Site, x: Sym, forward: Forward, compute: (part: Site) => Sym): Sym {
+  const { hook } = forward
+  const base = (part = site): Sym => compute(part)
   return x.node.trace.within(site.path, () => (hook?.targets(site) ? hook.apply(site, x, base, forward) : base()))
 }

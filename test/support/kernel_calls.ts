@@ -32,7 +32,7 @@ const microOps: readonly (readonly [string, number])[] = [
   ...['neg', 'abs', 'sign', 'exp', 'log', 'sqrt', 'rsqrt', 'reciprocal', 'square', 'sin', 'cos', 'tanh', 'sigmoid'].map(
     (op) => [op, 1] as const,
   ),
-  ...['silu', 'relu', 'erf', 'floor'].map((op) => [op, 1] as const),
+  ...['silu', 'relu', 'erf', 'softplus', 'floor'].map((op) => [op, 1] as const),
   ...['add', 'sub', 'mul', 'div', 'maximum', 'minimum', 'pow', 'greater', 'greater_equal', 'less', 'equal'].map(
     (op) => [op, 2] as const,
   ),
@@ -255,6 +255,34 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
   rms_norm_vjp: (random) => {
     const [n, d] = [size(random), size(random)]
     return plain([f32(n, d), f32(d), f32(n), f32(n, d)], [f32(n, d), f32(d)])
+  },
+  layer_norm: (random) => {
+    const [n, d] = [size(random), size(random)]
+    return {
+      inputs: [f32(n, d), maybe(random, f32(d)), maybe(random, f32(d))],
+      outputs: [f32(n, d), maybe(random, f32(n)), maybe(random, f32(n))],
+      attributes: [['eps', 1e-5]],
+    }
+  },
+  layer_norm_vjp: (random) => {
+    const [n, d] = [size(random), size(random)]
+    return {
+      inputs: [f32(n, d), maybe(random, f32(d)), f32(n), f32(n), f32(n, d)],
+      outputs: [maybe(random, f32(n, d)), maybe(random, f32(d)), maybe(random, f32(d))],
+      attributes: [],
+    }
+  },
+  softmax: (random) => {
+    const shape = [size(random), size(random)]
+    return plain([f32(...shape)], [f32(...shape)])
+  },
+  softmax_vjp: (random) => {
+    const shape = [size(random), size(random)]
+    return plain([f32(...shape), f32(...shape)], [f32(...shape)])
+  },
+  log_sum_exp: (random) => {
+    const [n, d] = [size(random), size(random)]
+    return plain([f32(n, d)], [f32(n)])
   },
   rope_table: (random) => {
     const shape = [small(random), size(random)]

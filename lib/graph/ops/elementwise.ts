@@ -111,6 +111,8 @@ export const silu = unary('silu', (x, y) => {
 })
 /** max(x, 0) */
 export const relu = unary('relu', (x) => greater(x, 0))
+/** log(1 + e^x), exact in both tails. */
+export const softplus = unary('softplus', (x) => sigmoid(x))
 /** The Gauss error function. */
 export const erf = unary('erf', (x) => mul(2 / Math.sqrt(Math.PI), exp(neg(square(x)))))
 /** −1, 0 or 1; no derivative. */
@@ -182,6 +184,50 @@ export const select: (condition: Operand, a: Operand, b: Operand) => Sym = decla
     wanted[2] ? sumTo(select(condition!, 0, g!), b!.shape) : undefined,
   ],
 )
+
+/** {@link select} under PyTorch's name. */
+export const where = select
+
+/** Which form of {@link gelu}: with erf, or with tanh as GPT-2 has it (`gelu_new`, `gelu_pytorch_tanh`). */
+export interface GeluOptions {
+  /** Default `none`: the exact form. */
+  readonly approximate?: 'none' | 'tanh'
+}
+
+/**
+ * Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv 1606.08415): x Φ(x) = x/2 (1 + erf(x / √2)), or
+ * x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
+ */
+export function gelu(x: Sym, { approximate = 'none' }: GeluOptions = {}): Sym {
+  const half = mul(0.5, x)
+  if (approximate === 'none') return mul(half, add(1, erf(mul(Math.SQRT1_2, x))))
+  const inner = mul(Math.sqrt(2 / Math.PI), mul(x, add(1, mul(0.044715, square(x)))))
+  return mul(half, add(1, tanh(inner)))
+}
+
+/** x · sigmoid(1.702 x), the GELU of CLIP and GPT-1. */
+export const quickGelu = (x: Sym): Sym => mul(x, sigmoid(mul(1.702, x)))
+
+/** log sigmoid(x), without overflow in either tail. */
+export const logSigmoid = (x: Sym): Sym => neg(softplus(neg(x)))
+
+/** x where x > 0, else slope · x. */
+export const leakyRelu = (x: Sym, slope = 0.01): Sym => select(greater(x, 0), x, mul(slope, x))
+
+/** x where x > 0, else alpha (e^x − 1) (Clevert et al. 2015, arXiv 1511.07289). */
+export const elu = (x: Sym, alpha = 1): Sym => select(greater(x, 0), x, mul(alpha, sub(exp(minimum(x, 0)), 1)))
+
+/** x cut off at low and high; the gradient is 1 from low to high, both included, and 0 outside. */
+export const clamp = (x: Sym, low: number, high: number): Sym => minimum(maximum(x, low), high)
+
+/** {@link clamp} under PyTorch's name of the activation. */
+export const hardtanh = (x: Sym, low = -1, high = 1): Sym => clamp(x, low, high)
+
+/** x · tanh(softplus(x)) (Misra 2019, arXiv 1908.08681). */
+export const mish = (x: Sym): Sym => mul(x, tanh(softplus(x)))
+
+/** cap · tanh(x / cap): Gemma 2's soft limit on scores and logits. */
+export const softcap = (x: Sym, cap: number): Sym => mul(cap, tanh(div(x, cap)))
 
 const castOf = defineOperator({
   name: 'cast',
