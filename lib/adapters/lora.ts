@@ -6,7 +6,7 @@ import { add, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.j
 import { matmul } from '../graph/ops/matmul.js'
 import { dropout, randomUniform } from '../graph/ops/random.js'
 import { read } from '../graph/sym.js'
-import type { Site } from '../nn/site.js'
+import { linearShape, type Site } from '../nn/site.js'
 import type { Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
 import { patternValue } from './target_modules.js'
 
@@ -91,7 +91,7 @@ function planAt(site: Site, config: LoraConfig): SitePlan {
       expected: 'a linear module',
       got: `a module of kind ${site.kind}`,
     })
-  const [out, inner] = site.weight.shape as [number, number]
+  const [out, inner] = linearShape(site)
   return {
     parameters: {
       'lora_A.weight': {
@@ -109,7 +109,10 @@ function planAt(site: Site, config: LoraConfig): SitePlan {
     },
     merged: (weight, parameters) => {
       const [a, b] = [read(parameters['lora_A.weight']!), read(parameters['lora_B.weight']!)]
-      return matmul(b, a, { alpha: scale, addend: weight })
+      // B A, or its transpose where the weight is stored [in, out].
+      return site.transposed
+        ? matmul(a, b, { transposeA: true, transposeB: true, alpha: scale, addend: weight })
+        : matmul(b, a, { alpha: scale, addend: weight })
     },
   }
 }
