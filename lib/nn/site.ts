@@ -35,17 +35,20 @@ export interface Forward {
 export interface SiteHook {
   /** Sites for which `apply` is called; the others compute as they are. */
   targets(site: Site): boolean
-  /**
-   * The site's output for input x. `base()` is what the site computes by itself; `base(part)` what it would compute
-   * with the weight and bias of another: an adapter's way to put tensors of its own in their place.
-   */
-  apply(site: Site, x: Sym, base: (part?: Site) => Sym, forward: Forward): Sym
+  /** The site's output for input x; `base()` is what the site computes by itself. */
+  apply(site: Site, x: Sym, base: SiteComputation, forward: Forward): Sym
 }
+
+/**
+ * What a site computes, or would compute with the tensors of another `part` or for another input: an adapter's way to
+ * put tensors of its own in the place of the site's.
+ */
+export type SiteComputation = (part?: Site, input?: Sym) => Sym
 
 /** x `[n, in]` times the site's weight `[out, in]`, plus its bias → `[n, out]`. */
 export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
-  through(site, x, forward, ({ weight, bias }) =>
-    matmul(x, read(weight), {
+  through(site, x, forward, ({ weight, bias }, input) =>
+    matmul(input, read(weight), {
       transposeB: true,
       precision: forward.precision,
       ...(bias ? { addend: read(bias) } : {}),
@@ -53,8 +56,8 @@ export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
   )
 
 /** What the site computes, or what the forward pass's hook makes of it. */
-export function through(site: Site, x: Sym, forward: Forward, compute: (part: Site) => Sym): Sym {
+export function through(site: Site, x: Sym, forward: Forward, compute: (part: Site, input: Sym) => Sym): Sym {
   const { hook } = forward
-  const base = (part = site): Sym => compute(part)
+  const base: SiteComputation = (part = site, input = x) => compute(part, input)
   return x.node.trace.within(site.path, () => (hook?.targets(site) ? hook.apply(site, x, base, forward) : base()))
 }
