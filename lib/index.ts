@@ -1,6 +1,7 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
 export { Adapter, type AttachOptions } from './adapters/adapter.js'
-export { type LoraOptions, lora } from './adapters/lora.js'
+export { lora } from './adapters/lora.js'
+export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export type {
   ParameterDeclaration,
   Parametrization,

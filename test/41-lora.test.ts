@@ -4,7 +4,8 @@ import { cp, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { type LoraOptions, lora } from '../lib/adapters/lora.js'
+import { lora } from '../lib/adapters/lora.js'
+import type { LoraOptions } from '../lib/adapters/lora_config.js'
 import { selectSites } from '../lib/adapters/target_modules.js'
 import { HeddleError } from '../lib/errors.js'
 import { reshape } from '../lib/graph/ops/reduce.js'
@@ -152,10 +153,12 @@ test('a saved config has the fields that PEFT reads, sorted', async (t) => {
 })
 
 for (const [field, value] of [
-  ['use_dora', true],
-  ['init_lora_weights', 'pissa'],
+  ['use_qalora', true],
+  ['target_parameters', ['experts.weight']],
+  ['init_lora_weights', 'loftq'],
+  ['init_lora_weights', 'pissa_niter_4'],
 ] as const)
-  test(`an adapter that needs what plain LoRA is not is refused by the field: ${field}`, async (t) => {
+  test(`an adapter that needs what plain LoRA is not is refused by the field: ${field} ${String(value)}`, async (t) => {
     const folder = temporaryFolder()
     await cp(golden('peft-regex'), folder, { recursive: true })
     const path = join(folder, 'adapter_config.json')

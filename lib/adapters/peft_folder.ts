@@ -4,51 +4,93 @@ import { join } from 'node:path'
 import { HeddleError } from '../errors.js'
 import { writeFileAtomic } from '../formats/atomic_file.js'
 import { openSafetensors } from '../formats/safetensors.js'
+import type { StoredTensor } from '../formats/tensor_archive.js'
+import { abs, sub } from '../graph/ops/elementwise.js'
+import { max } from '../graph/ops/reduce.js'
 import { program } from '../graph/program.js'
-import { assign, read } from '../graph/sym.js'
+import { assign, read, type Sym } from '../graph/sym.js'
 import { addon } from '../native.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { Adapter } from './adapter.js'
-import type { Parametrization } from './parametrization.js'
+import type { Conversion, Parametrization } from './parametrization.js'
 import { byPeftType, parametrizations } from './registry.js'
 import { selectSites } from './target_modules.js'
 
 const prefix = 'base_model.model.'
 
+/** Options of {@link Adapter.save}. */
+export interface SaveOptions {
+  /**
+   * For an adapter that works on weights of its own (PiSSA, OLoRA). True, the default, writes a plain LoRA of twice the
+   * rank, which fits the original model anywhere; this is PEFT's `path_initial_model_for_weight_conversion`. False
+   * writes the trained factors and the initialisation's name: a reader must make the same base weights again.
+   */
+  readonly convert?: boolean
+}
+
 /**
  * Writes an adapter so that `PeftModel.from_pretrained(base, folder)` loads it. The weights are written before the
  * config, each file whole or not at all.
- * @throws ERR_HEDDLE_IO
+ * @throws ERR_HEDDLE_IO; ERR_HEDDLE_ARGUMENT when the adapter should be converted and cannot be
  */
-export async function writeAdapter(adapter: Adapter, folder: string): Promise<void> {
+export async function writeAdapter(
+  adapter: Adapter,
+  folder: string,
+  { convert = true }: SaveOptions = {},
+): Promise<void> {
   await mkdir(folder, { recursive: true }).catch((cause: Error) => {
     throw new HeddleError('ERR_HEDDLE_IO', { place: folder, expected: 'a folder to write', got: cause.message, cause })
   })
-  const entries = [...adapter.parameters()].map(([name, { native }]) => ({ name: `${prefix}${name}`, tensor: native }))
+  const changesBase = [...adapter.attachments.values()].some(({ weight }) => weight !== undefined)
+  const conversion = convert && changesBase ? adapter.method.conversion?.() : undefined
+  const tensors = adapter.parameters()
+  const converted = conversion ? await convertedTensors(adapter, conversion) : new Map<string, Tensor>()
+  for (const [name, value] of converted) tensors.set(name, value)
+  const entries = [...tensors].map(([name, { native }]) => ({ name: `${prefix}${name}`, tensor: native }))
   await addon.writeSafetensors(join(folder, 'adapter_model.safetensors'), entries, { format: 'pt' })
+  for (const value of converted.values()) value.dispose()
   const { peftType } = parametrizations.find(({ name }) => name === adapter.method.name)!
   const config = {
-    ...adapter.method.config,
+    ...(conversion?.config ?? adapter.method.config),
     base_model_name_or_path: adapter.baseModel,
     inference_mode: true,
     peft_type: peftType,
     target_modules: targetNames(adapter),
-    task_type: 'CAUSAL_LM',
+    task_type: adapter.taskType,
   }
   const sorted = Object.fromEntries(Object.entries(config).sort(([a], [b]) => (a < b ? -1 : 1)))
   await writeFileAtomic(join(folder, 'adapter_config.json'), `${JSON.stringify(sorted, null, 2)}\n`)
 }
 
 /**
- * The method that a PEFT folder's adapter_config.json describes.
+ * The method that a PEFT folder's adapter_config.json describes, and what the adapter is for.
  * @throws ERR_HEDDLE_IO when there is none, ERR_HEDDLE_FORMAT when it asks for something that is not supported
  */
-export async function readMethod(folder: string): Promise<Parametrization> {
+export async function readMethod(
+  folder: string,
+): Promise<{ readonly method: Parametrization; readonly taskType: string }> {
   const path = join(folder, 'adapter_config.json')
   const config = await readConfig(path)
-  return byPeftType(config.peft_type, path).create(config, { lenient: true })
+  const method = byPeftType(config.peft_type, path).create(config, { lenient: true })
+  return { method, taskType: typeof config.task_type === 'string' ? config.task_type : 'CAUSAL_LM' }
 }
+
+/** What the conversion makes of every site that has a weight of its own. */
+async function convertedTensors(adapter: Adapter, { tensors }: Conversion): Promise<Map<string, Tensor>> {
+  const found = new Map<string, Tensor>()
+  for (const { site, parameters, initial } of adapter.attachments.values()) {
+    if (!initial) continue
+    const step = program(() => tensors(readAll(parameters), readAll(initial)))
+    const values = (await step()) as Readonly<Record<string, Tensor>>
+    step.dispose()
+    for (const [name, value] of Object.entries(values)) found.set(`${site.path}.${name}`, value)
+  }
+  return found
+}
+
+const readAll = (tensors: Readonly<Record<string, Tensor>>): Record<string, Sym> =>
+  Object.fromEntries(Object.entries(tensors).map(([name, value]) => [name, read(value)]))
 
 /** Module names that select just the adapter's sites, as PEFT writes them; whole paths where names would select more. */
 function targetNames({ model, method, sitePaths }: Adapter): string[] {
@@ -85,8 +127,10 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
   const archive = await openSafetensors(path)
   try {
     const parameters = adapter.parameters()
-    const unknown = [...archive.tensors.keys()].find((name) => !parameters.has(name.replace(prefix, '')))
-    if (unknown) throw mismatch(path, 'tensors of the modules that target_modules selects', `"${unknown}" besides`)
+    for (const [name, stored] of archive.tensors) {
+      if (parameters.has(name.replace(prefix, '')) || (await isCopyOfBase(adapter, name, stored))) continue
+      throw mismatch(path, 'tensors of the modules that target_modules selects', `"${name}" besides`)
+    }
     const loaded = [...parameters].map(([name, parameter]) => {
       const stored = archive.tensors.get(`${prefix}${name}`)
       if (!stored) throw mismatch(path, `a tensor "${prefix}${name}"`, 'none')
@@ -104,6 +148,19 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
   } finally {
     archive.close()
   }
+}
+
+/** PEFT saves an embedding that it adapts with the base's own weight; it must be that of this model. */
+async function isCopyOfBase(adapter: Adapter, name: string, stored: StoredTensor): Promise<boolean> {
+  const suffix = '.base_layer.weight'
+  if (!name.endsWith(suffix)) return false
+  const attachment = adapter.attachments.get(name.replace(prefix, '').slice(0, -suffix.length))
+  if (!attachment || !sameShape(attachment.site.weight.shape, stored.shape)) return false
+  using copy = new Tensor(stored.load('f32'))
+  const distance = program(() => max(abs(sub(read(copy), read(attachment.site.weight)))))
+  using result = await distance()
+  distance.dispose()
+  return result.item() === 0
 }
 
 const mismatch = (place: string, expected: string, got: string): HeddleError =>

@@ -11,6 +11,8 @@ export interface TargetFilter {
   readonly layers_to_transform?: number | readonly number[] | undefined
   /** Name of the list that the layer's number follows, if not the first number in the path counts. */
   readonly layers_pattern?: string | readonly string[] | undefined
+  /** Modules that are trained as a whole: neither they nor what is inside of them is adapted. */
+  readonly modules_to_save?: readonly string[] | undefined
 }
 
 /**
@@ -24,7 +26,9 @@ export function selectSites(sites: Iterable<Site>, targets: TargetModules, filte
   const isTarget = matcher(targets, 'target_modules')
   const isExcluded = filter.exclude_modules ? matcher(filter.exclude_modules, 'exclude_modules') : () => false
   const isInLayer = layerFilter(targets, filter)
-  const chosen = all.filter((site) => isTarget(site) && isInLayer(site) && !isExcluded(site))
+  const isKept = ({ path }: Site): boolean =>
+    (filter.modules_to_save ?? []).some((name) => `.${path}.`.includes(`.${name}.`))
+  const chosen = all.filter((site) => isTarget(site) && isInLayer(site) && !isExcluded(site) && !isKept(site))
   if (chosen.length === 0) {
     const names = [...new Set(all.filter(({ kind }) => kind === 'linear').map(({ path }) => path.split('.').at(-1)))]
     throw misuse(
@@ -44,6 +48,16 @@ export function patternValue(
 ): number | undefined {
   const found = Object.keys(patterns).find((key) => wholePath(`(?:.*\\.)?(?:${key})`, option).test(path))
   return found === undefined ? undefined : patterns[found]
+}
+
+/**
+ * True for a module whose path, or that of a module around it, ends with one of the names. Like PEFT, which compares
+ * ends of strings: "norm" also stands for "input_layernorm".
+ */
+export function isModuleToSave({ path }: Site, names: readonly string[]): boolean {
+  const parts = path.split('.')
+  const around = parts.map((_, i) => parts.slice(0, i + 1).join('.'))
+  return around.some((module) => names.some((name) => module.endsWith(name)))
 }
 
 function matcher(targets: TargetModules, option: string): (site: Site) => boolean {

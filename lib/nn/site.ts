@@ -41,17 +41,20 @@ export interface Forward {
 export interface SiteHook {
   /** Sites for which `apply` is called; the others compute as they are. */
   targets(site: Site): boolean
-  /**
-   * The site's output for input x (an embedding's ids). `base()` is what the site computes by itself; `base(part)` what
-   * it would compute with the weight and bias of another: an adapter's way to put tensors of its own in their place.
-   */
-  apply(site: Site, x: Sym, base: (part?: Site) => Sym, forward: Forward): Sym
+  /** The site's output for input x; `base()` is what the site computes by itself. */
+  apply(site: Site, x: Sym, base: SiteComputation, forward: Forward): Sym
 }
+
+/**
+ * What a site computes, or would compute with the tensors of another `part` or for another input: an adapter's way to
+ * put tensors of its own in the place of the site's.
+ */
+export type SiteComputation = (part?: Site, input?: Sym) => Sym
 
 /** x `[..., in]` times the site's weight `[out, in]`, plus its bias → `[..., out]`. */
 export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
-  through(site, x, forward, ({ weight, bias }) =>
-    matmul(x, read(weight), {
+  through(site, x, forward, ({ weight, bias }, input) =>
+    matmul(input, read(weight), {
       transposeB: !site.transposed,
       precision: forward.precision,
       ...(bias ? { addend: read(bias) } : {}),
@@ -60,7 +63,7 @@ export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
 
 /** Rows of the site's table `[rows, dim]` for `ids i32 [...]` → `[..., dim]`. */
 export const embedding = (site: Site, ids: Sym, forward: Forward): Sym =>
-  through(site, ids, forward, ({ weight }) => gatherRows(read(weight), ids))
+  through(site, ids, forward, ({ weight }, rows) => gatherRows(read(weight), rows))
 
 /** [out, in] of a linear site, however its weight is stored. */
 export function linearShape({ weight, transposed }: Site): readonly [number, number] {
@@ -69,8 +72,8 @@ export function linearShape({ weight, transposed }: Site): readonly [number, num
 }
 
 /** What the site computes, or what the forward pass's hook makes of it. */
-export function through(site: Site, x: Sym, forward: Forward, compute: (part: Site) => Sym): Sym {
+export function through(site: Site, x: Sym, forward: Forward, compute: (part: Site, input: Sym) => Sym): Sym {
   const { hook } = forward
-  const base = (part = site): Sym => compute(part)
+  const base: SiteComputation = (part = site, input = x) => compute(part, input)
   return x.node.trace.within(site.path, () => (hook?.targets(site) ? hook.apply(site, x, base, forward) : base()))
 }

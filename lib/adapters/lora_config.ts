@@ -1,0 +1,165 @@
+/** LoRA's configuration: PEFT's fields, what each may be, and how a PEFT folder's config becomes one. */
+import { z } from 'zod'
+import { HeddleError } from '../errors.js'
+import { stacked } from './lora_init.js'
+import type { Conversion } from './parametrization.js'
+
+/** How A and B begin. Those of the second line change the weight that the adapter works on. */
+export type LoraInit = boolean | 'gaussian' | 'orthogonal' | 'pissa' | `pissa_niter_${number}` | 'olora'
+
+/** Options of {@link lora}: PEFT's names and, but for `target_modules`, its defaults. */
+export interface LoraOptions {
+  /** Rank; default 8. */
+  readonly r?: number
+  /** Numerator of the scale; default 8. */
+  readonly lora_alpha?: number
+  /** Probability of dropping an element of the adapter's input while training; default 0. Embeddings have no dropout. */
+  readonly lora_dropout?: number
+  /** Scale alpha/√r instead of alpha/r; default false. */
+  readonly use_rslora?: boolean
+  /** Weight-decomposed: trains the length of each row of the weight apart from its direction; default false. */
+  readonly use_dora?: boolean
+  /** Names or path ends, a regular expression for whole paths, or "all-linear" (default). */
+  readonly target_modules?: string | readonly string[]
+  /** Paths to leave out, by the same rules. */
+  readonly exclude_modules?: string | readonly string[]
+  /** Only modules of these layers; needs a list as `target_modules`. */
+  readonly layers_to_transform?: number | readonly number[]
+  /** Name of the list that the layer's number follows. */
+  readonly layers_pattern?: string | readonly string[]
+  /** Other ranks: regular expression for the end of a path → rank; the first that matches counts. */
+  readonly rank_pattern?: Readonly<Record<string, number>>
+  /** Other numerators of the scale, in the same way. */
+  readonly alpha_pattern?: Readonly<Record<string, number>>
+  /** Biases of the model that are trained too: `none` (default), `all`, or `lora_only`, those of adapted modules. */
+  readonly bias?: 'none' | 'all' | 'lora_only'
+  /** B gets a bias of its own; default false. Not with `use_dora`, and not at embeddings. */
+  readonly lora_bias?: boolean
+  /** Ends of module paths whose modules are copied and trained as a whole, such as a classification head. */
+  readonly modules_to_save?: readonly string[]
+  /** Kept for PEFT's sake: a module here knows by itself how its weight is stored. */
+  readonly fan_in_fan_out?: boolean
+  /**
+   * `true` (default): A uniform on ±1/√in, B zero (embeddings: A zero, B normal). `false`: both random. `gaussian`: A
+   * normal with deviation 1/r, B zero. `orthogonal`: both random with B A = 0, for even r. `pissa`, `pissa_niter_<n>`:
+   * the leading singular vectors of the weight, exactly or by n subspace iterations; `olora`: its QR factors; these
+   * three leave the rest of the weight as what the adapter works on.
+   */
+  readonly init_lora_weights?: LoraInit
+}
+
+const names = z.union([z.string(), z.array(z.string()).min(1)])
+const layer = z.int().min(0)
+const initialisation = z.custom<LoraInit>(
+  (value) =>
+    typeof value === 'boolean' ||
+    (typeof value === 'string' && /^(?:gaussian|orthogonal|olora|pissa(?:_niter_\d{1,3})?)$/u.test(value)),
+  { error: 'true, false, "gaussian", "orthogonal", "pissa", "pissa_niter_<n>" or "olora"' },
+)
+
+export const loraSchema = z.strictObject({
+  r: z.int().positive().default(8),
+  lora_alpha: z.number().default(8),
+  lora_dropout: z.number().min(0).lt(1).default(0),
+  use_rslora: z.boolean().default(false),
+  use_dora: z.boolean().default(false),
+  target_modules: names.default('all-linear'),
+  exclude_modules: names.optional(),
+  layers_to_transform: z.union([layer, z.array(layer).min(1)]).optional(),
+  layers_pattern: names.optional(),
+  rank_pattern: z.record(z.string(), z.int().positive()).optional(),
+  alpha_pattern: z.record(z.string(), z.number()).optional(),
+  bias: z.enum(['none', 'all', 'lora_only']).default('none'),
+  lora_bias: z.boolean().default(false),
+  modules_to_save: z.array(z.string().min(1)).optional(),
+  fan_in_fan_out: z.boolean().default(false),
+  init_lora_weights: initialisation.default(true),
+})
+
+/** {@link LoraOptions} with the defaults filled in. */
+export type LoraConfig = z.infer<typeof loraSchema>
+
+/** True when the initialisation leaves the adapter a weight of its own to work on. */
+export const changesBase = ({ init_lora_weights: init }: LoraConfig): boolean =>
+  typeof init === 'string' && (init.startsWith('pissa') || init === 'olora')
+
+/**
+ * The same change of the original weight as a plain LoRA of twice the rank: with W = R + s B₀A₀ and the trained A and
+ * B, R + s B A = W + s [B, −B₀] [A; A₀]. The scale stays: alpha grows with the rank.
+ */
+export function plainConversion(config: LoraConfig): Conversion {
+  const growth = config.use_rslora ? Math.SQRT2 : 2
+  const { rank_pattern: ranks, alpha_pattern: alphas } = config
+  return {
+    config: {
+      ...config,
+      init_lora_weights: true,
+      r: 2 * config.r,
+      lora_alpha: growth * config.lora_alpha,
+      ...(ranks ? { rank_pattern: scaled(ranks, 2) } : {}),
+      ...(alphas ? { alpha_pattern: scaled(alphas, growth) } : {}),
+    },
+    tensors: stacked,
+  }
+}
+
+const scaled = (values: Readonly<Record<string, number>>, factor: number): Record<string, number> =>
+  Object.fromEntries(Object.entries(values).map(([key, value]) => [key, factor * value]))
+
+/** Fields of PEFT's variants that ask for another method than this one. */
+const otherMethods = [
+  'use_qalora',
+  'use_bdlora',
+  'layer_replication',
+  'target_parameters',
+  'trainable_token_indices',
+  'arrow_config',
+  'alora_invocation_tokens',
+  'kasa_config',
+  'monteclora_config',
+  'velora_config',
+  'ensure_weight_tying',
+]
+
+/** Initialisations after which the adapter means a base that cannot be made again from the original one. */
+const lostBases = /^(?:loftq|corda|lora_ga|pissa_niter_\d+)$/u
+
+/**
+ * The fields of a PEFT folder's config that concern this method. PEFT writes every field of every variant; one that
+ * asks for something else must not be dropped silently.
+ * @throws ERR_HEDDLE_FORMAT naming the field
+ */
+export function knownFields(config: unknown): Record<string, unknown> {
+  const fields = config as Readonly<Record<string, unknown>>
+  for (const name of otherMethods) {
+    const value = fields[name]
+    const isEmpty =
+      value === undefined ||
+      value === null ||
+      value === false ||
+      (typeof value === 'object' && Object.keys(value).length === 0)
+    if (!isEmpty) unsupported(name, 'a plain LoRA adapter', JSON.stringify(value))
+  }
+  const known = new Set(Object.keys(loraSchema.shape))
+  const kept = Object.entries(fields).filter(
+    ([name, value]) => known.has(name) && name !== 'init_lora_weights' && value !== null,
+  )
+  return { ...Object.fromEntries(kept), init_lora_weights: storedInit(fields.init_lora_weights) }
+}
+
+/** Whatever else A and B began with, the file has their values; only a changed base must be made again. */
+function storedInit(value: unknown): LoraInit {
+  const init = typeof value === 'string' ? value.toLowerCase() : value
+  if (init === 'pissa' || init === 'olora') return init
+  if (typeof init === 'string' && lostBases.test(init))
+    unsupported(
+      'init_lora_weights',
+      'an adapter for the original base; PEFT makes one with path_initial_model_for_weight_conversion',
+      init,
+    )
+  return true
+}
+
+function unsupported(name: string, expected: string, got: string): never {
+  throw new HeddleError('ERR_HEDDLE_FORMAT', { place: `adapter_config.json: ${name}`, expected, got })
+}
