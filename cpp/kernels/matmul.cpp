@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kernels/kernel_table.h"
+#include "kernels/matmul_f64.h"
 #include "kernels/matrix_plan.h"
 
 namespace heddle {
@@ -24,16 +25,21 @@ Problem read_problem(const KernelRequest& request) {
   const Operand& y = request.outputs[0];
   for (const Operand* operand : {&a, &b}) {
     request.check(operand->present, "a and b", "an absent operand");
-    const bool known = operand->dtype == DType::kF32 || operand->dtype == DType::kBF16;
-    if (!known) throw Error(ErrorCode::kDtype, std::string(request.op), "f32 or bf16", dtype_name(operand->dtype));
+    const bool known = y.dtype == DType::kF64 ? operand->dtype == DType::kF64
+                                              : operand->dtype == DType::kF32 || operand->dtype == DType::kBF16;
+    if (!known)
+      throw Error(ErrorCode::kDtype, std::string(request.op), y.dtype == DType::kF64 ? "f64" : "f32 or bf16",
+                  dtype_name(operand->dtype));
     request.check(operand->shape.rank() >= 2, "rank 2 at least", operand->shape.str());
   }
-  if (y.dtype != DType::kF32) throw Error(ErrorCode::kDtype, std::string(request.op), "f32", dtype_name(y.dtype));
+  if (y.dtype != DType::kF32 && y.dtype != DType::kF64)
+    throw Error(ErrorCode::kDtype, std::string(request.op), "f32 or f64", dtype_name(y.dtype));
 
   Problem problem;
   problem.transpose_a = request.attributes.integer("transpose_a", 0) != 0;
   problem.transpose_b = request.attributes.integer("transpose_b", 0) != 0;
-  problem.alpha = static_cast<float>(request.attributes.number("alpha", 1.0));
+  problem.exact_alpha = request.attributes.number("alpha", 1.0);
+  problem.alpha = static_cast<float>(problem.exact_alpha);
   // oneDNN gives some NaNs a meaning of their own.
   request.check(std::isfinite(problem.alpha), "a finite alpha", std::to_string(problem.alpha));
   problem.precision = request.attributes.has("precision")
@@ -44,8 +50,12 @@ Problem read_problem(const KernelRequest& request) {
   problem.m = a.shape.back(problem.transpose_a ? 0 : 1);
   problem.k = a.shape.back(problem.transpose_a ? 1 : 0);
   problem.n = b.shape.back(problem.transpose_b ? 1 : 0);
-  problem.form_a = OperandForm::of(a.dtype, problem.precision);
-  problem.form_b = OperandForm::of(b.dtype, problem.precision);
+  if (y.dtype == DType::kF64) {
+    request.check(problem.precision == Precision::kF32, "full precision for f64", "bf16");
+  } else {
+    problem.form_a = OperandForm::of(a.dtype, problem.precision);
+    problem.form_b = OperandForm::of(b.dtype, problem.precision);
+  }
   const int64_t inner = b.shape.back(problem.transpose_b ? 0 : 1);
   request.check(inner == problem.k, "k = " + std::to_string(problem.k) + " in b", b.shape.str());
   problem.share_b = b.shape.rank() == 2;
@@ -65,7 +75,8 @@ Problem read_problem(const KernelRequest& request) {
 
   if (request.inputs.size() == 3 && request.inputs[2].present) {
     const Operand& c = request.inputs[2];
-    if (c.dtype != DType::kF32) throw Error(ErrorCode::kDtype, std::string(request.op), "f32", dtype_name(c.dtype));
+    if (c.dtype != y.dtype)
+      throw Error(ErrorCode::kDtype, std::string(request.op), dtype_name(y.dtype), dtype_name(c.dtype));
     problem.addend = c.shape == expected ? Addend::kFull : Addend::kBias;
     request.check(c.shape == expected || c.shape == Shape{problem.n}, "c " + expected.str() + " or [n]", c.shape.str());
   }
@@ -181,6 +192,7 @@ CompiledKernel compiled(std::shared_ptr<const Plan> plan, const Problem& problem
 CompiledKernel compile_matmul(const KernelRequest& request) {
   const Problem problem = read_problem(request);
   const bool has_addend = problem.addend != Addend::kNone;
+  if (request.outputs[0].dtype == DType::kF64) return compile_matmul_f64(problem);
   if (problem.batch == 0 || problem.m == 0 || problem.n == 0) return {.run = [](const RunArguments&) {}};
   if (problem.k == 0) {
     CompiledKernel kernel;

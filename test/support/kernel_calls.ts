@@ -216,22 +216,37 @@ const convolutionOf =
 
 const plain = (inputs: Operand[], outputs: Operand[]): Call => ({ inputs, outputs, attributes: [] })
 
+/** The same call in f64, every other time. */
+const inEither =
+  (call: (random: Random) => Call) =>
+  (random: Random): Call => {
+    const { inputs, outputs, attributes } = call(random)
+    if (flag(random)) return { inputs, outputs, attributes }
+    const wide = (operand: Operand | null): Operand | null =>
+      operand && (operand.dtype === 'f32' || operand.dtype === 'bf16') ? { ...operand, dtype: 'f64' } : operand
+    return {
+      inputs: inputs.map(wide),
+      outputs: outputs.map(wide),
+      attributes: attributes.map(([name, value]) => [name, name === 'precision' ? 'f32' : value]),
+    }
+  }
+
 export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
-  elementwise,
-  reduce_sum: reduce,
-  reduce_max: reduce,
-  argmax: (random) => {
+  elementwise: inEither(elementwise),
+  reduce_sum: inEither(reduce),
+  reduce_max: inEither(reduce),
+  argmax: inEither((random) => {
     const [n, v] = [size(random), size(random)]
     return plain([f32(n, v)], [i32(n)])
-  },
+  }),
   gather_rows: (random) => {
     const [n, d] = [size(random), size(random)]
     return plain([f32(4 + size(random), d), i32(n, 2)], [f32(n, 2, d)])
   },
-  scatter_add_rows: (random) => {
+  scatter_add_rows: inEither((random) => {
     const [n, d] = [size(random), size(random)]
     return plain([i32(n), f32(n, d)], [f32(4 + size(random), d)])
-  },
+  }),
   gather_last: (random) => {
     const n = size(random)
     return plain([f32(n, 4 + size(random)), i32(n)], [f32(n)])
@@ -264,12 +279,13 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const shape = [size(random), size(random)]
     return plain([f32(...shape)], [f32(...shape)])
   },
+  arange: (random) => plain([], [i32(size(random))]),
   cache_update: (random) => {
     const [b, t, h, d] = [small(random), small(random), small(random), size(random)]
     const cache: Operand = { dtype: random.pick(['f32', 'bf16']), shape: [b, t + size(random), h, d] }
     return plain([cache, f32(b, t, h, d), i32(b)], [cache])
   },
-  matmul,
+  matmul: inEither(matmul),
   low_rank_matmul: lowRankMatmul,
   linear_cross_entropy: crossEntropy,
   linear_cross_entropy_vjp: crossEntropyVjp,
