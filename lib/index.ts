@@ -25,9 +25,10 @@ export {
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
-export { grad, gradients, valueAndGrad } from './graph/grad.js'
+export { grad, gradients, hvp, jvp, type Traced, valueAndGrad, vjp } from './graph/grad.js'
 export {
   type AttributeType,
+  type Decomposition,
   defineOperator,
   type OperatorDefinition,
   operators,

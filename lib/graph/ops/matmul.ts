@@ -1,6 +1,6 @@
 /** Matrix products. Frozen right operands are packed once into the matmul library's own layout. */
 import { sameShape } from '../../tensor/dtype.js'
-import { defineOperator, misuse, typeText, type VjpContext } from '../operator.js'
+import { defineOperator, floatType, misuse, typeText, type VjpContext } from '../operator.js'
 import type { Sym } from '../sym.js'
 import { mul } from './elementwise.js'
 import { reshape, sum, sumTo } from './reduce.js'
@@ -22,7 +22,7 @@ export interface MatmulOptions {
 const apply = defineOperator({
   name: 'matmul',
   attributes: { transpose_a: 'i64', transpose_b: 'i64', alpha: 'f64', precision: 'string' },
-  types: ([a, b, c], { transpose_a, transpose_b }) => {
+  types: ([a, b, c], { transpose_a, transpose_b, precision }) => {
     const [k, m] = lastTwo(a!, transpose_a === 0)
     const [n, inner] = lastTwo(b!, transpose_b === 0)
     const batch = a!.shape.slice(0, -2)
@@ -31,7 +31,10 @@ const apply = defineOperator({
     const shape = [...batch, m, n]
     if (c && !sameShape(c.shape, shape) && !sameShape(c.shape, [n]))
       misuse('matmul', `an addend [${shape}] or [${n}]`, typeText(c))
-    return [{ shape, dtype: 'f32' }]
+    const dtype = floatType('matmul', c ? [a, b, c] : [a, b])
+    if (dtype === 'f64' && precision !== 'f32')
+      misuse('matmul', "precision 'f32' (the operands' own) for f64", `'${precision}'`, 'ERR_HEDDLE_DTYPE')
+    return [{ shape, dtype }]
   },
   vjp: matmulVjp,
   inPlace: [[2, 0]],

@@ -2,6 +2,9 @@
 import { shapeText } from '../../tensor/dtype.js'
 import { defineOperator, misuse, typeText } from '../operator.js'
 import type { Sym } from '../sym.js'
+import { add, cast, mul, sub } from './elementwise.js'
+import { concat, slice } from './index.js'
+import { reshape } from './reduce.js'
 
 const tableOf = defineOperator({
   name: 'rope_table',
@@ -47,6 +50,18 @@ const ropeOf = defineOperator({
     return [{ shape: x!.shape, dtype: 'f32' }]
   },
   inPlace: [[0, 0]],
+  decompose: ([x, cosines, sines], { inverse }) => {
+    const half = x!.shape[3]! / 2
+    const perHead = (table: Sym): Sym => {
+      const [b, t, d] = table.shape
+      return reshape(cast(table, x!.dtype), [b!, t!, 1, d!])
+    }
+    const [cos, sin] = [perHead(cosines!), perHead(sines!)]
+    const left = slice(x!, [{ axis: 3, start: 0, end: half }])
+    const right = slice(x!, [{ axis: 3, start: half, end: 2 * half }])
+    const [less, more] = inverse === 1 ? [add, sub] : [sub, add]
+    return [concat([less(mul(left, cos), mul(right, sin)), more(mul(right, cos), mul(left, sin))], 3)]
+  },
   vjp: ({ inputs: [, cos, sin], attributes: { inverse }, gradients: [g] }) => [
     ropeOf([g, cos, sin], { inverse: 1 - (inverse as number) })[0],
     undefined,
