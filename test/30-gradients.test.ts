@@ -243,10 +243,14 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
     },
   ],
   log_sum_exp: [{ shapes: [[3, 7]], fn: (x) => logSumExp(x) }],
-  rope: [{ shapes: [[2, 3, 2, 8]], fn: (x) => rope(x, ropeTable(ints([0, 1, 5], [1, 3]), [1, 0.3, 0.1, 0.03])) }],
+  rope: [
+    { shapes: [[2, 3, 2, 8]], fn: (x) => rope(x, ropeTable(ints([0, 1, 5], [1, 3]), [1, 0.3, 0.1, 0.03])) },
+    { shapes: [[2, 3, 2, 7]], fn: (x) => rope(x, ropeTable(ints([0, 1, 5], [1, 3]), [1, 0.3])) },
+  ],
   attention: [
     { shapes: qkv, fn: (q, k, v) => attention(q, k, v, { causal: true }) },
     { shapes: qkv, fn: (q, k, v) => attention(q, k, v) },
+    { shapes: qkv, fn: (q, k, v) => attention(q, k, v, { causal: true, window: 3, softcap: 0.7 }) },
     {
       shapes: qkv,
       fn: (q, k, v) =>

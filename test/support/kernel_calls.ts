@@ -127,15 +127,19 @@ function attentionOperands(random: Random, square: boolean) {
 function attention(random: Random): Call {
   const square = flag(random) === 1
   const { b, s, q, k, statistic } = attentionOperands(random, square)
+  const causal = square ? flag(random) : 0
   return {
     inputs: [f32(...q), f32(...k), f32(...k), square ? maybe(random, i32(b, s)) : null],
     outputs: [f32(...q), maybe(random, f32(...statistic))],
-    attributes: [
-      ['causal', square ? flag(random) : 0],
-      ['scale', 0.25],
-    ],
+    attributes: [['causal', causal], ['scale', 0.25], ...bends(random, causal === 1)],
   }
 }
+
+/** A window, where there may be one, and a cap on the scores. */
+const bends = (random: Random, windowed: boolean): Call['attributes'] => [
+  ['softcap', random.pick([0, 2.5])],
+  ['window', windowed ? random.pick([0, 1, 7, 100]) : 0],
+]
 
 function attentionVjp(random: Random): Call {
   const forward = attention(random)
@@ -151,7 +155,11 @@ function attentionVjp(random: Random): Call {
 function attentionCached(random: Random): Call {
   const { b, q, k } = attentionOperands(random, false)
   const cache = { dtype: random.pick<DType>(['f32', 'bf16']), shape: k }
-  return { inputs: [f32(...q), cache, { ...cache }, i32(b)], outputs: [f32(...q)], attributes: [['scale', 0.25]] }
+  return {
+    inputs: [f32(...q), cache, { ...cache }, i32(b)],
+    outputs: [f32(...q)],
+    attributes: [['scale', 0.25], ...bends(random, true)],
+  }
 }
 
 function crossEntropy(random: Random): Call {
@@ -344,7 +352,7 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
   rope: (random) => {
     const [b, t, h, half] = [small(random), size(random), small(random), size(random)]
     const table = f32(random.pick([1, b]), t, half)
-    const x = f32(b, t, h, 2 * half)
+    const x = f32(b, t, h, 2 * half + random.pick([0, 3]))
     return { inputs: [x, table, { ...table }], outputs: [{ ...x }], attributes: [['inverse', flag(random)]] }
   },
   attention,

@@ -14,6 +14,10 @@ export interface AttentionOptions {
   readonly causal?: boolean
   /** Factor on the scores; default 1/√d. */
   readonly scale?: number
+  /** Scores are bent to softcap · tanh(score / softcap), as Gemma 2 does; default: not. */
+  readonly softcap?: number | undefined
+  /** A query sees itself and the `window - 1` keys before it; needs `causal`. Default: all. */
+  readonly window?: number | undefined
   /** `i32 [b, s]`: a query sees only keys of its own segment (documents in a packed row, padding). */
   readonly segments?: Sym | undefined
 }
@@ -56,11 +60,12 @@ const decompose: Decomposition = ([q, k, v, segments], { causal, scale }) => {
 
 const attentionOf = defineOperator({
   name: 'attention',
-  attributes: { causal: 'i64', scale: 'f64' },
-  types: ([q, k, v, segments], { causal }) => {
+  attributes: { causal: 'i64', scale: 'f64', softcap: 'f64', window: 'i64' },
+  types: ([q, k, v, segments], { causal, window }) => {
     checkHeads('attention', q!, k!, v!)
     const [b, t, h] = q!.shape
     const s = k!.shape[1]
+    if (window !== 0 && causal !== 1) misuse('attention', 'a causal mask with a window', 'a window without one')
     if ((causal === 1 || segments) && t !== s) misuse('attention', 'as many queries as keys', `${t} and ${s}`)
     if (segments && !sameShape(segments.shape, [b!, s!]))
       misuse('attention', `segments [${b}, ${s}]`, shapeText(segments.shape))
@@ -79,22 +84,27 @@ const attentionOf = defineOperator({
 
 const attentionVjpOf = defineOperator({
   name: 'attention_vjp',
-  attributes: { causal: 'i64', scale: 'f64' },
+  attributes: { causal: 'i64', scale: 'f64', softcap: 'f64', window: 'i64' },
   types: ([q, k, v]) => [q!, k!, v!],
   decompose: ([q, k, v, segments, , , g], attributes) =>
     pullbackOf((inputs) => decompose([...inputs, segments], attributes), [q!, k!, v!], [g]),
   vjp: 'decomposition',
 })
 
+const attributesOf = ({ softcap = 0, window = 0 }: AttentionOptions): { softcap: number; window: number } => ({
+  softcap,
+  window,
+})
+
 /** softmax(scale · q kᵀ, masked) v for `q [b, t, h, d]`, `k, v [b, s, hk, d]` → `[b, t, h, d]`. */
 export function attention(q: Sym, k: Sym, v: Sym, options: AttentionOptions = {}): Sym {
   const { causal = false, scale = 1 / Math.sqrt(q.shape.at(-1)!), segments } = options
-  return attentionOf([q, k, v, segments], { causal: Number(causal), scale })[0]!
+  return attentionOf([q, k, v, segments], { causal: Number(causal), scale, ...attributesOf(options) })[0]!
 }
 
 const cachedOf = defineOperator({
   name: 'attention_cached',
-  attributes: { scale: 'f64' },
+  attributes: { scale: 'f64', softcap: 'f64', window: 'i64' },
   types: ([q, k, v]) => {
     checkHeads('attention_cached', q!, k!, v!)
     return [{ shape: q!.shape, dtype: 'f32' }]
@@ -108,6 +118,11 @@ const cachedOf = defineOperator({
   vjp: { none: 'the cached form is for inference only' },
 })
 
+/** Scale, cap and window of {@link attentionCached}, as in {@link attention}. */
+export type CachedAttentionOptions = Pick<AttentionOptions, 'scale' | 'softcap' | 'window'>
+
 /** Attention of `q [b, t, h, d]` to cache rows `j ≤ position[b] + i`, caches `[b, s, hk, d]`. */
-export const attentionCached = (q: Sym, k: Sym, v: Sym, position: Sym, scale = 1 / Math.sqrt(q.shape.at(-1)!)): Sym =>
-  cachedOf([q, k, v, position], { scale })[0]!
+export function attentionCached(q: Sym, k: Sym, v: Sym, position: Sym, options: CachedAttentionOptions = {}): Sym {
+  const { scale = 1 / Math.sqrt(q.shape.at(-1)!) } = options
+  return cachedOf([q, k, v, position], { scale, ...attributesOf(options) })[0]!
+}

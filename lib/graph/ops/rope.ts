@@ -43,10 +43,10 @@ const ropeOf = defineOperator({
       x!.rank !== 4 ||
       cos!.rank !== 3 ||
       cos!.shape[1] !== t ||
-      cos!.shape[2]! * 2 !== d ||
+      !(cos!.shape[2]! * 2 <= d!) ||
       ![1, b].includes(cos!.shape[0]!)
     )
-      misuse('rope', `a table [${b}, ${t}, ${d! / 2}]`, `${shapeText(cos!.shape)} for x ${shapeText(x!.shape)}`)
+      misuse('rope', `a table [${b}, ${t}, at most ${d! / 2}]`, `${shapeText(cos!.shape)} for x ${shapeText(x!.shape)}`)
     return [{ shape: x!.shape, dtype: 'f32' }]
   },
   inPlace: [[0, 0]],
@@ -69,5 +69,5 @@ const ropeOf = defineOperator({
   ],
 })
 
-/** Rotates the pairs of `x [b, t, h, d]` by the table's angles. */
+/** Rotates pairs (i, i + r) of `x [b, t, h, d]` by the angles of a table with r columns; elements from 2 r on stay. */
 export const rope = (x: Sym, { cos, sin }: RopeTable): Sym => ropeOf([x, cos, sin], { inverse: 0 })[0]!
