@@ -15,6 +15,13 @@ export type { TargetFilter } from './adapters/target_modules.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
 export type { EncodedChunk, EncodeFileOptions } from './data/encode.js'
 export { openRows, type Row, type RowBlock, type RowOptions, type RowSource } from './data/rows.js'
+export {
+  type EmbedOptions,
+  EncoderModel,
+  type EncoderSettings,
+  type LoadEncoderOptions,
+  loadEncoder,
+} from './encoder_model.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
@@ -62,6 +69,7 @@ export {
 export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
 export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
+export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
 export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'

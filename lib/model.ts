@@ -1,21 +1,18 @@
 /** The front door: a pretrained model with its tokenizer and adapters, to be trained, asked, merged and saved. */
-import { mkdir } from 'node:fs/promises'
-import { join } from 'node:path'
-import { Adapter, type AttachOptions } from './adapters/adapter.js'
+import { AdaptedNetwork } from './adapters/adapted_network.js'
+import type { Adapter, AttachOptions } from './adapters/adapter.js'
 import type { Parametrization } from './adapters/parametrization.js'
 import { HeddleError } from './errors.js'
-import { writeJsonAtomic } from './formats/atomic_file.js'
-import { type Checkpoint, openCheckpoint } from './formats/checkpoint.js'
+import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
 import { generateText } from './generate/generate.js'
 import { type GenerateOptions, parseGenerateOptions } from './generate/options.js'
 import { Session } from './generate/session.js'
 import type { Precision } from './graph/ops/matmul.js'
-import { pause } from './graph/pause.js'
-import type { CausalLm, WeightSource } from './models/causal_lm.js'
-import { architectureOf } from './models/registry.js'
-import { addon } from './native.js'
-import { Tensor } from './tensor/tensor.js'
+import { buildNetwork } from './models/build.js'
+import type { CausalLm } from './models/causal_lm.js'
+import { decoders } from './models/registry.js'
+import { disposeWeights, type SavedDType, saveNetwork } from './models/save.js'
 import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
 
 /** Options of {@link loadModel}. */
@@ -40,34 +37,12 @@ export async function loadModel(source: string, options: LoadOptions = {}): Prom
     throw misuse('loadModel.precision', '"f32" or "bf16"', JSON.stringify(precision))
   const checkpoint = await openCheckpoint(source, hub)
   try {
-    const network = networkOf(checkpoint)
+    const network = buildNetwork(decoders, checkpoint)
     return new Model(checkpoint.modelId, network, await Tokenizer.load(checkpoint.tokenizerSource), precision)
   } finally {
     checkpoint.close()
   }
 }
-
-/** Derived values that some checkpoints store beside their parameters. */
-const isDerived = (name: string): boolean => name.endsWith('.rotary_emb.inv_freq')
-
-function networkOf({ config, path, tensors }: Checkpoint): CausalLm {
-  const used = new Set<string>()
-  const weight: WeightSource = (name) => {
-    const stored = tensors.get(name)
-    if (!stored) throw misfit(path, `a tensor "${name}" as config.json asks for`, 'none')
-    used.add(name)
-    return new Tensor(stored.load('f32'))
-  }
-  const network = architectureOf(config, path).build(config, weight, path)
-  if (network.embeddingTied) used.add(`${network.outputSite.path}.weight`)
-  // A tensor that is left over would be a part of the model that is silently not computed.
-  const unused = [...tensors.keys()].find((name) => !used.has(name) && !isDerived(name))
-  if (unused !== undefined) throw misfit(path, 'no tensors but those that config.json asks for', `"${unused}"`)
-  return network
-}
-
-const misfit = (place: string, expected: string, got: string): HeddleError =>
-  new HeddleError('ERR_HEDDLE_FORMAT', { place, expected, got })
 
 const misuse = (place: string, expected: string, got: string): HeddleError =>
   new HeddleError('ERR_HEDDLE_ARGUMENT', { place, expected, got })
@@ -80,7 +55,7 @@ interface SessionEntry {
 
 /** A causal language model; made by {@link loadModel}. */
 export class Model {
-  readonly #adapters: Adapter[] = []
+  readonly #adapted: AdaptedNetwork
   readonly #idle: SessionEntry[] = []
   #disposed = false
 
@@ -90,21 +65,23 @@ export class Model {
     readonly network: CausalLm,
     readonly tokenizer: Tokenizer,
     readonly precision: Precision,
-  ) {}
+  ) {
+    this.#adapted = new AdaptedNetwork(network, source)
+  }
 
   /** Adapters attached or loaded so far. */
   get adapters(): readonly Adapter[] {
-    return this.#adapters
+    return this.#adapted.adapters
   }
 
   /** Attaches a fresh adapter, e.g. `lora({ r: 16 })`. @throws ERR_HEDDLE_ARGUMENT when no module matches */
-  async attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    return this.#keep(await Adapter.attach(this.network, method, { baseModel: this.source, ...options }))
+  attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
+    return this.#adapted.attach(method, options)
   }
 
   /** Attaches an adapter from a PEFT folder. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT */
-  async loadAdapter(folder: string): Promise<Adapter> {
-    return this.#keep(await Adapter.load(this.network, folder, { baseModel: this.source }))
+  loadAdapter(folder: string): Promise<Adapter> {
+    return this.#adapted.load(folder)
   }
 
   /** Yields text as it is made. @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED */
@@ -114,10 +91,7 @@ export class Model {
   ): AsyncGenerator<string, void, void> {
     const settings = parseGenerateOptions(options)
     const { adapter, chat, maxTokens } = settings
-    if (adapter && adapter.model !== this.network)
-      throw misuse('generate.adapter', 'an adapter of this model', "another model's")
-    if (adapter?.isMerged)
-      throw misuse('generate.adapter', 'none, as its weights are merged into the model', 'a merged adapter')
+    this.#adapted.expectUsable('generate.adapter', adapter)
     const ids = await this.#promptIds(prompt, chat ?? this.tokenizer.hasChatTemplate)
     const entry = await this.#session(ids.length + maxTokens, adapter)
     try {
@@ -144,32 +118,17 @@ export class Model {
    * @param dtype element type in the file; default `f32`
    * @throws ERR_HEDDLE_IO
    */
-  async save(folder: string, { dtype = 'f32' }: { readonly dtype?: 'f32' | 'bf16' | 'f16' } = {}): Promise<void> {
-    await mkdir(folder, { recursive: true })
-    const entries = this.network.weights().map(({ name, tensor }) => ({ name, tensor: tensor.native, dtype }))
-    await addon.writeSafetensors(join(folder, 'model.safetensors'), entries, { format: 'pt' })
-    await this.tokenizer.save(folder)
-    const torchName = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' }[dtype]
-    // Transformers 5 reads `dtype`, earlier ones `torch_dtype`.
-    const config = { ...this.network.config, dtype: torchName, torch_dtype: torchName }
-    await writeJsonAtomic(join(folder, 'config.json'), config)
+  async save(folder: string, { dtype = 'f32' }: { readonly dtype?: SavedDType } = {}): Promise<void> {
+    await saveNetwork(this.network, this.tokenizer, folder, dtype)
   }
 
   /** Frees weights, caches and adapters, and ends the tokenizer's worker. */
   async dispose(): Promise<void> {
     this.#disposed = true
     this.#dropSessions()
-    for (const adapter of this.#adapters) adapter.dispose()
-    for (const { tensor } of this.network.weights()) {
-      tensor.dispose()
-      await pause()
-    }
+    this.#adapted.dispose()
+    await disposeWeights(this.network)
     await this.tokenizer.close()
-  }
-
-  #keep(adapter: Adapter): Adapter {
-    this.#adapters.push(adapter)
-    return adapter
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT when there is nothing to go on from, or too much */

@@ -4,8 +4,9 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
+import { buildNetwork } from '../lib/models/build.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
-import { llama } from '../lib/models/llama.js'
+import { decoders } from '../lib/models/registry.js'
 import { Tensor } from '../lib/tensor/tensor.js'
 
 /** The repository's root, from dist/test. */
@@ -22,8 +23,7 @@ export async function goldenTensors(name: string): Promise<Map<string, Tensor>> 
 
 /** A tiny random Llama of test/golden. */
 export async function goldenLlama(name: string): Promise<CausalLm> {
-  const { config, tensors } = await openCheckpoint(golden(name))
-  return llama(config, (key) => new Tensor(tensors.get(key)!.load('f32')))
+  return buildNetwork(decoders, await openCheckpoint(golden(name)))
 }
 
 /** max |a - b| / max |b| */

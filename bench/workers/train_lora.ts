@@ -9,10 +9,10 @@ import { openCheckpoint } from '../../lib/formats/checkpoint.js'
 import type { Precision } from '../../lib/graph/ops/matmul.js'
 import { llama } from '../../lib/models/llama.js'
 import { writeRandomCheckpoint } from '../../lib/models/random_checkpoint.js'
+import { checkpointWeights } from '../../lib/models/weights.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../../lib/optim/clip.js'
 import { chain } from '../../lib/optim/gradient_transform.js'
-import { Tensor } from '../../lib/tensor/tensor.js'
 import { trainingStep } from '../../lib/train/training_step.js'
 
 const [precision = 'f32', layers = '30', profile] = process.argv.slice(2)
@@ -40,7 +40,7 @@ if (!complete) {
   await writeRandomCheckpoint(folder, { ...config, num_hidden_layers: 30 }, { dtype: 'bf16' })
 }
 const { tensors } = await openCheckpoint(folder)
-const network = llama(config, (name) => new Tensor(tensors.get(name)!.load('f32')))
+const network = llama(config, checkpointWeights(tensors, folder))
 const adapter = await Adapter.attach(network, lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }))
 const step = await trainingStep({
   network,

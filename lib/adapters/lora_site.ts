@@ -21,7 +21,7 @@ export interface LoraShape {
   readonly aShape: (r: number) => readonly number[]
   readonly bShape: (r: number) => readonly number[]
   readonly magnitudeShape: readonly number[]
-  /** The weight is stored `[inner, out]`, as an embedding's is. */
+  /** The weight is stored `[inner, out]`, as an embedding's and GPT-2's linear ones are. */
   readonly isTransposed: boolean
   readonly groups: number
 }
@@ -40,10 +40,10 @@ export interface LoraSettings {
 
 /** Undefined where LoRA cannot act. */
 export function shapeAt(site: Site): LoraShape | undefined {
-  const [rows, columns] = site.weight.shape as [number, number]
-  const isTransposed = site.kind === 'embedding'
-  const [out, inner] = isTransposed ? [columns, rows] : [rows, columns]
   if (site.kind !== 'linear' && site.kind !== 'embedding') return undefined
+  const [rows, columns] = site.weight.shape as [number, number]
+  const isTransposed = site.kind === 'embedding' || site.transposed === true
+  const [out, inner] = isTransposed ? [columns, rows] : [rows, columns]
   return {
     kind: site.kind,
     out,

@@ -103,14 +103,15 @@ const exists = (path: string): Promise<boolean> =>
     () => false,
   )
 
-/** A JSON object from a file, or undefined when there is no such file. @throws ERR_HEDDLE_FORMAT */
-export async function readJsonFile(path: string): Promise<JsonObject | undefined> {
+/** A JSON object (or array) from a file, or undefined when there is no such file. @throws ERR_HEDDLE_FORMAT */
+export async function readJsonFile(path: string, kind: 'object' | 'array' = 'object'): Promise<JsonObject | undefined> {
   if (!(await exists(path))) return undefined
   try {
     const value: unknown = JSON.parse(await readFile(path, 'utf8'))
-    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as JsonObject
+    if (typeof value === 'object' && value !== null && Array.isArray(value) === (kind === 'array'))
+      return value as JsonObject
   } catch (cause) {
     throw formatError(path, 'JSON', cause instanceof Error ? cause.message : String(cause))
   }
-  throw formatError(path, 'a JSON object', 'another JSON value')
+  throw formatError(path, `a JSON ${kind}`, 'another JSON value')
 }

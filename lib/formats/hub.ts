@@ -54,6 +54,9 @@ const wantedFiles = new Set([
   'tokenizer.json',
   'tokenizer_config.json',
   'chat_template.jinja',
+  'modules.json',
+  'sentence_bert_config.json',
+  '1_Pooling/config.json',
   'model.safetensors.index.json',
 ])
 const weights = /^model(-\d{5}-of-\d{5})?\.safetensors$/

@@ -6,7 +6,7 @@ import { sampleToken } from '../graph/ops/sample.js'
 import { type Program, program } from '../graph/program.js'
 import type { Sym } from '../graph/sym.js'
 import type { CausalLm, KeyValueCache } from '../models/causal_lm.js'
-import { type Forward, linear } from '../nn/site.js'
+import type { Forward } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 import type { GenerateSettings } from './options.js'
 
@@ -34,7 +34,7 @@ export class Session {
     this.#step = program(async (ids, position, last, seed, step, temperature, topK, topP) => {
       const context = { ...forward, training: false }
       const hidden = await model.hidden({ ids: ids!, position: position!, cache }, context)
-      const logits = linear(model.outputSite, gatherRows(hidden, last!), context)
+      const logits = model.logits(gatherRows(hidden, last!), context)
       const options = { seed: seed!, step: step!, temperature: temperature!, topK: topK!, topP: topP! }
       return sampleToken(logits, options).token
     })

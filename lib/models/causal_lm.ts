@@ -4,9 +4,6 @@ import type { Network } from '../nn/network.js'
 import type { Forward, Site } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
 
-/** Gives the checkpoint's tensor of that name. @throws ERR_HEDDLE_FORMAT when it has none */
-export type WeightSource = (name: string) => Tensor
-
 /** Keys and values of earlier tokens, one pair per layer, `[b, capacity, kv heads, head dim]`. */
 export interface KeyValueCache {
   readonly layers: readonly { readonly keys: Tensor; readonly values: Tensor }[]
@@ -19,6 +16,11 @@ export interface DecoderInputs {
   readonly ids: Sym
   /** `i32 [b, t]`; tokens see only tokens of their own segment. Training form. */
   readonly segments?: Sym | undefined
+  /**
+   * `i32 [b, t]`: place of each token in its own text; default 0, 1, 2, … along the row. Networks with learned
+   * positions need it where a row holds several texts; rotary ones see only differences. Training form.
+   */
+  readonly positions?: Sym | undefined
   /** First position of this call's tokens, `i32 [b]`. Cached form; needs `cache`. */
   readonly position?: Sym | undefined
   readonly cache?: KeyValueCache | undefined
@@ -27,11 +29,14 @@ export interface DecoderInputs {
 /** A decoder language model of any architecture. */
 export interface CausalLm extends Network {
   readonly vocabularySize: number
-  readonly embeddingTied: boolean
-  /** Final hidden states `[b·t, hidden]`, normalised, ready for {@link outputSite}. */
+  /** Final hidden states `[b·t, hidden]`, normalised, ready for {@link logits}. */
   hidden(inputs: DecoderInputs, forward: Forward): Promise<Sym>
   /** The output projection `[vocabulary, hidden]`. */
   readonly outputSite: Site
+  /** Scores of the next token `[n, vocabulary]` from hidden states `[n, hidden]`. */
+  logits(hidden: Sym, forward: Forward): Sym
+  /** Logits are the output projection and nothing more: no bias, no cap. Losses may then fuse it. */
+  readonly hasPlainLogits: boolean
   /** An empty cache for `batch` texts of at most `capacity` tokens. */
   createCache(batch: number, capacity: number): Promise<KeyValueCache>
 }

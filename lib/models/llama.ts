@@ -3,17 +3,17 @@ import { z } from 'zod'
 import { HeddleError } from '../errors.js'
 import { attention, attentionCached } from '../graph/ops/attention.js'
 import { add, cast, mul, silu } from '../graph/ops/elementwise.js'
-import { cacheUpdate, gatherRows } from '../graph/ops/index.js'
+import { cacheUpdate } from '../graph/ops/index.js'
 import { rmsNorm } from '../graph/ops/norm.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { type RopeTable, rope, ropeTable } from '../graph/ops/rope.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
-import { type Forward, linear, type Site, type SiteKind } from '../nn/site.js'
-import { sameShape, shapeText } from '../tensor/dtype.js'
+import { embedding, type Forward, linear, type Site, type SiteKind } from '../nn/site.js'
 import { tensor, zeros } from '../tensor/tensor.js'
-import type { CausalLm, DecoderInputs, KeyValueCache, WeightSource } from './causal_lm.js'
+import type { CausalLm, DecoderInputs, KeyValueCache } from './causal_lm.js'
 import { inverseFrequencies, ropeScalingSchema } from './rope_scaling.js'
+import type { WeightSource } from './weights.js'
 
 /** Far beyond any real model; bounds the work that a hostile config can cause. */
 const maxLayers = 1 << 12
@@ -73,19 +73,17 @@ export function parseLlamaConfig(config: unknown, place: string): LlamaConfig {
  * Builds the network over a checkpoint's tensors.
  * @throws ERR_HEDDLE_FORMAT when the configuration or a tensor's shape does not fit
  */
-export function llama(configuration: unknown, weight: WeightSource, place = 'config.json'): CausalLm {
+export function llama(configuration: unknown, source: WeightSource, place = 'config.json'): CausalLm {
   const config = parseLlamaConfig(configuration, place)
   const shape = headShape(config)
   const sites = new Map<string, Site>()
   for (const { path, kind, dims, isOutput } of layout(config)) {
-    const found = weight(`${path}.weight`)
-    if (!sameShape(found.shape, dims))
-      throw misfit(`${place}: ${path}.weight`, `shape ${shapeText(dims)} as config.json says`, shapeText(found.shape))
-    sites.set(path, { path, kind, weight: found, isOutput })
+    const weight = source.take(`${path}.weight`, dims, kind === 'norm' ? 'ones' : 'normal')
+    sites.set(path, { path, kind, weight, isOutput })
   }
   const { hidden_size: d, vocab_size: v } = config
   const at = (path: string): Site => sites.get(path)!
-  const embedding = at('model.embed_tokens')
+  const words = at('model.embed_tokens')
   const layers = Array.from({ length: config.num_hidden_layers }, (_, index): Layer => {
     const path = `model.layers.${index}`
     return {
@@ -103,7 +101,7 @@ export function llama(configuration: unknown, weight: WeightSource, place = 'con
   })
   const norm = at('model.norm')
   const output: Site = config.tie_word_embeddings
-    ? { path: 'lm_head', kind: 'linear', weight: embedding.weight, isOutput: true }
+    ? { path: 'lm_head', kind: 'linear', weight: words.weight, isOutput: true }
     : at('lm_head')
   const frequencies = inverseFrequencies(shape.dim, config, place)
   const eps = config.rms_norm_eps
@@ -137,9 +135,11 @@ export function llama(configuration: unknown, weight: WeightSource, place = 'con
     maxPositions: config.max_position_embeddings,
     embeddingTied: config.tie_word_embeddings,
     outputSite: output,
+    logits: (hidden, forward) => linear(output, hidden, forward),
+    hasPlainLogits: true,
     async hidden(inputs, forward) {
       const view = viewOf(inputs, frequencies)
-      let x = reshape(gatherRows(read(embedding.weight), inputs.ids), [-1, d])
+      let x = reshape(embedding(words, inputs.ids, forward), [-1, d])
       for (const [index, layer] of layers.entries()) {
         const { trace } = x.node
         x = trace.within(layer.path, () => block(layer, x, view, inputs.cache?.layers[index], forward))
@@ -151,12 +151,6 @@ export function llama(configuration: unknown, weight: WeightSource, place = 'con
     weights: () =>
       [...sites.values()].map(({ path, weight: tensorOf }) => ({ name: `${path}.weight`, tensor: tensorOf })),
   }
-}
-
-/** Shapes of all parameters by checkpoint name, in the checkpoint's order. @throws ERR_HEDDLE_FORMAT */
-export function llamaParameterShapes(configuration: unknown): Map<string, readonly number[]> {
-  const places = layout(parseLlamaConfig(configuration, 'config.json'))
-  return new Map(places.map(({ path, dims }) => [`${path}.weight`, dims]))
 }
 
 interface SitePlace {
@@ -208,7 +202,7 @@ interface View {
   readonly position: Sym | undefined
 }
 
-function viewOf({ ids, segments, position }: DecoderInputs, frequencies: readonly number[]): View {
+function viewOf({ ids, segments, position, positions: places }: DecoderInputs, frequencies: readonly number[]): View {
   const [batch, time] = ids.shape as [number, number]
   const steps = read(
     tensor(
@@ -216,7 +210,7 @@ function viewOf({ ids, segments, position }: DecoderInputs, frequencies: readonl
       [1, time],
     ),
   )
-  const positions = position ? cast(add(reshape(position, [-1, 1]), steps), 'i32') : steps
+  const positions = places ?? (position ? cast(add(reshape(position, [-1, 1]), steps), 'i32') : steps)
   return { batch, time, table: ropeTable(positions, frequencies), segments, position }
 }
 

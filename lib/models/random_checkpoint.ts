@@ -5,8 +5,11 @@ import { mul } from '../graph/ops/elementwise.js'
 import { randomNormal } from '../graph/ops/random.js'
 import { program } from '../graph/program.js'
 import { addon } from '../native.js'
-import { type Tensor, tensor } from '../tensor/tensor.js'
-import { llamaParameterShapes } from './llama.js'
+import type { Network } from '../nn/network.js'
+import { elementCount } from '../tensor/dtype.js'
+import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
+import { type Architecture, architectureOf, decoders, encoders } from './registry.js'
+import type { Initial, WeightSource } from './weights.js'
 
 /** Options of {@link writeRandomCheckpoint}. */
 export interface RandomCheckpointOptions {
@@ -17,9 +20,9 @@ export interface RandomCheckpointOptions {
 }
 
 /**
- * Writes `config.json` and `model.safetensors` of a Llama with weights as transformers draws them at first: matrices
- * normal with deviation 0.02, norms 1. The folder still needs a tokenizer.
- * @param config a Llama `config.json`
+ * Writes `config.json` and `model.safetensors` with weights as transformers draws them at first: matrices normal with
+ * deviation 0.02, norms 1, biases 0. The folder still needs a tokenizer.
+ * @param config a `config.json` of any architecture that Heddle knows; without `model_type`, a Llama's
  * @throws ERR_HEDDLE_FORMAT naming the field of `config` that is wrong, ERR_HEDDLE_IO
  */
 export async function writeRandomCheckpoint(
@@ -27,15 +30,45 @@ export async function writeRandomCheckpoint(
   config: Readonly<Record<string, unknown>>,
   { seed = 0, dtype = 'f32' }: RandomCheckpointOptions = {},
 ): Promise<void> {
-  const shapes = [...llamaParameterShapes(config)]
-  const matrices = shapes.filter(([, shape]) => shape.length === 2)
-  const draw = program((key) => matrices.map(([, shape], i) => mul(randomNormal(key!, i, shape), 0.02)))
+  const named = { model_type: 'llama', ...config }
+  const parameters = parametersOf(named)
+  const matrices = parameters.filter(({ initial }) => initial === 'normal')
+  const draw = program((key) => matrices.map(({ shape }, i) => mul(randomNormal(key!, i, shape), 0.02)))
   const drawn = await draw(tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32))))
-  const byName = new Map(matrices.map(([name], i) => [name, drawn[i]!]))
-  const ones = ([size]: readonly number[]): Tensor => tensor(new Float32Array(size!).fill(1))
-  const entries = shapes.map(([name, shape]) => ({ name, tensor: (byName.get(name) ?? ones(shape)).native, dtype }))
-  await writeJsonAtomic(join(folder, 'config.json'), { model_type: 'llama', ...config })
+  const byName = new Map(matrices.map(({ name }, i) => [name, drawn[i]!]))
+  const entries = parameters.map((parameter) => {
+    const value = byName.get(parameter.name) ?? filled(parameter)
+    return { name: parameter.name, tensor: value.native, dtype }
+  })
+  await writeJsonAtomic(join(folder, 'config.json'), named)
   await addon.writeSafetensors(join(folder, 'model.safetensors'), entries, { format: 'pt' })
   draw.dispose()
   for (const matrix of drawn) matrix.dispose()
 }
+
+interface Parameter {
+  readonly name: string
+  readonly shape: readonly number[]
+  readonly initial: Initial
+}
+
+/** What the architecture asks for when it is built, in its order. */
+function parametersOf(config: Readonly<Record<string, unknown>>): Parameter[] {
+  const asked: Parameter[] = []
+  // Builders only hand tensors on, so that one number can stand for all.
+  const stand = zeros([1])
+  const source: WeightSource = {
+    has: () => false,
+    take: (name, shape, initial) => {
+      asked.push({ name, shape, initial })
+      return stand
+    },
+  }
+  const known: readonly Architecture<Network>[] = [...decoders, ...encoders]
+  architectureOf(known, config, 'config.json').build(config, source, 'config.json')
+  stand.dispose()
+  return asked
+}
+
+const filled = ({ shape, initial }: Parameter): Tensor =>
+  tensor(new Float32Array(elementCount(shape)).fill(Number(initial === 'ones')), [...shape])

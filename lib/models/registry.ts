@@ -1,35 +1,87 @@
 /** The architectures that Heddle builds, found by what a checkpoint's config.json calls itself. One line for each. */
 import { HeddleError } from '../errors.js'
-import type { CausalLm, WeightSource } from './causal_lm.js'
+import type { Network } from '../nn/network.js'
+import { bert, distilbert } from './bert.js'
+import type { CausalLm } from './causal_lm.js'
+import type { Encoder } from './encoder.js'
 import { llama } from './llama.js'
+import type { CheckpointNames, WeightSource } from './weights.js'
 
-interface Architecture {
+/** One architecture: how a checkpoint names it, and how its network is built. */
+export interface Architecture<N extends Network> extends CheckpointNames {
   /** `model_type` in config.json. */
   readonly modelType: string
-  /** Its name among `architectures` in config.json. */
-  readonly className: string
+  /** Its names among `architectures` in config.json; the first is what Heddle writes. */
+  readonly classNames: readonly [string, ...string[]]
   /** Checks the configuration and builds the network over the checkpoint's tensors. */
-  readonly build: (configuration: unknown, weight: WeightSource, place: string) => CausalLm
+  readonly build: (configuration: unknown, source: WeightSource, place: string) => N
 }
 
-const known: readonly Architecture[] = [{ modelType: 'llama', className: 'LlamaForCausalLM', build: llama }]
+/** Decoder language models. */
+export const decoders: readonly Architecture<CausalLm>[] = [
+  { modelType: 'llama', classNames: ['LlamaForCausalLM'], build: llama },
+]
+
+const tasks = ['Model', 'ForMaskedLM', 'ForSequenceClassification', 'ForTokenClassification', 'ForQuestionAnswering']
+const classesOf = (name: string): readonly [string, ...string[]] => [
+  `${name}Model`,
+  ...tasks.map((task) => `${name}${task}`),
+]
+/** Position ids kept as a buffer, and heads for other tasks. */
+const besidesEncoder =
+  /(^|\.)embeddings\.position_ids$|^(cls|lm_head|classifier|qa_outputs|vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier)\./
+
+/** Text encoders. Heads that a checkpoint holds for other tasks are left out. */
+export const encoders: readonly Architecture<Encoder>[] = [
+  {
+    modelType: 'bert',
+    classNames: [...classesOf('Bert'), 'BertForPreTraining', 'BertForNextSentencePrediction'],
+    basePrefix: 'bert',
+    ignored: besidesEncoder,
+    build: bert,
+  },
+  {
+    modelType: 'roberta',
+    classNames: classesOf('Roberta'),
+    basePrefix: 'roberta',
+    ignored: besidesEncoder,
+    build: bert,
+  },
+  {
+    modelType: 'xlm-roberta',
+    classNames: classesOf('XLMRoberta'),
+    basePrefix: 'roberta',
+    ignored: besidesEncoder,
+    build: bert,
+  },
+  {
+    modelType: 'distilbert',
+    classNames: classesOf('DistilBert'),
+    basePrefix: 'distilbert',
+    ignored: besidesEncoder,
+    build: distilbert,
+  },
+]
 
 /**
- * The builder for a config.json.
+ * The builder for a config.json among `known` architectures.
  * @param place file or folder of the checkpoint, for messages
  * @throws ERR_HEDDLE_FORMAT naming an architecture that is not known, with those that are
  */
-export function architectureOf(configuration: Readonly<Record<string, unknown>>, place: string): Architecture {
+export function architectureOf<N extends Network>(
+  known: readonly Architecture<N>[],
+  configuration: Readonly<Record<string, unknown>>,
+  place: string,
+): Architecture<N> {
   const { model_type: modelType, architectures } = configuration
-  const classNames = Array.isArray(architectures) && architectures.length > 0 ? architectures : undefined
+  const given = Array.isArray(architectures) && architectures.length > 0 ? architectures : undefined
+  const isNamed = ({ classNames }: Architecture<N>): boolean => classNames.some((name) => given?.includes(name))
   const found =
-    modelType === undefined
-      ? known.find(({ className }) => classNames?.includes(className))
-      : known.find((candidate) => candidate.modelType === modelType)
-  if (found && (classNames?.includes(found.className) ?? true)) return found
+    modelType === undefined ? known.find(isNamed) : known.find((candidate) => candidate.modelType === modelType)
+  if (found && (given === undefined || isNamed(found))) return found
   const [expected, got] = found
-    ? [found.className, classNames]
-    : [`a model_type of ${known.map((each) => each.modelType).join(', ')}`, modelType ?? classNames]
+    ? [found.classNames.join(', '), given]
+    : [`a model_type of ${known.map((each) => each.modelType).join(', ')}`, modelType ?? given]
   throw new HeddleError('ERR_HEDDLE_FORMAT', {
     place: `${place}: architecture`,
     expected,

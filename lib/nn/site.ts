@@ -1,21 +1,27 @@
 /** Sites: the stable, named places of a model that own weights. Adapters, observers and transforms reach a model here. */
+import { gatherRows } from '../graph/ops/index.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Tensor } from '../tensor/tensor.js'
 
 /** What a site computes. */
-export type SiteKind = 'linear' | 'embedding' | 'norm'
+export type SiteKind = 'linear' | 'embedding' | 'norm' | 'conv2d'
 
 /** A named place of a model that owns weights. */
 export interface Site {
   /** The checkpoint's own module path, e.g. `model.layers.3.self_attn.q_proj`. */
   readonly path: string
   readonly kind: SiteKind
-  /** linear `[out, in]`, embedding `[rows, dim]`, norm `[dim]`. Replaced, never written, when an adapter is merged. */
+  /**
+   * linear `[out, in]` (`[in, out]` where {@link transposed}), embedding `[rows, dim]`, norm `[dim]`, conv2d
+   * `[out, in / groups, kh, kw]`. Replaced, never written, when an adapter is merged.
+   */
   weight: Tensor
   /** Replaced like the weight. */
   bias?: Tensor | undefined
+  /** The weight is stored `[in, out]`, as GPT-2's Conv1D has it; PEFT's `fan_in_fan_out`. */
+  readonly transposed?: boolean
   /** The output embedding, which "all-linear" leaves out. */
   readonly isOutput?: boolean
 }
@@ -35,7 +41,7 @@ export interface Forward {
 export interface SiteHook {
   /** Sites for which `apply` is called; the others compute as they are. */
   targets(site: Site): boolean
-  /** The site's output for input x; `base()` is what the site computes by itself. */
+  /** The site's output for input x (an embedding's ids); `base()` is what the site computes by itself. */
   apply(site: Site, x: Sym, base: SiteComputation, forward: Forward): Sym
 }
 
@@ -45,15 +51,25 @@ export interface SiteHook {
  */
 export type SiteComputation = (part?: Site, input?: Sym) => Sym
 
-/** x `[n, in]` times the site's weight `[out, in]`, plus its bias → `[n, out]`. */
+/** x `[..., in]` times the site's weight `[out, in]`, plus its bias → `[..., out]`. */
 export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
-  through(site, x, forward, ({ weight, bias }, input) =>
+  through(site, x, forward, ({ weight, bias, transposed }, input) =>
     matmul(input, read(weight), {
-      transposeB: true,
+      transposeB: !transposed,
       precision: forward.precision,
       ...(bias ? { addend: read(bias) } : {}),
     }),
   )
+
+/** Rows of the site's table `[rows, dim]` for `ids i32 [...]` → `[..., dim]`. */
+export const embedding = (site: Site, ids: Sym, forward: Forward): Sym =>
+  through(site, ids, forward, ({ weight }, rows) => gatherRows(read(weight), rows))
+
+/** [out, in] of a linear site, however its weight is stored. */
+export function linearShape({ weight, transposed }: Site): readonly [number, number] {
+  const [rows, columns] = weight.shape as [number, number]
+  return transposed ? [columns, rows] : [rows, columns]
+}
 
 /** What the site computes, or what the forward pass's hook makes of it. */
 export function through(site: Site, x: Sym, forward: Forward, compute: (part: Site, input: Sym) => Sym): Sym {

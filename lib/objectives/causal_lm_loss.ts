@@ -5,7 +5,7 @@ import { linearCrossEntropy } from '../graph/ops/loss.js'
 import { max, reshape, sum } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { CausalLm } from '../models/causal_lm.js'
-import { type Forward, linear } from '../nn/site.js'
+import type { Forward } from '../nn/site.js'
 
 export interface LossInputs {
   /** `i32 [b, t]` */
@@ -22,7 +22,8 @@ export async function causalLmLoss(model: CausalLm, inputs: LossInputs, forward:
   const targets = reshape(inputs.targets, [-1])
   const { outputSite } = model
   // An adapter on the output projection needs the logits themselves; without one they are never kept.
-  if (forward.hook?.targets(outputSite)) return sum(crossEntropy(linear(outputSite, hidden, forward), targets))
+  if (!model.hasPlainLogits || forward.hook?.targets(outputSite))
+    return sum(crossEntropy(model.logits(hidden, forward), targets))
   return sum(linearCrossEntropy(hidden, read(outputSite.weight), targets, { precision: forward.precision }))
 }
 

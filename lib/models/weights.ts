@@ -1,0 +1,142 @@
+/** Where a network's builder gets its tensors from: a checkpoint, or nothing but a list of what is needed. */
+import { HeddleError } from '../errors.js'
+import type { StoredTensor } from '../formats/tensor_archive.js'
+import type { Site, SiteKind } from '../nn/site.js'
+import { sameShape, shapeText } from '../tensor/dtype.js'
+import { Tensor } from '../tensor/tensor.js'
+
+/** How transformers draws a parameter at first. */
+export type Initial = 'normal' | 'ones' | 'zeros'
+
+/** Gives the tensors that a builder asks for. */
+export interface WeightSource {
+  /** Whether there is such a tensor, for parts that only some checkpoints have. */
+  has(name: string): boolean
+  /** @throws ERR_HEDDLE_FORMAT when there is none, or it has another shape */
+  take(name: string, shape: readonly number[], initial: Initial): Tensor
+}
+
+/** Names that a checkpoint may use instead of the canonical ones, and tensors that it may hold besides. */
+export interface CheckpointNames {
+  /** Module that wraps everything but the head; some checkpoints leave it out, others add it. */
+  readonly basePrefix?: string | undefined
+  /** Tensors that take no part in the forward pass: derived values, heads for other tasks. */
+  readonly ignored?: RegExp | undefined
+}
+
+/** A checkpoint's tensors; {@link CheckpointWeights.unused} says what nobody asked for. */
+export interface CheckpointWeights extends WeightSource {
+  /** The first tensor that was not taken and is not one of the `copies`, if any. */
+  unused(copies: readonly string[]): string | undefined
+}
+
+/** @param place file or folder, for messages */
+export function checkpointWeights(
+  tensors: ReadonlyMap<string, StoredTensor>,
+  place: string,
+  { basePrefix, ignored }: CheckpointNames = {},
+): CheckpointWeights {
+  const used = new Set<string>()
+  const find = (name: string): StoredTensor | undefined => {
+    const key = spellings(name, basePrefix).find((spelling) => tensors.has(spelling))
+    if (key !== undefined) used.add(key)
+    return key === undefined ? undefined : tensors.get(key)
+  }
+  return {
+    has: (name) => spellings(name, basePrefix).some((spelling) => tensors.has(spelling)),
+    take(name, shape) {
+      const stored = find(name)
+      if (!stored) throw misfit(place, `a tensor "${name}" as config.json asks for`, 'none')
+      if (!sameShape(stored.shape, shape))
+        throw misfit(`${place}: ${name}`, `shape ${shapeText(shape)} as config.json says`, shapeText(stored.shape))
+      return new Tensor(stored.load('f32'))
+    },
+    unused: (copies) =>
+      [...tensors.keys()].find(
+        (name) => !used.has(name) && !copies.includes(name) && !derived.test(name) && !ignored?.test(name),
+      ),
+  }
+}
+
+/** Derived values that some checkpoints store beside their parameters. */
+const derived = /\.rotary_emb\.inv_freq$/
+
+/** The canonical name first; TensorFlow's gamma and beta last. */
+function spellings(name: string, basePrefix: string | undefined): string[] {
+  const plain = [name]
+  if (basePrefix !== undefined) {
+    plain.push(`${basePrefix}.${name}`)
+    if (name.startsWith(`${basePrefix}.`)) plain.push(name.slice(basePrefix.length + 1))
+  }
+  const old = plain
+    .filter((each) => /norm\.(weight|bias)$/i.test(each))
+    .map((each) => each.replace(/weight$/, 'gamma').replace(/bias$/, 'beta'))
+  return [...plain, ...old]
+}
+
+/** Collects a network's sites while it is built, in the order in which they are asked for. */
+export class SiteBuilder {
+  readonly sites = new Map<string, Site>()
+  readonly #loose: { readonly name: string; readonly tensor: Tensor }[] = []
+
+  constructor(readonly source: WeightSource) {}
+
+  linear(path: string, [out, inner]: readonly [number, number], options: LinearOptions = {}): Site {
+    const { bias = false, transposed = false, isOutput = false } = options
+    const shape = transposed ? [inner, out] : [out, inner]
+    return this.#add({ path, kind: 'linear', transposed, isOutput }, shape, bias ? [out] : undefined)
+  }
+
+  embedding(path: string, rows: number, dim: number): Site {
+    return this.#add({ path, kind: 'embedding' }, [rows, dim])
+  }
+
+  /** @param initial `zeros` where the network multiplies with 1 + weight */
+  norm(path: string, dim: number, bias: boolean, initial: Initial = 'ones'): Site {
+    return this.#add({ path, kind: 'norm' }, [dim], bias ? [dim] : undefined, initial)
+  }
+
+  conv2d(path: string, shape: readonly [number, number, number, number], bias: boolean): Site {
+    return this.#add({ path, kind: 'conv2d' }, shape, bias ? [shape[0]] : undefined)
+  }
+
+  /** A parameter that is no module's weight. */
+  parameter(name: string, shape: readonly number[]): Tensor {
+    const tensor = this.source.take(name, shape, 'normal')
+    this.#loose.push({ name, tensor })
+    return tensor
+  }
+
+  /** All parameters as they are now, under their checkpoint names. */
+  weights(): { name: string; tensor: Tensor }[] {
+    const owned = [...this.sites.values()].flatMap(({ path, weight, bias }) => [
+      { name: `${path}.weight`, tensor: weight },
+      ...(bias ? [{ name: `${path}.bias`, tensor: bias }] : []),
+    ])
+    return [...this.#loose, ...owned]
+  }
+
+  #add(
+    site: { path: string; kind: SiteKind; transposed?: boolean; isOutput?: boolean },
+    shape: readonly number[],
+    bias?: readonly number[],
+    initial: Initial = 'normal',
+  ): Site {
+    const { path } = site
+    const weight = this.source.take(`${path}.weight`, shape, initial)
+    const built = { ...site, weight, ...(bias ? { bias: this.source.take(`${path}.bias`, bias, 'zeros') } : {}) }
+    this.sites.set(path, built)
+    return built
+  }
+}
+
+/** What a linear site has besides its shape. */
+export interface LinearOptions {
+  readonly bias?: boolean
+  /** Stored `[in, out]`. */
+  readonly transposed?: boolean
+  readonly isOutput?: boolean
+}
+
+const misfit = (place: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_FORMAT', { place, expected, got })
