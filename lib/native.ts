@@ -7,8 +7,23 @@ import { fileURLToPath } from 'node:url'
 import { HeddleError, type HeddleErrorCode } from './errors.js'
 import type { DType } from './tensor/dtype.js'
 
-/** How a tensor's elements are stored in a file: dense, or GGUF blocks along the last dimension. */
-export type Encoding = DType | 'q4_0' | 'q4_1' | 'q8_0'
+/** GGUF's blocks along the last dimension. */
+export type BlockEncoding =
+  | 'q4_0'
+  | 'q4_1'
+  | 'q5_0'
+  | 'q5_1'
+  | 'q8_0'
+  | 'q2_k'
+  | 'q3_k'
+  | 'q4_k'
+  | 'q5_k'
+  | 'q6_k'
+  | 'iq4_nl'
+  | 'iq4_xs'
+
+/** How a tensor's elements are stored in a file: dense, or in blocks. */
+export type Encoding = DType | BlockEncoding
 
 /** A native buffer. Lives until `dispose()` or garbage collection; programs that use it keep it alive. */
 export interface NativeTensor {

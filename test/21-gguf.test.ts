@@ -170,7 +170,7 @@ const hostile: readonly (readonly [string, Uint8Array, RegExp])[] = [
   ['an empty dimension', one({ inner: [0] }), /shape of n/],
   ['a shape whose product overflows', one({ inner: [2 ** 50, 2 ** 50] }), /shape of n/],
   ['rows that are no multiple of the block', one({ inner: [33], type: q8Type }), /multiple of 32/],
-  ['a type that Heddle cannot read', one({ inner: [256], type: 12 }), /Q4_K/],
+  ['a type that Heddle cannot read', one({ inner: [256], type: 16 }), /IQ2_XXS/],
   ['a type that does not exist', one({ type: 99 }), /type number 99/],
   ['an offset that is not aligned', one({ offset: 4 }, 64), /multiple of 32/],
   ['an offset beyond the file', one({ offset: 2 ** 52 }), /truncated/],

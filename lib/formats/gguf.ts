@@ -1,6 +1,6 @@
 /**
- * Reads GGUF files, versions 2 and 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): metadata, and weights
- * as dense or Q4_0, Q4_1, Q8_0 blocks. Metadata arrays, vocabularies above all, are only located; a worker reads them.
+ * Reads GGUF files, versions 2 and 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): metadata, and weights,
+ * dense or in blocks. Metadata arrays, vocabularies above all, are only located; a worker reads them.
  */
 import { HeddleError } from '../errors.js'
 import { addon, type Encoding, type NativeFile } from '../native.js'
@@ -92,14 +92,19 @@ const tensorTypes: ReadonlyMap<number, TensorType> = new Map<number, TensorType>
   [1, { name: 'F16', encoding: 'f16', block: 1, bytes: 2 }],
   [2, { name: 'Q4_0', encoding: 'q4_0', block: 32, bytes: 18 }],
   [3, { name: 'Q4_1', encoding: 'q4_1', block: 32, bytes: 20 }],
-  [6, { name: 'Q5_0', block: 32, bytes: 22 }],
-  [7, { name: 'Q5_1', block: 32, bytes: 24 }],
+  [6, { name: 'Q5_0', encoding: 'q5_0', block: 32, bytes: 22 }],
+  [7, { name: 'Q5_1', encoding: 'q5_1', block: 32, bytes: 24 }],
   [8, { name: 'Q8_0', encoding: 'q8_0', block: 32, bytes: 34 }],
-  [10, { name: 'Q2_K', block: 256, bytes: 84 }],
-  [11, { name: 'Q3_K', block: 256, bytes: 110 }],
-  [12, { name: 'Q4_K', block: 256, bytes: 144 }],
-  [13, { name: 'Q5_K', block: 256, bytes: 176 }],
-  [14, { name: 'Q6_K', block: 256, bytes: 210 }],
+  [10, { name: 'Q2_K', encoding: 'q2_k', block: 256, bytes: 84 }],
+  [11, { name: 'Q3_K', encoding: 'q3_k', block: 256, bytes: 110 }],
+  [12, { name: 'Q4_K', encoding: 'q4_k', block: 256, bytes: 144 }],
+  [13, { name: 'Q5_K', encoding: 'q5_k', block: 256, bytes: 176 }],
+  [14, { name: 'Q6_K', encoding: 'q6_k', block: 256, bytes: 210 }],
+  [16, { name: 'IQ2_XXS', block: 256, bytes: 66 }],
+  [18, { name: 'IQ3_XXS', block: 256, bytes: 98 }],
+  [20, { name: 'IQ4_NL', encoding: 'iq4_nl', block: 32, bytes: 18 }],
+  [21, { name: 'IQ3_S', block: 256, bytes: 110 }],
+  [23, { name: 'IQ4_XS', encoding: 'iq4_xs', block: 256, bytes: 136 }],
   [26, { name: 'I32', encoding: 'i32', block: 1, bytes: 4 }],
   [27, { name: 'I64', encoding: 'i64', block: 1, bytes: 8 }],
   [28, { name: 'F64', encoding: 'f64', block: 1, bytes: 8 }],
@@ -277,7 +282,7 @@ function readTensorInfo(cursor: ByteCursor): UnplacedTensor {
       `${cursor.source.path}: ${name}`,
       `a tensor of type ${readableTypes.join(', ')}`,
       type?.name ?? `type number ${code}`,
-      'Use a file quantised as Q8_0 or Q4_1, or the model as safetensors',
+      'Use a file quantised as Q8_0 or Q4_K_M, or the model as safetensors',
     )
   if (inner[0]! % type.block !== 0)
     throw cursor.error(`the shape of ${name}`, `rows of a multiple of ${type.block} elements`, `${inner[0]}`)

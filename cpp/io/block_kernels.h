@@ -1,0 +1,21 @@
+// The inner loops of block_formats: whole blocks to floats and back, bit for bit as the `gguf` Python package computes
+// them (but for the sign and payload of a NaN).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "io/encoding.h"
+
+namespace heddle {
+
+/// `count` elements, a multiple of the encoding's block, of any floating-point encoding.
+void decode_floats(Encoding encoding, const std::byte* from, float* out, size_t count);
+
+/// `count` finite floats as f32, f16, bf16 or q8_0; whole blocks.
+void encode_floats(Encoding encoding, const float* from, std::byte* out, size_t count);
+
+/// bf16, rounded to nearest even.
+void round_to_bf16(const float* from, uint16_t* out, size_t count);
+
+}  // namespace heddle
