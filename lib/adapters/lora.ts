@@ -62,11 +62,10 @@ function trainedParts(site: Site, isTarget: boolean, { bias, modules_to_save = [
 
 function planAt(site: Site, config: LoraConfig): SitePlan {
   const shape = shapeAt(site) ?? unsuited(site, 'a linear, embedding or convolution module', `a ${site.kind} module`)
-  const r = patternValue(config.rank_pattern ?? {}, site.path, 'rank_pattern') ?? config.r
-  const alpha = patternValue(config.alpha_pattern ?? {}, site.path, 'alpha_pattern') ?? config.lora_alpha
+  const { r, scale } = scaleAt(config, site.path)
   const { init_lora_weights: init, lora_bias: hasBias, use_dora: isDora, lora_dropout: dropout } = config
   expectFit(site, shape, r, config)
-  const settings = { shape, r, scale: alpha / (config.use_rslora ? Math.sqrt(r) : r), init, hasBias, isDora, dropout }
+  const settings = { shape, r, scale, init, hasBias, isDora, dropout }
   const prepare = preparation(settings)
   const canMerge = shape.groups === 1 && !(hasBias && !site.bias)
   return {
@@ -75,6 +74,13 @@ function planAt(site: Site, config: LoraConfig): SitePlan {
     forward: loraForward(settings),
     ...(canMerge ? { merged: loraMerged(settings) } : {}),
   }
+}
+
+/** Rank and scale at a module. */
+export function scaleAt(config: LoraConfig, path: string): { readonly r: number; readonly scale: number } {
+  const r = patternValue(config.rank_pattern ?? {}, path, 'rank_pattern') ?? config.r
+  const alpha = patternValue(config.alpha_pattern ?? {}, path, 'alpha_pattern') ?? config.lora_alpha
+  return { r, scale: alpha / (config.use_rslora ? Math.sqrt(r) : r) }
 }
 
 /** @throws ERR_HEDDLE_ARGUMENT where PEFT refuses too, or would make factors of another rank than asked for */

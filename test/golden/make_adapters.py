@@ -6,7 +6,7 @@ adapters/tiny-qwen2/, adapters/tiny-gpt2/   bases with biases, and with GPT-2's 
 adapters.golden.safetensors    `<variant>.logits`: before training; `<variant>.trained`: after five steps
 adapters.golden.json           losses, gradient norms, parameter counts, ids and labels
 
-Logits are those of every fourth position. Run after make_tiny_llama.py:
+Logits are those of every eighth position. Run after make_tiny_llama.py:
 OMP_NUM_THREADS=1 PYTHONHASHSEED=0 python make_adapters.py
 """
 
@@ -88,7 +88,9 @@ def make(name: str, base: str, options: dict, seed: int) -> tuple[dict, dict]:
         logits, losses, norms, trained = train(model, ids, labels)
         model.peft_config["default"].init_lora_weights = options["init_lora_weights"]
         save(model, OUT / name)
-        save(model, OUT / f"{name}-converted", path_initial_model_for_weight_conversion=str(start))
+        # PEFT's conversion forgets DoRA's magnitudes.
+        if not config.use_dora:
+            save(model, OUT / f"{name}-converted", path_initial_model_for_weight_conversion=str(start))
         shutil.rmtree(start)
     else:
         with torch.no_grad():
@@ -107,7 +109,7 @@ def make(name: str, base: str, options: dict, seed: int) -> tuple[dict, dict]:
 def train(model, ids, labels):
     model.train()
     with torch.no_grad():
-        logits = model(input_ids=ids).logits[:, ::4].contiguous()
+        logits = model(input_ids=ids).logits[:, ::8].contiguous()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, **ADAMW)
     losses, norms = [], []
@@ -121,7 +123,7 @@ def train(model, ids, labels):
     with torch.no_grad():
         output = model(input_ids=ids, labels=labels)
     losses.append(output.loss.item())
-    return logits, losses, norms, output.logits[:, ::4].contiguous()
+    return logits, losses, norms, output.logits[:, ::8].contiguous()
 
 
 def save(model, folder: Path, **options) -> None:
