@@ -37,6 +37,7 @@ export {
 } from './graph/operator.js'
 export * from './graph/ops/attention.js'
 export { moveAxis } from './graph/ops/axes.js'
+export * from './graph/ops/conv.js'
 export * from './graph/ops/elementwise.js'
 export * from './graph/ops/index.js'
 export * from './graph/ops/loss.js'
@@ -48,6 +49,7 @@ export * from './graph/ops/rope.js'
 export * from './graph/ops/sample.js'
 export * from './graph/ops/softmax.js'
 export * from './graph/ops/stop_gradient.js'
+export type { Padding, Pair } from './graph/ops/window.js'
 export {
   type Computed,
   type OperatorTime,

@@ -3,6 +3,7 @@ import test from 'ava'
 import { gradients } from '../lib/graph/grad.js'
 import { operators } from '../lib/graph/operator.js'
 import { attention, attentionCached } from '../lib/graph/ops/attention.js'
+import { conv1d, conv2d } from '../lib/graph/ops/conv.js'
 import * as elementwise from '../lib/graph/ops/elementwise.js'
 import * as index from '../lib/graph/ops/index.js'
 import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
@@ -163,6 +164,53 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
     },
   ],
   rms_norm: [{ shapes: [[3, 8], [8]], fn: (x, w) => rmsNorm(x, w, 1e-5) }],
+  conv2d: [
+    {
+      shapes: [[2, 3, 5, 6], [4, 3, 3, 2], [4]],
+      fn: (x, w, bias) => conv2d(x, w, { bias, stride: [2, 1], padding: 1, dilation: [1, 2] }),
+    },
+    {
+      shapes: [
+        [1, 4, 4, 4],
+        [6, 2, 3, 3],
+      ],
+      fn: (x, w) => conv2d(x, w, { padding: 'same', groups: 2 }),
+    },
+    {
+      shapes: [
+        [2, 3, 7],
+        [3, 1, 4],
+      ],
+      fn: (x, w) => conv1d(x, w, { padding: 3, groups: 3 }),
+    },
+    {
+      shapes: [
+        [2, 3, 4, 4],
+        [5, 3, 1, 1],
+      ],
+      fn: (x, w) => conv2d(x, w),
+    },
+  ],
+  conv2d_input_vjp: [
+    {
+      shapes: [
+        [2, 3, 5, 5],
+        [4, 3, 3, 3],
+        [2, 4, 3, 3],
+      ],
+      fn: (x, w, g) => gradientOf(conv2d(x, w, { stride: 2, padding: 1 }), g, x),
+    },
+  ],
+  conv2d_weight_vjp: [
+    {
+      shapes: [
+        [2, 4, 5, 5],
+        [4, 2, 3, 3],
+        [2, 4, 3, 3],
+      ],
+      fn: (x, w, g) => gradientOf(conv2d(x, w, { stride: 2, padding: 1, groups: 2 }), g, w),
+    },
+  ],
   layer_norm: [
     { shapes: [[3, 8], [8], [8]], fn: (x, w, b) => layerNorm(x, w, b, 1e-5) },
     { shapes: [[2, 3, 5]], fn: (x) => layerNorm(x, undefined, undefined, 1e-5) },

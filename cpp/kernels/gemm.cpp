@@ -14,6 +14,7 @@
 #define HWY_TARGET_INCLUDE "kernels/gemm.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/onednn.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heddle {
@@ -114,35 +115,8 @@ using Tag = memory::format_tag;
 constexpr int64_t kPackingRows = 256;
 constexpr const char* kPlace = "matmul";
 
-const dnnl::engine& cpu_engine() {
-  static const dnnl::engine kEngine(dnnl::engine::kind::cpu, 0);
-  return kEngine;
-}
-
-/// In-order streams hold no state of a run, but are not documented as usable by many threads.
-dnnl::stream& cpu_stream() {
-  thread_local dnnl::stream stream(cpu_engine());
-  return stream;
-}
-
-/// oneDNN's failures as Heddle's.
-template <class Body>
-auto guarded(const char* what, const Body& body) {
-  try {
-    return body();
-  } catch (const dnnl::error& error) {
-    const bool memory_failed = error.status == dnnl_out_of_memory;
-    throw Error(memory_failed ? ErrorCode::kOutOfMemory : ErrorCode::kInternal, kPlace, what, error.what());
-  }
-}
-
 memory::data_type library_type(DType dtype) {
   return dtype == DType::kBF16 ? memory::data_type::bf16 : memory::data_type::f32;
-}
-
-memory memory_at(const memory::desc& desc, const void* data) {
-  // oneDNN takes inputs and outputs through the same pointer type.
-  return memory(desc, cpu_engine(), const_cast<void*>(data));
 }
 
 /// A slice of columns of a wider matrix.
@@ -288,7 +262,7 @@ std::shared_ptr<const Product> Product::get(const ProductShape& shape) {
 }
 
 Product::Product(const ProductShape& shape) {
-  guarded("a matrix product that oneDNN can do", [&] {
+  guarded(kPlace, "a matrix product that oneDNN can do", [&] {
     const dnnl::matmul::primitive_desc made = describe(shape, desc_of_b(shape));
     primitive_ = dnnl::matmul(made);
     a_desc_ = made.src_desc();
@@ -304,7 +278,7 @@ void Product::run(const void* a, const void* b, const float* bias, float* y, std
 }
 
 void Product::run(const void* a, const memory& packed_b, const float* bias, float* y, std::byte* workspace) const {
-  guarded("a matrix product to run", [&] {
+  guarded(kPlace, "a matrix product to run", [&] {
     std::unordered_map<int, memory> arguments{{DNNL_ARG_SRC, memory_at(a_desc_, a)},
                                               {DNNL_ARG_WEIGHTS, packed_b},
                                               {DNNL_ARG_DST, memory_at(y_desc_, y)},
@@ -325,7 +299,7 @@ PackedMatrix::PackedMatrix(const MatrixSource& source, Precision precision, int6
   const int64_t k_blocks = (source.k + block_k - 1) / block_k;
   const auto rows_of = [&](int64_t i) { return std::min(block_k, source.k - i * block_k); };
   const auto cols_of = [&](int64_t j) { return std::min(block_n, source.n - j * block_n); };
-  guarded("a matrix that oneDNN can pack", [&] {
+  guarded(kPlace, "a matrix that oneDNN can pack", [&] {
     std::vector<memory::desc> layouts;
     std::vector<size_t> offsets{0};
     for (int64_t i = 0; i < k_blocks; ++i) {

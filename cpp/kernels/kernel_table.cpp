@@ -6,6 +6,7 @@ const KernelTable& cpu_kernels() {
   static const KernelTable kTable = [] {
     KernelTable table;
     register_attention(table);
+    register_conv(table);
     register_elementwise(table);
     register_index(table);
     register_layer_norm(table);

@@ -6,6 +6,7 @@
 namespace heddle {
 
 void register_attention(KernelTable& table);
+void register_conv(KernelTable& table);
 void register_elementwise(KernelTable& table);
 void register_index(KernelTable& table);
 void register_layer_norm(KernelTable& table);

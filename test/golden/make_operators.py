@@ -66,7 +66,42 @@ def norms():
     return cases, table
 
 
-FAMILIES = {f.__name__: f for f in (activations, norms)}
+def conv2d_torch(x, w, *bias, **options):
+    return F.conv2d(x, w, *bias, **options)
+
+
+def convolutions():
+    table = {"conv2d": conv2d_torch, "conv1d": lambda x, w, *bias, **options: F.conv1d(x, w, *bias, **options)}
+    cases = []
+    for n, c, o, size, k, options in (
+        (1, 1, 1, (1, 1), (1, 1), {}),
+        (2, 3, 5, (6, 7), (3, 3), {}),
+        (2, 3, 5, (6, 7), (3, 3), {"padding": 1}),
+        (1, 17, 18, (5, 4), (3, 3), {"padding": "same"}),
+        (1, 2, 3, (5, 4), (2, 4), {"padding": "same"}),
+        (3, 4, 16, (7, 7), (3, 3), {"stride": 2, "padding": 1}),
+        (1, 4, 4, (9, 8), (3, 2), {"stride": [3, 2], "padding": [2, 1]}),
+        (1, 4, 6, (9, 9), (3, 3), {"dilation": 2, "padding": "valid"}),
+        (1, 4, 4, (9, 9), (3, 3), {"dilation": [1, 3], "padding": 3, "stride": 2}),
+        (2, 6, 4, (5, 5), (3, 3), {"groups": 2, "padding": 1}),
+        (2, 32, 32, (6, 6), (3, 3), {"groups": 2, "padding": 1}),
+        (2, 20, 20, (5, 5), (3, 3), {"groups": 20, "padding": 1}),
+        (1, 6, 12, (5, 5), (3, 3), {"groups": 6}),
+        (1, 3, 8, (8, 8), (4, 4), {"stride": 4}),
+        (2, 19, 33, (3, 4), (1, 1), {}),
+        (1, 5, 4, (6, 6), (1, 1), {"stride": 2}),
+        (18, 2, 3, (4, 4), (3, 3), {}),
+    ):
+        shapes = [[n, c, *size], [o, c // options.get("groups", 1), *k]]
+        cases.append(case("conv2d", shapes, options))
+    cases.append(case("conv2d", [[2, 3, 5, 5], [4, 3, 3, 3], [4]], {"padding": 1}))
+    cases.append(case("conv2d", [[1, 3, 5, 5], [20, 3, 1, 1], [20]], {}))
+    for options in ({}, {"padding": 3, "groups": 6}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": "same"}):
+        cases.append(case("conv1d", [[2, 6, 11], [6, 6 // options.get("groups", 1), 4], [6]], options))
+    return cases, table
+
+
+FAMILIES = {f.__name__: f for f in (activations, norms, convolutions)}
 
 
 def case(op, shapes, options, **more):

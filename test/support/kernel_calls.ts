@@ -189,6 +189,31 @@ function slice(random: Random, turned: boolean): Call {
   }
 }
 
+const convolutionOf =
+  (pass: 'forward' | 'input' | 'weight') =>
+  (random: Random): Call => {
+    const pick = () => 1 + random.below(3)
+    const [groups, kh, kw, stride, dilation, padding] = [pick(), pick(), pick(), pick(), pick(), random.below(2)]
+    const [n, perGroup, out] = [small(random), random.pick([1, 2, 17]), groups * random.pick([1, 2, 16])]
+    const [h, width] = [kh * dilation + random.below(9), kw * dilation + random.below(9)]
+    const along = (length: number, k: number) => {
+      return Math.floor((length + 2 * padding - dilation * (k - 1) - 1) / stride) + 1
+    }
+    const x = f32(n, groups * perGroup, h, width)
+    const w = f32(out, perGroup, kh, kw)
+    const y = f32(n, out, along(h, kh), along(width, kw))
+    return {
+      inputs: pass === 'forward' ? [x, w, maybe(random, f32(out))] : pass === 'input' ? [y, w] : [x, y],
+      outputs: [pass === 'forward' ? y : pass === 'input' ? x : w],
+      attributes: [
+        ['stride', [stride, stride]],
+        ['padding', [padding, padding, padding, padding]],
+        ['dilation', [dilation, dilation]],
+        ['groups', groups],
+      ],
+    }
+  }
+
 const plain = (inputs: Operand[], outputs: Operand[]): Call => ({ inputs, outputs, attributes: [] })
 
 export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
@@ -256,6 +281,9 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const [n, d] = [size(random), size(random)]
     return plain([f32(n, d), f32(d), f32(n), f32(n, d)], [f32(n, d), f32(d)])
   },
+  conv2d: convolutionOf('forward'),
+  conv2d_input_vjp: convolutionOf('input'),
+  conv2d_weight_vjp: convolutionOf('weight'),
   layer_norm: (random) => {
     const [n, d] = [size(random), size(random)]
     return {
