@@ -330,6 +330,7 @@ function whyNotPlain({ method, attachments }: Adapter): string | undefined {
   const all = [...attachments.values()]
   if (all.some(({ weight }) => weight))
     return 'one with a base weight of its own: save it, which converts it, and load it'
+  if (all.some(({ site }) => (shapeAt(site)?.groups ?? 1) > 1)) return 'one on a convolution in groups'
   return all.some(({ trained }) => Object.keys(trained).length > 0) ? 'trained biases or modules_to_save' : undefined
 }
 

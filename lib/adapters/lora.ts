@@ -84,13 +84,15 @@ export function scaleAt(config: LoraConfig, path: string): { readonly r: number;
 }
 
 /** @throws ERR_HEDDLE_ARGUMENT where PEFT refuses too, or would make factors of another rank than asked for */
-function expectFit(site: Site, { kind, out, inner }: LoraShape, r: number, config: LoraConfig): void {
-  const { init_lora_weights: init, lora_bias: hasBias } = config
+function expectFit(site: Site, { kind, out, inner, groups }: LoraShape, r: number, config: LoraConfig): void {
+  const { init_lora_weights: init, lora_bias: hasBias, use_dora: isDora } = config
   const isFactorised = typeof init === 'string' && init !== 'gaussian'
   if (isFactorised && kind !== 'linear') unsuited(site, `a linear module for init_lora_weights ${init}`, `a ${kind}`)
   if (init === 'orthogonal' && r % 2 !== 0) unsuited(site, 'an even rank for orthogonal', `${r}`)
   if (changesBase(config) && r > Math.min(out, inner))
     unsuited(site, `a rank of at most ${Math.min(out, inner)} for ${init}`, `${r}`)
+  if (r % groups !== 0) unsuited(site, `a rank that ${groups} groups can share`, `${r}`)
+  if (isDora && groups > 1) unsuited(site, 'no use_dora at a convolution in groups', 'use_dora')
   if (hasBias && kind === 'embedding') unsuited(site, 'no lora_bias at an embedding', 'lora_bias')
 }
 
