@@ -1,5 +1,6 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
 export { Adapter, type AttachOptions } from './adapters/adapter.js'
+export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export type {

@@ -62,11 +62,10 @@ function trainedParts(site: Site, isTarget: boolean, { bias, modules_to_save = [
 
 function planAt(site: Site, config: LoraConfig): SitePlan {
   const shape = shapeAt(site) ?? unsuited(site, 'a linear, embedding or convolution module', `a ${site.kind} module`)
-  const r = patternValue(config.rank_pattern ?? {}, site.path, 'rank_pattern') ?? config.r
-  const alpha = patternValue(config.alpha_pattern ?? {}, site.path, 'alpha_pattern') ?? config.lora_alpha
+  const { r, scale } = scaleAt(config, site.path)
   const { init_lora_weights: init, lora_bias: hasBias, use_dora: isDora, lora_dropout: dropout } = config
   expectFit(site, shape, r, config)
-  const settings = { shape, r, scale: alpha / (config.use_rslora ? Math.sqrt(r) : r), init, hasBias, isDora, dropout }
+  const settings = { shape, r, scale, init, hasBias, isDora, dropout }
   const prepare = preparation(settings)
   const canMerge = shape.groups === 1 && !(hasBias && !site.bias)
   return {
@@ -77,14 +76,23 @@ function planAt(site: Site, config: LoraConfig): SitePlan {
   }
 }
 
+/** Rank and scale at a module. */
+export function scaleAt(config: LoraConfig, path: string): { readonly r: number; readonly scale: number } {
+  const r = patternValue(config.rank_pattern ?? {}, path, 'rank_pattern') ?? config.r
+  const alpha = patternValue(config.alpha_pattern ?? {}, path, 'alpha_pattern') ?? config.lora_alpha
+  return { r, scale: alpha / (config.use_rslora ? Math.sqrt(r) : r) }
+}
+
 /** @throws ERR_HEDDLE_ARGUMENT where PEFT refuses too, or would make factors of another rank than asked for */
-function expectFit(site: Site, { kind, out, inner }: LoraShape, r: number, config: LoraConfig): void {
-  const { init_lora_weights: init, lora_bias: hasBias } = config
+function expectFit(site: Site, { kind, out, inner, groups }: LoraShape, r: number, config: LoraConfig): void {
+  const { init_lora_weights: init, lora_bias: hasBias, use_dora: isDora } = config
   const isFactorised = typeof init === 'string' && init !== 'gaussian'
   if (isFactorised && kind !== 'linear') unsuited(site, `a linear module for init_lora_weights ${init}`, `a ${kind}`)
   if (init === 'orthogonal' && r % 2 !== 0) unsuited(site, 'an even rank for orthogonal', `${r}`)
   if (changesBase(config) && r > Math.min(out, inner))
     unsuited(site, `a rank of at most ${Math.min(out, inner)} for ${init}`, `${r}`)
+  if (r % groups !== 0) unsuited(site, `a rank that ${groups} groups can share`, `${r}`)
+  if (isDora && groups > 1) unsuited(site, 'no use_dora at a convolution in groups', 'use_dora')
   if (hasBias && kind === 'embedding') unsuited(site, 'no lora_bias at an embedding', 'lora_bias')
 }
 

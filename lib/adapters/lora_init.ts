@@ -24,7 +24,7 @@ export function declarations(settings: LoraSettings): Record<string, ParameterDe
   return {
     [names.a]: declare(shape.aShape(r), a),
     [names.b]: declare(shape.bShape(r), b),
-    ...(hasBias ? { [names.bias]: declare([shape.out], init === false ? uniform(r) : zero) } : {}),
+    ...(hasBias ? { [names.bias]: declare([shape.out], init === false ? uniform(r / shape.groups) : zero) } : {}),
     ...(isDora ? { [magnitudeName]: declare(shape.magnitudeShape, magnitude(settings)) } : {}),
   }
 }
@@ -45,7 +45,7 @@ const normal =
 function initialFactors({ shape, r, init }: LoraSettings): readonly [Initial, Initial] {
   if (shape.kind === 'embedding') return [init === false ? normal(1) : zero, normal(1)]
   const a = init === 'gaussian' ? normal(1 / r) : uniform(shape.inner)
-  return [a, init === false ? uniform(r) : zero]
+  return [a, init === false ? uniform(r / shape.groups) : zero]
 }
 
 /** ‖W + s B A‖, row by row, so that DoRA begins as the identity. */

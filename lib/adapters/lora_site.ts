@@ -1,4 +1,6 @@
 /** What LoRA computes at a site: linear, embedding or convolution. */
+
+import { conv2d } from '../graph/ops/conv.js'
 import { add, div, maximum, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { gatherRows, transpose } from '../graph/ops/index.js'
 import type { Precision } from '../graph/ops/matmul.js'
@@ -13,7 +15,7 @@ import type { MergeContext, Merged, SiteContext } from './parametrization.js'
 
 /** The matrices that LoRA sees at a site. */
 export interface LoraShape {
-  readonly kind: 'linear' | 'embedding'
+  readonly kind: 'linear' | 'embedding' | 'conv2d'
   /** Rows of B. */
   readonly out: number
   /** Columns of A: an embedding's rows. */
@@ -21,7 +23,7 @@ export interface LoraShape {
   readonly aShape: (r: number) => readonly number[]
   readonly bShape: (r: number) => readonly number[]
   readonly magnitudeShape: readonly number[]
-  /** The weight is stored `[inner, out]`, as an embedding's and GPT-2's Conv1D are. */
+  /** The weight is stored `[inner, out]`, as an embedding's and GPT-2's linear ones are. */
   readonly isTransposed: boolean
   readonly groups: number
 }
@@ -40,10 +42,11 @@ export interface LoraSettings {
 
 /** Undefined where LoRA cannot act. */
 export function shapeAt(site: Site): LoraShape | undefined {
+  if (site.kind === 'conv2d') return convolutionShape(site)
+  if (site.kind !== 'linear' && site.kind !== 'embedding') return undefined
   const [rows, columns] = site.weight.shape as [number, number]
   const isTransposed = site.kind === 'embedding' || site.transposed === true
   const [out, inner] = isTransposed ? [columns, rows] : [rows, columns]
-  if (site.kind !== 'linear' && site.kind !== 'embedding') return undefined
   return {
     kind: site.kind,
     out,
@@ -53,6 +56,22 @@ export function shapeAt(site: Site): LoraShape | undefined {
     magnitudeShape: [out],
     isTransposed,
     groups: 1,
+  }
+}
+
+/** A is a convolution like the site's own over all channels, B one of single pixels in the site's groups, as in PEFT. */
+function convolutionShape({ weight, window }: Site): LoraShape {
+  const [out, perGroup, height, width] = weight.shape as [number, number, number, number]
+  const groups = window?.groups ?? 1
+  return {
+    kind: 'conv2d',
+    out,
+    inner: perGroup * groups * height * width,
+    aShape: (r) => [r, perGroup * groups, height, width],
+    bShape: (r) => [out, r / groups, 1, 1],
+    magnitudeShape: [1, out, 1, 1],
+    isTransposed: false,
+    groups,
   }
 }
 
@@ -67,36 +86,50 @@ export const magnitudeName = 'lora_magnitude_vector'
 /** y = base(x) + s · update(x), or DoRA's form of it. */
 export function loraForward(settings: LoraSettings): (context: SiteContext) => Sym {
   return (context) => {
-    const { site, x, base, parameters, forward, stream } = context
+    const { x, base, forward, stream } = context
     const p = forward.training && settings.shape.kind !== 'embedding' ? settings.dropout : 0
     const input = p > 0 ? dropout(x, p, forward.seed!, stream) : x
     const delta = update(settings, context, input)
-    if (!settings.isDora) return add(base(), delta)
-    const { a, b } = factors(settings, parameters)
-    const c = reshape(
-      magnitudeRatio(settings, read(site.weight), a, b, read(parameters[magnitudeName]!), forward.precision),
-      [-1],
-    )
-    const { bias } = site
-    // m/‖W + s B A‖ scales all but the bias: c (y - bias) + bias.
-    if (p === 0) {
-      const scaled = mul(c, add(base(), delta))
-      return bias ? add(scaled, mul(sub(1, c), read(bias))) : scaled
-    }
-    // PEFT drops from the input of the base product too, but only where the ratio is not 1.
-    const product = base({ ...site, bias: undefined }, input)
-    return add(base(), add(mul(sub(c, 1), product), mul(c, delta)))
+    return settings.isDora ? decomposed(settings, context, input, delta) : add(base(), delta)
   }
 }
 
+/** c (y − bias) + bias with c = m/‖W + s B A‖: the ratio scales all but the bias. */
+function decomposed(settings: LoraSettings, context: SiteContext, input: Sym, delta: Sym): Sym {
+  const { site, x, base, parameters, forward } = context
+  const { a, b } = factors(settings, parameters)
+  const ratio = magnitudeRatio(settings, read(site.weight), a, b, read(parameters[magnitudeName]!), forward.precision)
+  const c = alongOutput(settings.shape, ratio)
+  if (input === x) {
+    const scaled = mul(c, add(base(), delta))
+    return site.bias ? add(scaled, mul(sub(1, c), alongOutput(settings.shape, read(site.bias)))) : scaled
+  }
+  // With dropout PEFT drops from the input of the base product too, but only in the part where the ratio is not 1.
+  const product = base({ ...site, bias: undefined }, input)
+  return add(base(), add(mul(sub(c, 1), product), mul(c, delta)))
+}
+
 /** s · (B A x + bias of B). */
-function update({ shape, scale, hasBias }: LoraSettings, { parameters, forward }: SiteContext, x: Sym): Sym {
+function update(
+  { shape, scale, hasBias }: LoraSettings,
+  { site, base, parameters, forward }: SiteContext,
+  x: Sym,
+): Sym {
   const names = namesAt(shape)
-  const [a, b] = [read(parameters[names.a]!), read(parameters[names.b]!)]
+  const [a, b] = [parameters[names.a]!, parameters[names.b]!]
   const { precision } = forward
-  const inner = shape.kind === 'embedding' ? gatherRows(transpose(a), x) : matmul(x, a, { transposeB: true, precision })
-  const product = matmul(inner, b, { transposeB: true, alpha: scale, precision })
-  return hasBias ? add(product, mul(read(parameters[names.bias]!), scale)) : product
+  const product = (): Sym => {
+    if (shape.kind === 'conv2d') {
+      const inner = base({ ...site, weight: a, bias: undefined, window: { ...site.window, groups: 1 } }, x)
+      return mul(conv2d(inner, read(b), { groups: shape.groups }), scale)
+    }
+    const inner =
+      shape.kind === 'embedding'
+        ? gatherRows(transpose(read(a)), x)
+        : matmul(x, read(a), { transposeB: true, precision })
+    return matmul(inner, read(b), { transposeB: true, alpha: scale, precision })
+  }
+  return hasBias ? add(product(), mul(alongOutput(shape, read(parameters[names.bias]!)), scale)) : product()
 }
 
 /** W + s B A, and DoRA's m (W + s B A)/‖W + s B A‖. */
@@ -163,6 +196,9 @@ export function rowNorm(
   const twice = sum(mul(b, add(mul(cross, 2 * scale), mul(gram, scale * scale))), { axes: [1] })
   return sqrt(maximum(add(own, twice), 0))
 }
+
+/** One number per row of B, in a shape that broadcasts over the output. */
+const alongOutput = ({ kind, out }: LoraShape, c: Sym): Sym => reshape(c, kind === 'conv2d' ? [out, 1, 1] : [out])
 
 /** One number per row of B, in a shape that broadcasts over the weight. */
 const alongRows = ({ isTransposed, out }: LoraShape, c: Sym, weight: Sym): Sym =>

@@ -15,7 +15,7 @@ export interface NormStyle {
 
 /** Normalises the last axis of x and multiplies with the site's weight, plus its bias. */
 export const norm = (site: Site, x: Sym, { kind, eps, unitOffset = false }: NormStyle, forward: Forward): Sym =>
-  through(site, x, forward, ({ weight, bias }) => {
+  through(site, x, forward, ({ weight, bias }, input) => {
     const factor = unitOffset ? add(read(weight), 1) : read(weight)
-    return kind === 'rms' ? rmsNorm(x, factor, eps) : layerNorm(x, factor, bias && read(bias), eps)
+    return kind === 'rms' ? rmsNorm(input, factor, eps) : layerNorm(input, factor, bias && read(bias), eps)
   })

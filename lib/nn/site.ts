@@ -1,4 +1,5 @@
 /** Sites: the stable, named places of a model that own weights. Adapters, observers and transforms reach a model here. */
+import { type Conv2dOptions, conv2d } from '../graph/ops/conv.js'
 import { gatherRows } from '../graph/ops/index.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { matmul } from '../graph/ops/matmul.js'
@@ -22,6 +23,8 @@ export interface Site {
   bias?: Tensor | undefined
   /** The weight is stored `[in, out]`, as GPT-2's Conv1D has it; PEFT's `fan_in_fan_out`. */
   readonly transposed?: boolean
+  /** How a conv2d site's window moves; default: by one pixel, without padding, over all channels. */
+  readonly window?: Omit<Conv2dOptions, 'bias'>
   /** The output embedding, which "all-linear" leaves out. */
   readonly isOutput?: boolean
 }
@@ -41,7 +44,7 @@ export interface Forward {
 export interface SiteHook {
   /** Sites for which `apply` is called; the others compute as they are. */
   targets(site: Site): boolean
-  /** The site's output for input x; `base()` is what the site computes by itself. */
+  /** The site's output for input x (an embedding's ids); `base()` is what the site computes by itself. */
   apply(site: Site, x: Sym, base: SiteComputation, forward: Forward): Sym
 }
 
@@ -53,9 +56,9 @@ export type SiteComputation = (part?: Site, input?: Sym) => Sym
 
 /** x `[..., in]` times the site's weight `[out, in]`, plus its bias → `[..., out]`. */
 export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
-  through(site, x, forward, ({ weight, bias }, input) =>
+  through(site, x, forward, ({ weight, bias, transposed }, input) =>
     matmul(input, read(weight), {
-      transposeB: !site.transposed,
+      transposeB: !transposed,
       precision: forward.precision,
       ...(bias ? { addend: read(bias) } : {}),
     }),
@@ -64,6 +67,12 @@ export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
 /** Rows of the site's table `[rows, dim]` for `ids i32 [...]` → `[..., dim]`. */
 export const embedding = (site: Site, ids: Sym, forward: Forward): Sym =>
   through(site, ids, forward, ({ weight }, rows) => gatherRows(read(weight), rows))
+
+/** Images `[n, in, h, w]` under the site's kernel `[out, in / groups, kh, kw]`, plus its bias → `[n, out, h', w']`. */
+export const convolution = (site: Site, x: Sym, forward: Forward): Sym =>
+  through(site, x, forward, ({ weight, bias, window }, input) =>
+    conv2d(input, read(weight), { ...window, bias: bias && read(bias) }),
+  )
 
 /** [out, in] of a linear site, however its weight is stored. */
 export function linearShape({ weight, transposed }: Site): readonly [number, number] {
