@@ -13,7 +13,8 @@ export type {
 export { parametrizations } from './adapters/registry.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
-export type { EncodedChunk, EncodeFileOptions } from './data/encode.js'
+export type { EncodedChunk, EncodeOptions } from './data/encode.js'
+export { type ExampleBlock, type ExampleOptions, openExamples } from './data/examples.js'
 export { openRows, type Row, type RowBlock, type RowOptions, type RowSource } from './data/rows.js'
 export {
   type EmbedOptions,
@@ -22,6 +23,15 @@ export {
   type LoadEncoderOptions,
   loadEncoder,
 } from './encoder_model.js'
+export type {
+  ClassificationExample,
+  ColumnNames,
+  DataTask,
+  LanguageExample,
+  PairExample,
+  PreferenceExample,
+  TaskExamples,
+} from './data/shapes.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
