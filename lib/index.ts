@@ -16,13 +16,6 @@ export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type Skipp
 export type { EncodedChunk, EncodeOptions } from './data/encode.js'
 export { type ExampleBlock, type ExampleOptions, openExamples } from './data/examples.js'
 export { openRows, type Row, type RowBlock, type RowOptions, type RowSource } from './data/rows.js'
-export {
-  type EmbedOptions,
-  EncoderModel,
-  type EncoderSettings,
-  type LoadEncoderOptions,
-  loadEncoder,
-} from './encoder_model.js'
 export type {
   ClassificationExample,
   ColumnNames,
@@ -32,6 +25,13 @@ export type {
   PreferenceExample,
   TaskExamples,
 } from './data/shapes.js'
+export {
+  type EmbedOptions,
+  EncoderModel,
+  type EncoderSettings,
+  type LoadEncoderOptions,
+  loadEncoder,
+} from './encoder_model.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'

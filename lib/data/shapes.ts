@@ -147,7 +147,8 @@ const pairShapes: readonly Shape<PairExample>[] = [
       const texts = strings(parts, ['sentence1', 'sentence2'])
       if (typeof texts === 'string') return texts
       const score = typeof parts.score === 'string' && parts.score.trim() !== '' ? Number(parts.score) : parts.score
-      if (typeof score !== 'number' || !Number.isFinite(score)) return `"score" is not a number, but ${shown(score)}`
+      if (typeof score !== 'number' || !Number.isFinite(score))
+        return `"score" is not a number, but ${shown(parts.score)}`
       return { anchor: texts[0]!, positive: texts[1]!, score }
     },
   },
