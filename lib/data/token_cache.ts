@@ -3,11 +3,12 @@
  * its content. It is written beside its place and renamed, and verified before it is used again.
  */
 import { createHash, randomUUID } from 'node:crypto'
-import { lstat, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { lstat, mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { z } from 'zod'
 import { HeddleError } from '../errors.js'
+import { formatError } from '../formats/byte_source.js'
 import type { RowFile } from './row_files.js'
 import type { SkippedRow } from './rows.js'
 import {
@@ -38,10 +39,16 @@ const recordSchema = z.strictObject({
   format: z.literal(1),
   sequences: z.int().nonnegative(),
   tokens: z.int().nonnegative(),
-  sums: z.strictObject({ tokens: z.string(), ends: z.string() }),
+  sums: z.strictObject({ tokens: z.string(), ends: z.string(), record: z.string() }),
   summary: z.strictObject(summaryFields),
 })
+type ReadingRecord = z.infer<typeof recordSchema>
 const recordName = 'reading.json'
+
+const recordSum = ({ sequences, tokens, summary }: Pick<ReadingRecord, 'sequences' | 'tokens' | 'summary'>): string =>
+  createHash('sha256')
+    .update(JSON.stringify([sequences, tokens, Object.entries(summary).sort()]))
+    .digest('hex')
 
 /** The name of a reading: files by path, size and time of change, the tokenizer, and the options. */
 export async function readingKey(files: readonly RowFile[], ...decisive: readonly unknown[]): Promise<string> {
@@ -67,11 +74,24 @@ export async function openReading(
   if (text === undefined) return undefined
   try {
     const record = recordSchema.parse(JSON.parse(text))
+    if (record.sums.record !== recordSum(record)) throw formatError(folder, 'what was written', 'another record')
     await verifyTokenFiles(folder, record, record.sums)
     return { store: await FileTokens.open(folder, record), summary: record.summary }
   } catch {
     await rm(folder, { recursive: true, force: true })
     return undefined
+  }
+}
+
+const unfinished = '.tmp'
+const leftoverMilliseconds = 24 * 60 * 60 * 1000
+
+/** What processes that were killed have left behind. */
+async function removeLeftovers(cacheFolder: string): Promise<void> {
+  const names = await readdir(cacheFolder).catch(() => [])
+  for (const folder of names.filter((name) => name.endsWith(unfinished)).map((name) => join(cacheFolder, name))) {
+    const found = await stat(folder).catch(() => undefined)
+    if (found && Date.now() - found.mtimeMs > leftoverMilliseconds) await rm(folder, { recursive: true, force: true })
   }
 }
 
@@ -89,7 +109,8 @@ export class ReadingWriter {
 
   /** @throws ERR_HEDDLE_IO when the folder cannot be used */
   static async create(cacheFolder: string): Promise<ReadingWriter> {
-    const folder = join(cacheFolder, `${randomUUID()}.tmp`)
+    await removeLeftovers(cacheFolder)
+    const folder = join(cacheFolder, `${randomUUID()}${unfinished}`)
     return new ReadingWriter(cacheFolder, folder, await writing(folder, () => TokenFileWriter.create(folder)))
   }
 
@@ -106,10 +127,10 @@ export class ReadingWriter {
       await rm(this.#folder, { recursive: true, force: true })
       return store
     }
-    const record = JSON.stringify({ format: 1, sequences, tokens, sums, summary } satisfies z.input<
-      typeof recordSchema
-    >)
-    await writing(this.#folder, () => writeFile(join(this.#folder, recordName), record, { mode: 0o600, flush: true }))
+    const sizes = { sequences, tokens, summary }
+    const record: ReadingRecord = { format: 1, ...sizes, sums: { ...sums, record: recordSum(sizes) } }
+    const text = JSON.stringify(record)
+    await writing(this.#folder, () => writeFile(join(this.#folder, recordName), text, { mode: 0o600, flush: true }))
     // Another run may have been faster: its reading is the same, and the files here stay readable.
     await rename(this.#folder, join(this.#cacheFolder, key)).catch(() => this.#remove())
     return store
