@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import { Dataset } from '../lib/data/dataset.js'
-import { type ExampleOptions, openExamples } from '../lib/data/examples.js'
+import { type ExampleOptions, readExamples } from '../lib/data/examples.js'
 import type { DataTask, TaskExamples } from '../lib/data/shapes.js'
 import type { HeddleError } from '../lib/errors.js'
 import { ChatTemplate } from '../lib/tokenize/chat_template.js'
@@ -23,7 +23,7 @@ async function read<Task extends DataTask>(task: Task, source: Rows | string, op
   const examples: TaskExamples[Task][] = []
   const skipped: (readonly [number, string])[] = []
   let kind = ''
-  for await (const block of openExamples(task, source, options)) {
+  for await (const block of readExamples(task, source, options)) {
     examples.push(...block.examples.map(({ example }) => example))
     skipped.push(...block.skipped.map(({ line, reason }) => [line, reason] as const))
     kind = block.description.replace(/^.*?: /, '')

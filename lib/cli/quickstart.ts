@@ -3,7 +3,7 @@ import { isAbsolute, relative } from 'node:path'
 import type { Command } from 'commander'
 import type { Adapter } from '../adapters/adapter.js'
 import { lora } from '../adapters/lora.js'
-import { openExamples } from '../data/examples.js'
+import { readExamples } from '../data/examples.js'
 import type { Model } from '../model.js'
 import { adamw } from '../optim/adamw.js'
 import type { ChatMessage } from '../tokenize/tokenizer.js'
@@ -133,7 +133,7 @@ const promptWords = 8
 
 /** The first question of the data, or the first words of a text. */
 async function beginningOf(path: string): Promise<string | readonly ChatMessage[]> {
-  for await (const { examples } of openExamples('language', path)) {
+  for await (const { examples } of readExamples('language', path)) {
     const [first] = examples
     if (!first) continue
     const { example } = first

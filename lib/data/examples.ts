@@ -2,7 +2,7 @@
 import { openRows, type RowOptions, type RowSource, type SkippedRow } from './rows.js'
 import { type ColumnNames, type DataTask, ExampleReader, knownColumns, type TaskExamples } from './shapes.js'
 
-/** Options of {@link openExamples}. */
+/** Options of {@link readExamples}. */
 export interface ExampleOptions extends Omit<RowOptions, 'columns'> {
   /** Parts of an example by the columns that hold them, such as `{ text: 'body', label: 'is_spam' }`. Default: by name. */
   readonly columns?: ColumnNames | undefined
@@ -25,7 +25,7 @@ export interface ExampleBlock<Task extends DataTask> {
  * and others are skipped.
  * @throws ERR_HEDDLE_ARGUMENT when the named columns make no example, and what {@link openRows} throws
  */
-export async function* openExamples<Task extends DataTask>(
+export async function* readExamples<Task extends DataTask>(
   task: Task,
   source: RowSource,
   { columns, ...options }: ExampleOptions = {},

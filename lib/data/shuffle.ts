@@ -3,6 +3,7 @@
  * resumed anywhere: a Feistel network is a bijection whatever its rounds compute (Luby and Rackoff 1988), and walking
  * along its cycles until a number falls into the range makes it one of any range (Black and Rogaway 2002).
  */
+import { Pacer } from '../formats/byte_source.js'
 
 /** An order of the numbers 0 to count - 1. */
 export interface Order {
@@ -38,6 +39,18 @@ export function shuffledOrder(count: number, seed: number, stream: number): Orde
     at: (position) => walk(position, forward, count),
     positionOf: (value) => walk(value, backward, count),
   }
+}
+
+/** A whole {@link shuffledOrder} at once, for examples that are in memory anyway. */
+export async function permutation(count: number, seed: number, stream: number): Promise<Uint32Array> {
+  const order = shuffledOrder(count, seed, stream)
+  const pacer = new Pacer()
+  const numbers = new Uint32Array(count)
+  for (let position = 0; position < count; position++) {
+    numbers[position] = order.at(position)
+    if (pacer.due()) await pacer.turn()
+  }
+  return numbers
 }
 
 /** The numbers as they are. */
