@@ -14,8 +14,18 @@ export type {
 export { parametrizations } from './adapters/registry.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
-export type { EncodedChunk, EncodeFileOptions } from './data/encode.js'
+export type { EncodedChunk, EncodeOptions } from './data/encode.js'
+export { type ExampleBlock, type ExampleOptions, readExamples } from './data/examples.js'
 export { openRows, type Row, type RowBlock, type RowOptions, type RowSource } from './data/rows.js'
+export type {
+  ClassificationExample,
+  ColumnNames,
+  DataTask,
+  LanguageExample,
+  PairExample,
+  PreferenceExample,
+  TaskExamples,
+} from './data/shapes.js'
 export {
   type EmbedOptions,
   EncoderModel,
