@@ -77,6 +77,16 @@ export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
 export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
+export {
+  type DpoLoss,
+  type DpoOptions,
+  type DpoTerms,
+  dpo,
+  dpoTerms,
+  logSigmoid,
+  type PreferenceEvaluation,
+} from './objectives/dpo.js'
+export { ExampleData, type ExampleKind, openExamples, type Parsed } from './objectives/example_data.js'
 export type {
   BatchArray,
   BatchOrder,
@@ -88,6 +98,8 @@ export type {
   Syms,
   TrainingData,
 } from './objectives/objective.js'
+export { type OrpoOptions, orpo } from './objectives/orpo.js'
+export type { AnswerScores, PreferenceBatch, PreferencePair } from './objectives/preference_pairs.js'
 export { type AdafactorOptions, adafactor } from './optim/adafactor.js'
 export { type AdamWOptions, adamw } from './optim/adamw.js'
 export { clipByGlobalNorm, globalNorm } from './optim/clip.js'

@@ -76,8 +76,8 @@ const rules: Readonly<Record<string, GradientTransform>> = {
 for (const [name, rule] of Object.entries(rules))
   test(`${name}: five steps give the reference's parameters`, async (t) => {
     const [found, expected] = [await trainedBy(rule), golden.optimizers[name]!]
+    // Adam's 1 − β₂ᵗ is computed in f32: 3e-5 of a step's length at the first.
     for (const part of names)
-      // Adam's 1 − β₂ᵗ is computed in f32: 3e-5 of a step's length at the first.
       for (const [i, value] of expected[part].entries())
         t.true(Math.abs(found[part][i]! - value) < 1e-5, `${part}[${i}] is ${found[part][i]}, should be ${value}`)
   })
