@@ -73,6 +73,7 @@ export { type GenerateOptions, type LoadOptions, loadModel, Model } from './mode
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
+export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
 export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
 export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'
@@ -100,6 +101,15 @@ export type {
 } from './objectives/objective.js'
 export { type OrpoOptions, orpo } from './objectives/orpo.js'
 export type { AnswerScores, PreferenceBatch, PreferencePair } from './objectives/preference_pairs.js'
+export {
+  type ClassificationBatch,
+  type ClassificationEvaluation,
+  type ClassScore,
+  type LabelledText,
+  type SequenceClassificationOptions,
+  sequenceClassification,
+} from './objectives/sequence_classification.js'
+export type { TextBatch } from './objectives/text_batches.js'
 export { type AdafactorOptions, adafactor } from './optim/adafactor.js'
 export { type AdamWOptions, adamw } from './optim/adamw.js'
 export { clipByGlobalNorm, globalNorm } from './optim/clip.js'
@@ -128,6 +138,13 @@ export {
   warmupStableDecaySchedule,
 } from './optim/schedule.js'
 export { type SgdOptions, sgd } from './optim/sgd.js'
+export {
+  type Classification,
+  type ClassifyOptions,
+  type LoadClassifierOptions,
+  loadSequenceClassifier,
+  SequenceClassifier,
+} from './sequence_classifier.js'
 export { type DType, dtypeSize, dtypes, type TypedArray } from './tensor/dtype.js'
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {

@@ -97,7 +97,7 @@ test('rewards, margin and accuracy are those of trl', async (t) => {
   )
   const batch = goldenBatch(1)
   const found = await scores(...batchTensors(objective, batch))
-  const board = objective.scoreboard()
+  const board = objective.scoreboard(network)
   board.add(
     batch,
     Object.fromEntries(Object.entries(found).map(([name, each]) => [name, Float32Array.of(each.item())])),

@@ -56,7 +56,7 @@ export interface Objective<N extends Network = Network, B = unknown, E extends E
   loss(network: N, inputs: Syms, forward: Forward): Promise<Sym>
   /** Traces what {@link scoreboard} takes; `loss` among it is the sum that {@link loss} gives. */
   scores(network: N, inputs: Syms, forward: Forward): Promise<Syms>
-  scoreboard(): Scoreboard<B, E>
+  scoreboard(network: N): Scoreboard<B, E>
   /** Reads a data file into batches of this task. */
   open(path: string, options: OpenOptions<N>): Promise<TrainingData<B>>
   /** Called once before training starts, e.g. to note what the untrained network says about the data. */

@@ -86,7 +86,7 @@ export function evaluator<N extends Network, B, E extends EvaluationResult>(
   return {
     async run(data, { batchSize = 8, signal, onProgress } = {}) {
       const count = data.batchCount(batchSize)
-      const board = objective.scoreboard()
+      const board = objective.scoreboard(network)
       let done = 0
       for await (const batch of data.batches({ batchSize, shuffle: false })) {
         const inputs = batchTensors(objective, batch)

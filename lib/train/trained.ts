@@ -67,34 +67,47 @@ function attachedOrFresh(model: Trainable, { method, seed }: TrainSettings): Ada
   throw misuse('train.adapter', 'the adapter to train', `none, and the model has ${model.adapters.length}`)
 }
 
-/** Gives the network writable weights of its own: those of a file are read-only. */
+/** Gives the sites of the network writable tensors of their own: those of a file are read-only. */
 async function wholeModel(network: Network): Promise<Trained> {
   const sites = new Set([...network.sites.values(), ...(network.outputSite ? [network.outputSite] : [])])
   const own = new Map<Tensor, Tensor>()
+  const ownOf = async (original: Tensor): Promise<Tensor> => {
+    const made = own.get(original) ?? (await copyOf(original))
+    own.set(original, made)
+    return made
+  }
   for (const site of sites) {
-    const original = site.weight
-    if (!own.has(original)) {
-      const duplicate = program(() => copy(read(original)))
-      own.set(original, await duplicate())
-      duplicate.dispose()
-    }
-    site.weight = own.get(original)!
+    site.weight = await ownOf(site.weight)
+    if (site.bias) site.bias = await ownOf(site.bias)
     await pause()
   }
   for (const original of own.keys()) original.dispose()
-  const names = new Map(network.weights().map(({ name, tensor }) => [name, tensor] as const))
+  const writable = new Set(own.values())
+  const named = network.weights().flatMap(({ name, tensor }) => (writable.has(tensor) ? [[name, tensor] as const] : []))
+  const parameters = Object.fromEntries(named)
   return {
-    parameters: Object.fromEntries(names),
+    parameters,
     adapter: undefined,
     hook: undefined,
-    groups: undecayed([...names.keys()], sites),
+    groups: undecayed(Object.keys(parameters), sites),
     description: 'all weights',
+  }
+}
+
+async function copyOf(original: Tensor): Promise<Tensor> {
+  const duplicate = program(() => copy(read(original)))
+  try {
+    return await duplicate()
+  } finally {
+    duplicate.dispose()
   }
 }
 
 /** Norms, embeddings and biases have no weight decay unless a group of the user says so. */
 function undecayed(names: readonly string[], sites: ReadonlySet<Site>): ParameterGroup[] {
-  const spared = new Set([...sites].flatMap(({ path, kind }) => (kind === 'linear' ? [] : [`${path}.weight`])))
+  const spared = new Set(
+    [...sites].flatMap(({ path, kind }) => (kind === 'norm' || kind === 'embedding' ? [`${path}.weight`] : [])),
+  )
   const chosen = names.filter((name) => spared.has(name) || name.endsWith('.bias'))
   if (chosen.length === 0) return []
   return [
