@@ -155,6 +155,21 @@ Shape joined(const KernelRequest& request, std::span<const int64_t> a, std::span
   return Shape(dims);
 }
 
+/// Rows of a matrix that stays as the file encodes it.
+CompiledKernel gather_encoded_rows(std::shared_ptr<Storage> storage, size_t rows, size_t bytes, size_t count) {
+  CompiledKernel kernel;
+  kernel.consumed_inputs = {0};
+  kernel.run = [storage = std::move(storage), rows, bytes, count](const RunArguments& arguments) {
+    const auto* ids = arguments.input<int32_t>(1);
+    auto* to = arguments.output<std::byte>(0);
+    for_ranges(arguments.pool, count, rows_per_tile(bytes), [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i)
+        storage->encoded_rows()->decode_row(checked_index("gather_rows", ids[i], rows), to + i * bytes);
+    });
+  };
+  return kernel;
+}
+
 CompiledKernel compile_gather_rows(const KernelRequest& request) {
   request.expect_counts(2, 1);
   require_present(request);
@@ -169,6 +184,9 @@ CompiledKernel compile_gather_rows(const KernelRequest& request) {
 
   const auto rows = static_cast<size_t>(table.shape[0]);
   const size_t bytes = table.shape.count(1, table.shape.rank()) * dtype_size(table.dtype);
+  const EncodedRows* const encoded = table.frozen ? table.frozen->encoded_rows() : nullptr;
+  if (encoded != nullptr && encoded->columns() * dtype_size(table.dtype) == bytes && bytes != 0)
+    return gather_encoded_rows(table.frozen, rows, bytes, index.shape.count());
   CompiledKernel kernel;
   kernel.run = [rows, bytes, count = index.shape.count()](const RunArguments& arguments) {
     const auto* from = arguments.input<std::byte>(0);

@@ -1,5 +1,6 @@
 // y = alpha * a @ b + c over tiles of y. Three plans, chosen by shape alone, so that results do not depend on threads:
-// a frozen b is packed once and shared; any other b [k, n] is used as it lies; and batches run item by item.
+// a frozen b is packed once and shared; any other b [k, n] is used as it lies; and batches run item by item. With
+// precision "stored" few rows are multiplied with the blocks of the file, and anything else in bf16.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,6 +11,7 @@
 #include "kernels/kernel_table.h"
 #include "kernels/matmul_f64.h"
 #include "kernels/matrix_plan.h"
+#include "quant/block_matrix.h"
 
 namespace heddle {
 namespace {
@@ -180,6 +182,49 @@ void BatchPlan::run(const RunArguments& args) const {
   });
 }
 
+/// Few rows times a frozen matrix in quantised blocks.
+class BlockPlan {
+ public:
+  // Up to so many rows the blocks are read and unpacked for less than bf16 panels, of four times their size.
+  static constexpr int64_t kMaxRows = 32;
+
+  static bool fits(const Problem& problem, const KernelRequest& request) {
+    const Operand& b = request.inputs[1];
+    return request.attributes.has("precision") && request.attributes.text("precision") == "stored" && b.frozen &&
+           problem.batch == 1 && problem.m <= kMaxRows && problem.transpose_b && !problem.transpose_a &&
+           problem.form_a.from == DType::kF32 && BlockMatrix::fits(*b.frozen, problem.n, problem.k);
+  }
+
+  BlockPlan(const Problem& problem, std::shared_ptr<const BlockMatrix> matrix)
+      : problem_(problem),
+        matrix_(std::move(matrix)),
+        panels_per_tile_(std::max<size_t>(1, kTileCodes / (kPanelRows * matrix_->panels().k))) {}
+
+  size_t scratch_per_thread() const { return BlockRows16::bytes(problem_.m, problem_.k); }
+
+  void run(const RunArguments& args) const {
+    const auto rows = static_cast<size_t>(problem_.m);
+    const BlockPanels& w = matrix_->panels();
+    const float* c = problem_.addend == Addend::kNone ? nullptr : args.input<float>(2);
+    float* y = args.output<float>(0);
+    const BlockRows16 x = BlockRows16::at(args.scratch, rows, w.k);
+    round_rows_to_16_bits(args.input<float>(0), rows, w.k, x);
+    args.pool.run(ceil_div(w.panels(), panels_per_tile_), [&](size_t tile, size_t) {
+      const size_t first = tile * panels_per_tile_;
+      const size_t last = std::min(first + panels_per_tile_, w.panels());
+      multiply_panels(w, first, last, {x, rows, problem_.alpha, c, problem_.addend == Addend::kFull}, y);
+    });
+  }
+
+ private:
+  // Weights of one tile: a few microseconds of work.
+  static constexpr size_t kTileCodes = size_t{1} << 16;
+
+  Problem problem_;
+  std::shared_ptr<const BlockMatrix> matrix_;
+  size_t panels_per_tile_;
+};
+
 template <class Plan>
 CompiledKernel compiled(std::shared_ptr<const Plan> plan, const Problem& problem) {
   CompiledKernel kernel;
@@ -204,6 +249,12 @@ CompiledKernel compile_matmul(const KernelRequest& request) {
   }
   if (problem.batch > 1) return compiled(std::make_shared<const BatchPlan>(problem), problem);
   const Operand& b = request.inputs[1];
+  if (BlockPlan::fits(problem, request)) {
+    auto blocks = BlockMatrix::of_frozen(b.frozen, problem.n, problem.k);
+    CompiledKernel kernel = compiled(std::make_shared<const BlockPlan>(problem, std::move(blocks)), problem);
+    kernel.consumed_inputs = {1};
+    return kernel;
+  }
   if (!b.frozen) return compiled(std::make_shared<const MatrixPlan>(problem, nullptr), problem);
   const MatrixSource source{.dtype = b.dtype, .k = problem.k, .n = problem.n, .transposed = problem.transpose_b};
   auto packed =

@@ -5,8 +5,12 @@ import type { Sym } from '../sym.js'
 import { mul } from './elementwise.js'
 import { reshape, sum, sumTo } from './reduce.js'
 
-/** How operands are multiplied: `bf16` rounds them to bf16 and accumulates in f32; inputs and outputs stay f32. */
-export type Precision = 'f32' | 'bf16'
+/**
+ * How operands are multiplied: `bf16` rounds them to bf16 and accumulates in f32. `stored` multiplies up to 32 rows with
+ * a frozen matrix in the quantised blocks of its file (activations are rounded to 16 bits per 32 values), and is `bf16`
+ * for everything else. Inputs and outputs stay f32.
+ */
+export type Precision = 'f32' | 'bf16' | 'stored'
 
 /** Transposes, factor and addend of {@link matmul}. */
 export interface MatmulOptions {

@@ -57,6 +57,8 @@ function lowRankUpdateOf(base: Step, around: Surroundings): LowRankUpdate | unde
   if (by[b]?.op !== 'bound' || written.has(b)) return undefined
   const isInner = (value: number): boolean => readers[value]!.length === 1 && !leaving.has(value)
   const { precision } = base.attributes
+  // A base that stays in quantised blocks has a kernel of its own.
+  if (precision === 'stored') return undefined
   const isLike = (step: Step): boolean => isPlainProduct(step, graph) && step.attributes.precision === precision
   const updateOf = (up: Step | undefined, addend: number | undefined, output: number): LowRankUpdate | undefined => {
     if (!up || !isLike(up)) return undefined
