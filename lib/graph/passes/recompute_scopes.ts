@@ -35,7 +35,7 @@ export interface ScopeCost {
 export function scopeFinder(patterns: readonly ScopePattern[]): (path: string) => string | undefined {
   const tests = patterns.map((pattern) => (typeof pattern === 'string' ? globExpression(pattern) : pattern))
   return cached((path) => {
-    const names = path.split('.')
+    const names = path === '' ? [] : path.split('.')
     const prefixes = names.map((_, i) => names.slice(0, i + 1).join('.'))
     return prefixes.find((prefix) => tests.some((test) => prefix.search(test) >= 0))
   })
