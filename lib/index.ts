@@ -36,11 +36,13 @@ export {
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
+export type { RecomputePolicy } from './graph/compile.js'
 export { grad, gradients, hvp, jvp, type Traced, valueAndGrad, vjp } from './graph/grad.js'
 export {
   type AttributeType,
   type Decomposition,
   defineOperator,
+  type Flops,
   type OperatorDefinition,
   operators,
   type Vjp,
@@ -65,6 +67,7 @@ export * from './graph/ops/softmax.js'
 export * from './graph/ops/sort.js'
 export * from './graph/ops/stop_gradient.js'
 export type { Padding, Pair } from './graph/ops/window.js'
+export type { ScopePattern } from './graph/passes/recompute_scopes.js'
 export {
   type Computed,
   type OperatorTime,
