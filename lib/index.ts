@@ -87,10 +87,17 @@ export {
   type SymType,
   type Trace,
 } from './graph/sym.js'
+export {
+  ImageModel,
+  type ImageScoreOptions,
+  type LoadImageClassifierOptions,
+  loadImageClassifier,
+} from './image_model.js'
 export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
 export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
+export type { ImageClassifier } from './models/image_classifier.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
 export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
 export type { Network } from './nn/network.js'
