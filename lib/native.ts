@@ -43,6 +43,8 @@ export interface FileTensorOptions {
   readonly offset: number
   /** The rows of this 2-D tensor are in llama.cpp's interleaved rope order of so many heads. */
   readonly interleavedHeads?: number
+  /** Added to each decoded number. */
+  readonly addend?: number
 }
 
 export interface SafetensorsEntry {
@@ -61,6 +63,8 @@ export interface TensorFileEntry {
   readonly encoding: 'f32' | 'f16' | 'bf16' | 'q8_0'
   /** Puts the rows into llama.cpp's interleaved rope order of so many heads. */
   readonly interleavedHeads?: number
+  /** Added to each number. */
+  readonly addend?: number
 }
 
 export interface ProfileEntry {

@@ -17,7 +17,7 @@ constexpr size_t kViewAlignment = 8;
 constexpr size_t kRun = 4096;
 
 bool is_own(const FileTensor& wanted) {
-  return is_dense(wanted.encoding) && dense_dtype(wanted.encoding) == wanted.dtype;
+  return is_dense(wanted.encoding) && dense_dtype(wanted.encoding) == wanted.dtype && wanted.addend == 0;
 }
 
 /// Everything that decoding needs, by value, for it happens later and perhaps again.
@@ -51,9 +51,12 @@ struct Source {
       if (as_is) {
         std::memcpy(to, from, length * element);
       } else if (wanted.dtype == DType::kF32) {
-        decode_floats(wanted.encoding, from, reinterpret_cast<float*>(to), length);
+        auto* const numbers = reinterpret_cast<float*>(to);
+        decode_floats(wanted.encoding, from, numbers, length);
+        add_to_each({numbers, length}, wanted.addend);
       } else {
         decode_floats(wanted.encoding, from, floats.data(), length);
+        add_to_each({floats.data(), length}, wanted.addend);
         round_to_bf16(floats.data(), reinterpret_cast<uint16_t*>(to), length);
       }
     }
@@ -110,7 +113,7 @@ Tensor tensor_from_file(std::shared_ptr<const MappedFile> file, const FileTensor
     return {wanted.dtype, wanted.shape, Storage::view(bytes, std::move(file))};
 
   Source source{std::move(file), bytes, wanted};
-  const bool by_rows = !is_dense(wanted.encoding) && wanted.shape.rank() == 2;
+  const bool by_rows = !is_dense(wanted.encoding) && wanted.shape.rank() == 2 && wanted.addend == 0;
   if (by_rows || (wanted.interleaved_heads != 0 && wanted.shape.rank() == 2))
     source.run = static_cast<size_t>(wanted.shape[1]);
   else

@@ -125,7 +125,7 @@ void write_safetensors(const std::string& path, std::vector<SafetensorsEntry> en
   file.write(&length, sizeof length);
   file.write(header.data(), header.size());
   for (const SafetensorsEntry& entry : entries)
-    write_tensor(file, entry.name, entry.tensor, static_cast<Encoding>(stored_dtype(entry)));
+    write_tensor(file, {entry.name, entry.tensor, static_cast<Encoding>(stored_dtype(entry))});
   file.commit();
 }
 

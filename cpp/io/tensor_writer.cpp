@@ -16,8 +16,13 @@ constexpr size_t kVectorRun = 4096;
 
 bool is_convertible(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16; }
 
-void check(const std::string& name, const Tensor& tensor, Encoding encoding, size_t interleaved_heads) {
-  const bool own = is_dense(encoding) && dense_dtype(encoding) == tensor.dtype;
+bool is_own(const TensorEntry& entry) {
+  return is_dense(entry.encoding) && dense_dtype(entry.encoding) == entry.tensor.dtype && entry.addend == 0;
+}
+
+void check(const TensorEntry& entry) {
+  const auto& [name, tensor, encoding, interleaved_heads, addend] = entry;
+  const bool own = is_own(entry);
   const bool target = encoding == Encoding::kQ8_0 || (is_dense(encoding) && is_convertible(dense_dtype(encoding)));
   if (!own && !(target && is_convertible(tensor.dtype)))
     throw Error(ErrorCode::kDtype, name, "f32, bf16 or f16 to convert",
@@ -78,10 +83,10 @@ void require_finite(const std::string& name, std::span<const float> values) {
 
 }  // namespace
 
-void write_tensor(AtomicFile& file, const std::string& name, const Tensor& tensor, Encoding encoding,
-                  size_t interleaved_heads) {
-  check(name, tensor, encoding, interleaved_heads);
-  const bool as_is = is_dense(encoding) && dense_dtype(encoding) == tensor.dtype;
+void write_tensor(AtomicFile& file, const TensorEntry& entry) {
+  check(entry);
+  const auto& [name, tensor, encoding, interleaved_heads, addend] = entry;
+  const bool as_is = is_own(entry);
   const size_t count = tensor.shape.count();
   const size_t element = dtype_size(tensor.dtype);
   const Reader reader(tensor, interleaved_heads);
@@ -98,6 +103,7 @@ void write_tensor(AtomicFile& file, const std::string& name, const Tensor& tenso
       continue;
     }
     decode_floats(static_cast<Encoding>(tensor.dtype), bytes.data(), floats.data(), length);
+    add_to_each({floats.data(), length}, addend);
     if (!is_dense(encoding)) require_finite(name, {floats.data(), length});
     encode_floats(encoding, floats.data(), encoded.data(), length);
     file.write(encoded.data(), encoded_bytes(encoding, length, name));
@@ -108,12 +114,12 @@ void write_tensor(AtomicFile& file, const std::string& name, const Tensor& tenso
 
 void write_tensor_file(const std::string& path, std::span<const std::byte> head, size_t alignment,
                        const std::vector<TensorEntry>& entries) {
-  for (const TensorEntry& entry : entries) check(entry.name, entry.tensor, entry.encoding, entry.interleaved_heads);
+  for (const TensorEntry& entry : entries) check(entry);
   AtomicFile file(path);
   file.write(head.data(), head.size());
   for (const TensorEntry& entry : entries) {
     file.pad(alignment);
-    write_tensor(file, entry.name, entry.tensor, entry.encoding, entry.interleaved_heads);
+    write_tensor(file, entry);
   }
   file.pad(alignment);
   file.commit();

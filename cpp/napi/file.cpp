@@ -13,6 +13,13 @@ namespace {
 
 constexpr size_t kMaxRead = size_t{64} << 20;
 
+float addend_argument(const Napi::Object& options) {
+  const Napi::Value addend = options.Get("addend");
+  if (addend.IsUndefined()) return 0;
+  if (!addend.IsNumber()) reject_argument("addend", "a number", addend);
+  return addend.As<Napi::Number>().FloatValue();
+}
+
 class NativeFile : public Napi::ObjectWrap<NativeFile> {
  public:
   using File = std::shared_ptr<const MappedFile>;
@@ -58,6 +65,7 @@ class NativeFile : public Napi::ObjectWrap<NativeFile> {
       wanted.offset = size_argument(options.Get("offset"), "offset");
       const Napi::Value heads = options.Get("interleavedHeads");
       if (!heads.IsUndefined()) wanted.interleaved_heads = size_argument(heads, "interleavedHeads");
+      wanted.addend = addend_argument(options);
       return Addon::of(info.Env()).wrap(info.Env(), tensor_from_file(live(), wanted));
     });
   }
@@ -135,6 +143,7 @@ TensorEntry tensor_entry_argument(const Napi::Value& value) {
   entry.encoding = encoding_from_name(string_argument(object.Get("encoding"), entry.name));
   const Napi::Value heads = object.Get("interleavedHeads");
   if (!heads.IsUndefined()) entry.interleaved_heads = size_argument(heads, "interleavedHeads");
+  entry.addend = addend_argument(object);
   return entry;
 }
 
