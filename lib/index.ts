@@ -34,6 +34,7 @@ export {
   loadEncoder,
 } from './encoder_model.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
+export { type ExportGgufOptions, exportGguf, exportGgufLora } from './formats/gguf_export.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
 export type { RecomputePolicy } from './graph/compile.js'

@@ -2,6 +2,7 @@
 import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
 import type { RowBlock } from '../data/rows.js'
 import { HeddleError, type HeddleErrorCode } from '../errors.js'
+import type { GgufBlock } from '../formats/gguf_writer.js'
 import type { ChatMessage } from './chat_template.js'
 import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
 
@@ -21,6 +22,7 @@ export interface Operations {
   encodeChat: { ask: { readonly messages: readonly ChatMessage[] }; answer: EncodedChat }
   fingerprint: { ask: null; answer: string }
   save: { ask: { readonly folder: string }; answer: null }
+  ggufVocabulary: { ask: { readonly size: number }; answer: GgufBlock }
   /** Answers in parts, then ends. */
   encodeRows: { ask: EncodeRows; answer: EncodedChunk }
 }

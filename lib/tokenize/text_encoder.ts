@@ -31,14 +31,14 @@ const pieceLength = 32_768
 
 export class TextEncoding {
   readonly info: TokenizerInfo
-  readonly #files: TokenizerFiles
+  readonly files: TokenizerFiles
   readonly #library: Library
   readonly #template: ChatTemplate | undefined
   readonly #cleansUpSpaces: boolean
 
   /** @throws ERR_HEDDLE_FORMAT when the library cannot make a tokenizer of the files */
   constructor(files: TokenizerFiles) {
-    this.#files = files
+    this.files = files
     this.#library = makeLibrary(files)
     const special = specialTokens(files.config)
     this.#template =
@@ -101,7 +101,7 @@ export class TextEncoding {
 
   /** Writes the files of a Hugging Face tokenizer into an existing or new folder. */
   save(folder: string): void {
-    const { tokenizer, config, chatTemplate } = this.#files
+    const { tokenizer, config, chatTemplate } = this.files
     mkdirSync(folder, { recursive: true })
     const template = chatTemplate === undefined ? {} : { chat_template: chatTemplate }
     writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer))
@@ -111,7 +111,7 @@ export class TextEncoding {
   #chatTemplate(): ChatTemplate {
     if (this.#template) return this.#template
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
-      place: this.#files.place,
+      place: this.files.place,
       expected: 'a model with a chat template for messages',
       got: 'a tokenizer without one',
       hint: 'Use an instruction-tuned model, or give plain text',

@@ -1,6 +1,7 @@
 /** Text to token ids and back, and chat templates, in a worker thread: the event loop only sends and receives. */
 import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
 import type { RowBlock } from '../data/rows.js'
+import type { GgufBlock } from '../formats/gguf_writer.js'
 import type { ChatMessage } from './chat_template.js'
 import type { TokenizerSource } from './protocol.js'
 import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
@@ -133,6 +134,15 @@ export class Tokenizer {
   /** Writes tokenizer.json and tokenizer_config.json (with the chat template) into a folder. @throws ERR_HEDDLE_IO */
   async save(folder: string): Promise<void> {
     await this.#client.call('save', { folder })
+  }
+
+  /**
+   * The tokenizer as metadata of a GGUF file for a model of `size` ids.
+   * @internal
+   * @throws ERR_HEDDLE_FORMAT for a tokenizer that llama.cpp has no name for
+   */
+  ggufVocabulary(size: number): Promise<GgufBlock> {
+    return this.#client.call('ggufVocabulary', { size })
   }
 
   /** Ends the worker. */

@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { parentPort } from 'node:worker_threads'
 import { type EncodedChunk, RowEncoder } from '../data/encode.js'
 import { readGgufTokenizer } from './gguf_tokenizer.js'
+import { ggufVocabulary } from './gguf_vocabulary.js'
 import {
   type Cancel,
   type EncodeRows,
@@ -17,6 +18,7 @@ import { readTokenizerFolder } from './tokenizer_files.js'
 const port = parentPort!
 const cancelled = new Set<number>()
 let encoding: TextEncoding | undefined
+let origin: TokenizerSource | undefined
 
 port.on('message', (message: Request | Cancel) => {
   if ('cancel' in message) cancelled.add(message.cancel)
@@ -59,6 +61,7 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
   switch (request.name) {
     case 'load':
       encoding = await load(request.ask.source)
+      origin = request.ask.source
       return encoding.info
     case 'encode':
       return loaded().encode(request.ask.text, request.ask.addSpecialTokens)
@@ -73,6 +76,8 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
     case 'save':
       loaded().save(request.ask.folder)
       return null
+    case 'ggufVocabulary':
+      return ggufVocabulary(origin!, loaded().files, request.ask.size)
   }
 }
 
