@@ -39,7 +39,6 @@ export function collate(
   const inputIds = new Int32Array(rows * length).fill(padId)
   const targets = new Int32Array(rows * length).fill(ignoredTarget)
   const segments = new Int32Array(rows * length).fill(-1)
-  const positions = new Int32Array(rows * length)
   let tokens = 0
   for (const [index, row] of packed.entries()) {
     let start = index * length
@@ -48,7 +47,6 @@ export function collate(
       inputIds.set(ids.subarray(0, -1), start)
       segments.fill(segment, start, end)
       for (let i = 1; i < ids.length; i++) {
-        positions[start + i - 1] = i - 1
         if (!loss[i]) continue
         targets[start + i - 1] = ids[i]!
         tokens++
@@ -56,7 +54,15 @@ export function collate(
       start = end
     }
   }
-  return { rows, length, inputIds, targets, segments, positions, tokens }
+  return { rows, length, inputIds, targets, segments, positions: positionsOf(segments, length), tokens }
+}
+
+/** Places of tokens within their own segments, from `segments [rows, length]`; 0 for padding. */
+export function positionsOf(segments: Int32Array, length: number): Int32Array {
+  const positions = new Int32Array(segments.length)
+  for (let i = 1; i < segments.length; i++)
+    if (i % length > 0 && segments[i]! >= 0 && segments[i] === segments[i - 1]) positions[i] = positions[i - 1]! + 1
+  return positions
 }
 
 const shortest = 32
