@@ -176,6 +176,8 @@ export { type DType, dtypeSize, dtypes, type TypedArray } from './tensor/dtype.j
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {
   type ChatMessage,
+  type EncodeBatchOptions,
+  type EncodedBatch,
   type EncodedChat,
   Tokenizer,
   type TokenizerInfo,

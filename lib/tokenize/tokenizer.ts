@@ -4,10 +4,10 @@ import type { RowBlock } from '../data/rows.js'
 import type { GgufBlock } from '../formats/gguf_writer.js'
 import type { ChatMessage } from './chat_template.js'
 import type { TokenizerSource } from './protocol.js'
-import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
+import type { EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo } from './text_encoder.js'
 import { WorkerClient } from './worker_client.js'
 
-export type { ChatMessage, EncodedChat, TokenizerInfo, TokenizerSource }
+export type { ChatMessage, EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo, TokenizerSource }
 
 /** A tokenizer of a checkpoint. An open one keeps a worker thread, but no process, alive; `close()` ends it. */
 export class Tokenizer {
@@ -86,6 +86,15 @@ export class Tokenizer {
    */
   encodeChat(messages: readonly ChatMessage[]): Promise<EncodedChat> {
     return this.#client.call('encodeChat', { messages })
+  }
+
+  /**
+   * Texts, or pairs of them, as rows of one length (the next of a few bucket lengths), with special tokens. A row that
+   * is too long loses tokens at the end of its longer text, as transformers' `longest_first` does.
+   * @throws ERR_HEDDLE_ARGUMENT when there are not as many pairs as texts, or no room for special tokens
+   */
+  encodeBatch(texts: readonly string[], options: EncodeBatchOptions): Promise<EncodedBatch> {
+    return this.#client.call('encodeBatch', { texts, options })
   }
 
   /**

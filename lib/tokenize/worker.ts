@@ -71,6 +71,8 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
       return loaded().applyChatTemplate(request.ask.messages, request.ask.addGenerationPrompt)
     case 'encodeChat':
       return loaded().encodeChat(request.ask.messages)
+    case 'encodeBatch':
+      return loaded().encodeBatch(request.ask.texts, request.ask.options)
     case 'fingerprint':
       return loaded().fingerprint()
     case 'save':
