@@ -106,6 +106,13 @@ export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
 export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
 export {
+  type CosineSimilarityOptions,
+  cosineSimilarity,
+  type ScoredPair,
+  type ScoredPairBatch,
+  type SimilarityEvaluation,
+} from './objectives/cosine_similarity.js'
+export {
   type DpoLoss,
   type DpoOptions,
   type DpoTerms,
@@ -115,6 +122,13 @@ export {
   type PreferenceEvaluation,
 } from './objectives/dpo.js'
 export { ExampleData, type ExampleKind, openExamples, type Parsed } from './objectives/example_data.js'
+export {
+  type ContrastiveBatch,
+  type ContrastiveTexts,
+  type MultipleNegativesOptions,
+  multipleNegatives,
+  type RetrievalEvaluation,
+} from './objectives/multiple_negatives.js'
 export type {
   BatchArray,
   BatchOrder,

@@ -102,7 +102,7 @@ test('rewards, margin and accuracy are those of trl', async (t) => {
     batch,
     Object.fromEntries(Object.entries(found).map(([name, each]) => [name, Float32Array.of(each.item())])),
   )
-  const result = board.result()
+  const result = await board.result()
   const mean = (list: readonly number[]): number => list.reduce((a, b) => a + b) / list.length
   const { chosen, rejected } = cases.sigmoid!
   t.true(Math.abs(result.rewardChosen - mean(chosen)) < 1e-4)
