@@ -32,7 +32,7 @@ export function parseConfig<S extends z.ZodObject>(place: string, schema: S, opt
 }
 
 /** What the schema wanted, as the object of "expected …"; schemas may carry their own words. */
-function expectation(issue: Issue): string | undefined {
+export function expectation(issue: Issue): string | undefined {
   switch (issue.code) {
     case 'too_small':
       return `${issue.inclusive ? 'at least' : 'more than'} ${issue.minimum}`

@@ -23,8 +23,18 @@ export type { SaveOptions } from './adapters/peft_folder.js'
 export { parametrizations } from './adapters/registry.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
-export type { EncodedChunk, EncodeFileOptions } from './data/encode.js'
+export type { EncodedChunk, EncodeOptions } from './data/encode.js'
+export { type ExampleBlock, type ExampleOptions, readExamples } from './data/examples.js'
 export { openRows, type Row, type RowBlock, type RowOptions, type RowSource } from './data/rows.js'
+export type {
+  ClassificationExample,
+  ColumnNames,
+  DataTask,
+  LanguageExample,
+  PairExample,
+  PreferenceExample,
+  TaskExamples,
+} from './data/shapes.js'
 export {
   type EmbedOptions,
   EncoderModel,
@@ -35,9 +45,10 @@ export {
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
-export { grad, gradients, valueAndGrad } from './graph/grad.js'
+export { grad, gradients, hvp, jvp, type Traced, valueAndGrad, vjp } from './graph/grad.js'
 export {
   type AttributeType,
+  type Decomposition,
   defineOperator,
   type OperatorDefinition,
   operators,
@@ -84,9 +95,45 @@ export { type GenerateOptions, type LoadOptions, loadModel, Model } from './mode
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
+export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
 export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteComputation, SiteHook, SiteKind } from './nn/site.js'
+export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
+export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
+export {
+  type DpoLoss,
+  type DpoOptions,
+  type DpoTerms,
+  dpo,
+  dpoTerms,
+  logSigmoid,
+  type PreferenceEvaluation,
+} from './objectives/dpo.js'
+export { ExampleData, type ExampleKind, openExamples, type Parsed } from './objectives/example_data.js'
+export type {
+  BatchArray,
+  BatchOrder,
+  EvaluationResult,
+  Objective,
+  OpenOptions,
+  PrepareOptions,
+  Scoreboard,
+  Syms,
+  TrainingData,
+} from './objectives/objective.js'
+export { type OrpoOptions, orpo } from './objectives/orpo.js'
+export type { AnswerScores, PreferenceBatch, PreferencePair } from './objectives/preference_pairs.js'
+export {
+  type ClassificationBatch,
+  type ClassificationEvaluation,
+  type ClassScore,
+  type LabelledText,
+  type SequenceClassificationOptions,
+  sequenceClassification,
+} from './objectives/sequence_classification.js'
+export type { TextBatch } from './objectives/text_batches.js'
+export { type AdafactorOptions, adafactor } from './optim/adafactor.js'
 export { type AdamWOptions, adamw } from './optim/adamw.js'
 export { clipByGlobalNorm, globalNorm } from './optim/clip.js'
 export {
@@ -97,7 +144,30 @@ export {
   type UpdateContext,
   zerosLike,
 } from './optim/gradient_transform.js'
-export { constantSchedule, cosineSchedule, linearSchedule, type Schedule } from './optim/schedule.js'
+export { type LionOptions, lion } from './optim/lion.js'
+export { loraPlusGroups, type ParameterGroup, withParameterGroups } from './optim/parameter_groups.js'
+export {
+  constantSchedule,
+  cosineSchedule,
+  cosineWithRestartsSchedule,
+  inverseSqrtSchedule,
+  linearSchedule,
+  namedSchedule,
+  polynomialSchedule,
+  type Schedule,
+  type ScheduleName,
+  type SchedulerOptions,
+  scheduleNames,
+  warmupStableDecaySchedule,
+} from './optim/schedule.js'
+export { type SgdOptions, sgd } from './optim/sgd.js'
+export {
+  type Classification,
+  type ClassifyOptions,
+  type LoadClassifierOptions,
+  loadSequenceClassifier,
+  SequenceClassifier,
+} from './sequence_classifier.js'
 export { type DType, dtypeSize, dtypes, type TypedArray } from './tensor/dtype.js'
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {
@@ -108,10 +178,25 @@ export {
   type TokenizerSource,
   TokenStream,
 } from './tokenize/tokenizer.js'
-export { type EvaluateOptions, type Evaluation, evaluate } from './train/evaluate.js'
-export type { ScheduleName, TrainOptions } from './train/options.js'
-export { type ReportStep, type ReportValue, renderReport, type TrainingReport } from './train/report.js'
+export { type EvaluateOptions, evaluate } from './train/evaluate.js'
+export { History } from './train/history.js'
+export type {
+  CommonTrainOptions,
+  EvaluationEvent,
+  ObjectiveTrainOptions,
+  Sample,
+  TrainOptions,
+} from './train/options.js'
+export {
+  type ConfusionMatrix,
+  type ReportEvaluation,
+  type ReportStep,
+  type ReportValue,
+  renderReport,
+  type TrainingReport,
+} from './train/report.js'
 export { type TrainStep, train } from './train/train.js'
+export type { Trainable } from './train/trainable.js'
 export {
   type StepRequest,
   type StepResult,

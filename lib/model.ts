@@ -17,7 +17,10 @@ import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
 
 /** Options of {@link loadModel}. */
 export interface LoadOptions extends HubOptions {
-  /** How frozen weights are stored and multiplied; default `f32`. `bf16` halves their memory. */
+  /**
+   * How frozen weights are stored and multiplied; default `f32`. `bf16` halves their memory. `stored` is for generation
+   * from a quantised `.gguf`: single tokens are computed from its own blocks, long prompts in bf16.
+   */
   readonly precision?: Precision
 }
 
@@ -33,8 +36,8 @@ const idleSessions = 4
  */
 export async function loadModel(source: string, options: LoadOptions = {}): Promise<Model> {
   const { precision = 'f32', ...hub } = options
-  if (precision !== 'f32' && precision !== 'bf16')
-    throw misuse('loadModel.precision', '"f32" or "bf16"', JSON.stringify(precision))
+  if (precision !== 'f32' && precision !== 'bf16' && precision !== 'stored')
+    throw misuse('loadModel.precision', '"f32", "bf16" or "stored"', JSON.stringify(precision))
   const checkpoint = await openCheckpoint(source, hub)
   try {
     const network = buildNetwork(decoders, checkpoint)

@@ -7,8 +7,9 @@ import { reshape } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
 import { read } from '../lib/graph/sym.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
-import { parseLlamaConfig } from '../lib/models/llama.js'
-import { inverseFrequencies } from '../lib/models/rope_scaling.js'
+import { llama } from '../lib/models/llama.js'
+import { rotaryOf } from '../lib/models/rope_scaling.js'
+import { checkpointWeights } from '../lib/models/weights.js'
 import { type Forward, linear } from '../lib/nn/site.js'
 import { causalLmLoss, crossEntropy } from '../lib/objectives/causal_lm_loss.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
@@ -121,19 +122,22 @@ test('inverse frequencies are theta^(-2i/d)', (t) => {
   const { rope_inverse_frequencies: expected } = goldenJson<{ rope_inverse_frequencies: number[] }>(
     'tiny-llama.golden.json',
   )
-  const found = inverseFrequencies(16, { rope_theta: 10000 })
+  const { frequencies: found } = rotaryOf(16, { rope_theta: 10000 })
   for (const [i, value] of expected.entries()) t.true(Math.abs(found[i]! - value) < 1e-6 * value)
 })
 
 test('an unknown rope scaling is refused by name', (t) => {
-  const scaling = { rope_type: 'yarn', factor: 2 }
-  t.throws(() => inverseFrequencies(16, { rope_theta: 1e4, rope_scaling: scaling }), {
+  const scaling = { rope_type: 'longrope', factor: 2 }
+  t.throws(() => rotaryOf(16, { rope_theta: 1e4, rope_scaling: scaling }), {
     code: 'ERR_HEDDLE_FORMAT',
-    message: /rope_scaling.*yarn/,
+    message: /rope_scaling.*longrope/,
   })
 })
 
 test('a config without a needed field is refused, naming it', (t) => {
   const config = { ...goldenJson<object>('tiny-llama/config.json'), hidden_size: undefined }
-  t.throws(() => parseLlamaConfig(config, 'config.json'), { code: 'ERR_HEDDLE_FORMAT', message: /hidden_size/ })
+  t.throws(() => llama(config, checkpointWeights(new Map(), 'nowhere')), {
+    code: 'ERR_HEDDLE_FORMAT',
+    message: /hidden_size/,
+  })
 })

@@ -8,6 +8,7 @@ import { Adapter } from '../lib/adapters/adapter.js'
 import type { Batch } from '../lib/data/dataset.js'
 import { Dataset } from '../lib/data/dataset.js'
 import { HeddleError, lora, type Model } from '../lib/index.js'
+import { causalLm } from '../lib/objectives/causal_lm.js'
 import { adamw } from '../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../lib/optim/clip.js'
 import { chain } from '../lib/optim/gradient_transform.js'
@@ -61,6 +62,7 @@ test("five AdamW steps give PEFT's losses, gradient norms and final weights", as
   const parameters = adapter.parameters()
   const step = await trainingStep({
     network,
+    objective: causalLm(),
     hook: adapter.hook,
     parameters: [...parameters.values()],
     optimizer: chain(clipByGlobalNorm(clip), adamw({ lr, eps, weightDecay })),
@@ -87,6 +89,7 @@ for (const accumulation of [2, 3])
       const data = await tinyDataset(model)
       const step = await trainingStep({
         network: model.network,
+        objective: causalLm(),
         hook: adapter.hook,
         parameters: [...adapter.parameters().values()],
         optimizer: adamw(),

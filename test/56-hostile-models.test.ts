@@ -57,8 +57,9 @@ for (const [change, message] of [
   [{ rope_parameters: { rope_theta: -1 } }, /rope_parameters\.rope_theta/],
   [{ max_position_embeddings: 0 }, /max_position_embeddings/],
   [{ tie_word_embeddings: false }, /expected a tensor "lm_head\.weight"/],
-  [{ hidden_act: 'gelu' }, /hidden_act/],
-  [{ attention_bias: true }, /attention_bias/],
+  [{ hidden_act: 'gelu_10' }, /hidden_act/],
+  [{ attention_bias: true }, /expected a tensor ".*q_proj\.bias"/],
+  [{ num_local_experts: 8 }, /num_local_experts: expected a field .* got 8/],
 ] as const)
   test(`a config.json with ${inspect(change)} is refused`, async (t) => {
     await refused(t, await changed('config.json', change), 'ERR_HEDDLE_FORMAT', message)

@@ -38,3 +38,13 @@ export async function relativeError(a: Tensor, b: Tensor): Promise<number> {
   }
   return Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference / scale
 }
+
+/** |g| and Σ gᵢ cos(0.7 i), which stand for a whole gradient in a small file. */
+export function probes(g: Float32Array): [number, number] {
+  let [squares, sum] = [0, 0]
+  for (const [i, value] of g.entries()) {
+    squares += value * value
+    sum += value * Math.cos(0.7 * i)
+  }
+  return [Math.sqrt(squares), sum]
+}

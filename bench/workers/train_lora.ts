@@ -1,4 +1,5 @@
 /** Heddle's side of `train-lora`: one LoRA step at the SmolLM2-135M shape per line `step` on standard input. */
+
 import { access, mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -10,6 +11,7 @@ import type { Precision } from '../../lib/graph/ops/matmul.js'
 import { llama } from '../../lib/models/llama.js'
 import { writeRandomCheckpoint } from '../../lib/models/random_checkpoint.js'
 import { checkpointWeights } from '../../lib/models/weights.js'
+import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../../lib/optim/clip.js'
 import { chain } from '../../lib/optim/gradient_transform.js'
@@ -44,6 +46,7 @@ const network = llama(config, checkpointWeights(tensors, folder))
 const adapter = await Adapter.attach(network, lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }))
 const step = await trainingStep({
   network,
+  objective: causalLm(),
   parameters: [...adapter.parameters().values()],
   optimizer: chain(clipByGlobalNorm(1), adamw({ lr: 2e-4 })),
   hook: adapter.hook,

@@ -109,8 +109,9 @@ std::shared_ptr<Storage> Storage::view(std::span<const std::byte> bytes, std::sh
   return storage;
 }
 
-std::shared_ptr<Storage> Storage::decoded(size_t bytes, Decoder decoder) {
+std::shared_ptr<Storage> Storage::decoded(size_t bytes, Decoder decoder, std::shared_ptr<const EncodedRows> rows) {
   std::shared_ptr<Storage> storage(new Storage(Kind::kDecoded, bytes));
+  storage->rows_ = std::move(rows);
   storage->decoder_ = std::move(decoder);
   return storage;
 }

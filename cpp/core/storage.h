@@ -11,6 +11,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace heddle {
 
@@ -42,6 +43,25 @@ class AlignedBuffer {
 /// and the next read brings them back from the file.
 void drop_file_pages(std::span<const std::byte> bytes) noexcept;
 
+/// The rows of a matrix as a file holds them, for kernels that can work from there instead of decoded elements.
+class EncodedRows {
+ public:
+  EncodedRows() = default;
+  EncodedRows(const EncodedRows&) = delete;
+  EncodedRows& operator=(const EncodedRows&) = delete;
+  virtual ~EncodedRows() = default;
+
+  /// The block format's name, such as "q4_1".
+  virtual std::string_view encoding() const = 0;
+  virtual size_t columns() const = 0;
+  /// The first byte of a row's blocks.
+  virtual const std::byte* row(size_t index) const = 0;
+  /// The row's elements, in the storage's own type.
+  virtual void decode_row(size_t index, std::byte* out) const = 0;
+  /// Says that the file's bytes are cold.
+  virtual void drop_pages() const noexcept = 0;
+};
+
 class Storage {
  public:
   /// Fills the destination with the tensor's elements; called again after evict().
@@ -50,7 +70,9 @@ class Storage {
   static std::shared_ptr<Storage> owned(size_t bytes);
   /// Read-only bytes inside memory that `keep_alive` holds (a file mapping).
   static std::shared_ptr<Storage> view(std::span<const std::byte> bytes, std::shared_ptr<const void> keep_alive);
-  static std::shared_ptr<Storage> decoded(size_t bytes, Decoder decoder);
+  /// `rows`: where the decoded elements come from, if they are the rows of a matrix.
+  static std::shared_ptr<Storage> decoded(size_t bytes, Decoder decoder,
+                                          std::shared_ptr<const EncodedRows> rows = nullptr);
   /// Writable bytes that a backend allocated; `release` gives them back.
   static std::shared_ptr<Storage> adopted(std::span<std::byte> bytes, std::function<void()> release);
 
@@ -60,6 +82,8 @@ class Storage {
 
   size_t size() const noexcept { return size_; }
   bool writable() const noexcept { return kind_ == Kind::kOwned; }
+  /// Null unless the contents are decoded from rows of blocks.
+  const EncodedRows* encoded_rows() const noexcept { return rows_.get(); }
   /// Bytes held in anonymous memory right now (reported to V8 as external memory).
   size_t resident() const noexcept;
 
@@ -106,6 +130,7 @@ class Storage {
   std::span<const std::byte> view_;
   std::shared_ptr<const void> keep_alive_;
   Decoder decoder_;
+  std::shared_ptr<const EncodedRows> rows_;
   std::span<std::byte> adopted_;
   std::function<void()> release_;
   std::atomic<uint64_t> version_{0};

@@ -38,15 +38,17 @@ struct Source {
     return index - row + 2 * (row % (head_rows / 2)) + half;
   }
 
-  void decode(std::span<std::byte> out) const {
+  void decode(std::span<std::byte> out) const { decode_runs(0, wanted.shape.count(), out.data()); }
+
+  /// Elements [first, last), both at the start of a run or the end of the tensor.
+  void decode_runs(size_t first, size_t last, std::byte* out) const {
     const size_t element = dtype_size(wanted.dtype);
-    const size_t count = wanted.shape.count();
     const bool as_is = is_own(wanted);
     std::vector<float> floats(wanted.dtype == DType::kBF16 && !as_is ? run : 0);
-    for (size_t begin = 0, index = 0; begin < count; begin += run, ++index) {
-      const size_t length = std::min(run, count - begin);
+    for (size_t begin = first, index = first / run; begin < last; begin += run, ++index) {
+      const size_t length = std::min(run, last - begin);
       const std::byte* const from = bytes.data() + run_in_file(index) * run_bytes;
-      std::byte* const to = out.data() + begin * element;
+      std::byte* const to = out + (begin - first) * element;
       if (as_is) {
         std::memcpy(to, from, length * element);
       } else if (wanted.dtype == DType::kF32) {
@@ -57,6 +59,25 @@ struct Source {
       }
     }
   }
+};
+
+/// A matrix of blocks, row by row.
+class BlockRows : public EncodedRows {
+ public:
+  explicit BlockRows(Source source) : source_(std::move(source)) {}
+
+  std::string_view encoding() const override { return encoding_name(source_.wanted.encoding); }
+  size_t columns() const override { return source_.run; }
+  const std::byte* row(size_t index) const override {
+    return source_.bytes.data() + source_.run_in_file(index) * source_.run_bytes;
+  }
+  void decode_row(size_t index, std::byte* out) const override {
+    source_.decode_runs(index * source_.run, (index + 1) * source_.run, out);
+  }
+  void drop_pages() const noexcept override { drop_file_pages(source_.bytes); }
+
+ private:
+  Source source_;
 };
 
 void check(const FileTensor& wanted, const std::string& place) {
@@ -89,16 +110,19 @@ Tensor tensor_from_file(std::shared_ptr<const MappedFile> file, const FileTensor
     return {wanted.dtype, wanted.shape, Storage::view(bytes, std::move(file))};
 
   Source source{std::move(file), bytes, wanted};
-  if (wanted.interleaved_heads == 0)
-    source.run = kRun;
+  const bool by_rows = !is_dense(wanted.encoding) && wanted.shape.rank() == 2;
+  if (by_rows || (wanted.interleaved_heads != 0 && wanted.shape.rank() == 2))
+    source.run = static_cast<size_t>(wanted.shape[1]);
   else
-    source.run = wanted.shape.rank() == 2 ? static_cast<size_t>(wanted.shape[1]) : 1;
+    source.run = wanted.interleaved_heads == 0 ? kRun : 1;
   source.run_bytes = encoded_bytes(wanted.encoding, source.run, place);
   const size_t size = wanted.shape.bytes(wanted.dtype);
-  return {wanted.dtype, wanted.shape, Storage::decoded(size, [source = std::move(source)](std::span<std::byte> out) {
-            source.decode(out);
-            drop_file_pages(source.bytes);
-          })};
+  auto rows = by_rows ? std::make_shared<const BlockRows>(source) : nullptr;
+  const auto decode = [source = std::move(source)](std::span<std::byte> out) {
+    source.decode(out);
+    drop_file_pages(source.bytes);
+  };
+  return {wanted.dtype, wanted.shape, Storage::decoded(size, decode, std::move(rows))};
 }
 
 }  // namespace heddle

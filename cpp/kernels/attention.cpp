@@ -40,7 +40,11 @@ enum class Visibility { kAll, kCausal, kFromPosition };
 struct AttentionProblem {
   size_t batch = 0, queries = 0, keys = 0, heads = 0, kv_heads = 0, group = 0, dim = 0, padded_dim = 0;
   Visibility visibility = Visibility::kAll;
+  // A row sees at most this many keys, the latest ones.
+  size_t window = std::numeric_limits<size_t>::max();
   float scale = 1.0F;
+  // Scores are bent to softcap * tanh(score / softcap); 0 leaves them as they are.
+  float softcap = 0.0F;
   bool bf16_keys = false;
 
   const float* q = nullptr;
@@ -265,6 +269,8 @@ struct RowBlock {
   size_t width;
   // Row r sees keys below limit[r], which never falls as r rises.
   HWY_ALIGN int32_t limit[kRows] = {};
+  // ... and from floor[r] on, which never falls either.
+  HWY_ALIGN int32_t floor[kRows] = {};
   HWY_ALIGN int32_t segment[kRows] = {};
   int32_t segment_low, segment_high;
   // The last key that query 0 sees, where queries see different keys.
@@ -281,7 +287,9 @@ struct RowBlock {
     segment_high = std::numeric_limits<int32_t>::min();
     for (size_t r = 0; r < width; ++r) {
       const size_t query = (first + HWY_MIN(r, count - 1)) / p.group;
-      limit[r] = static_cast<int32_t>(p.visibility == Visibility::kAll ? p.keys : last_of_first + query + 1);
+      const size_t end = p.visibility == Visibility::kAll ? p.keys : last_of_first + query + 1;
+      limit[r] = static_cast<int32_t>(end);
+      floor[r] = static_cast<int32_t>(end - HWY_MIN(end, p.window));
       if (p.segments == nullptr) continue;
       segment[r] = p.segments[b * p.keys + query];
       segment_low = HWY_MIN(segment_low, segment[r]);
@@ -291,6 +299,8 @@ struct RowBlock {
 
   /// Keys [0, key_end) are visible to the last row.
   size_t key_end() const { return static_cast<size_t>(limit[count - 1]); }
+  /// The block of keys in which the first row starts to see.
+  size_t key_begin() const { return static_cast<size_t>(floor[0]) / kKeys * kKeys; }
 };
 
 /// One block of keys as a row block sees it.
@@ -325,13 +335,16 @@ struct KeyBlock {
 
   /// Whether some lane of the rows from `column` on may not see some of the keys j .. j + kStep.
   bool masked(const RowBlock& rows, size_t j, size_t column) const {
-    return check_segments || static_cast<size_t>(rows.limit[column]) < first + j + kStep;
+    return check_segments || static_cast<size_t>(rows.limit[column]) < first + j + kStep ||
+           static_cast<size_t>(rows.floor[column + lanes() - 1]) > first + j;
   }
 
   /// Lanes of rows column.. that may see key j.
   HWY_INLINE auto mask(const RowBlock& rows, size_t j, size_t column) const {
     const I di;
-    auto seen = hn::Gt(hn::Load(di, rows.limit + column), hn::Set(di, static_cast<int32_t>(first + j)));
+    const auto key = hn::Set(di, static_cast<int32_t>(first + j));
+    auto seen =
+        hn::AndNot(hn::Gt(hn::Load(di, rows.floor + column), key), hn::Gt(hn::Load(di, rows.limit + column), key));
     // Keys beyond count are beyond every limit; their segment must not be read.
     if (check_segments && j < count)
       seen = hn::And(seen, hn::Eq(hn::Load(di, rows.segment + column), hn::Set(di, segment[j])));
@@ -373,6 +386,22 @@ HWY_INLINE void score(const AttentionProblem& p, const RowBlock& rows, const Key
     strip<Layout::kRowMajor, Finish::kStore>(
         {p.dim, tile + j * p.padded_dim, p.padded_dim, transposed, kRows, out + j * kRows, kRows},
         keys.start[j / kStep], rows.width);
+}
+
+/// Scores x, base 2 logarithms as the cap is -> cap * tanh(x / cap).
+HWY_NOINLINE void cap_scores(const RowBlock& rows, const KeyBlock& keys, float cap, float* HWY_RESTRICT scores) {
+  const F d;
+  const VF one = hn::Set(d, 1.0F);
+  const VF steepness = hn::Set(d, -2.0F * kLog2E / cap);
+  for (size_t j = 0; j < round_up(keys.count, kStep); ++j) {
+    for (size_t column = keys.start[j / kStep]; column < rows.width; column += lanes()) {
+      float* s = scores + j * kRows + column;
+      const VF x = hn::Load(d, s);
+      const VF e = exp2_nonpositive(hn::Mul(hn::Abs(x), steepness));
+      const VF y = hn::Div(hn::Sub(one, e), hn::Add(one, e));
+      hn::Store(hn::CopySign(hn::Mul(y, hn::Set(d, cap)), x), d, s);
+    }
+  }
 }
 
 /// Turns scores (base 2 logarithms) into weights relative to the running maximum, and keeps maximum, sum and the
@@ -448,12 +477,13 @@ void attention_forward(const AttentionProblem& p, size_t b, size_t kv_head, size
   zero(sum, kRows);
   for (size_t r = 0; r < kRows; r += lanes()) hn::Store(hn::Set(d, kFloor), d, maximum + r);
 
-  for (size_t first = 0; first < rows.key_end(); first += kKeys) {
+  for (size_t first = rows.key_begin(); first < rows.key_end(); first += kKeys) {
     const KeyBlock keys(p, rows, first);
     if (!keys.visible) continue;
     load_keys(p, p.k, rows, keys, key_tile);
     load_keys(p, p.v, rows, keys, value_tile);
     score(p, rows, keys, key_tile, q_transposed, scores);
+    if (p.softcap != 0.0F) cap_scores(rows, keys, p.softcap * kLog2E, scores);
     softmax_step(rows, keys, scores, maximum, sum, factor);
     gather_keys<Finish::kScaleAdd>(p, rows, keys, scores, value_tile, out, factor);
   }
@@ -468,11 +498,14 @@ void attention_forward(const AttentionProblem& p, size_t b, size_t kv_head, size
   }
 }
 
-/// weights [key, row]: scores -> softmax weights p; slopes [key, row]: dp -> ds = p * (dp - delta).
+/// weights [key, row]: scores -> softmax weights p; slopes [key, row]: dp -> ds = p * (dp - delta), times the slope of
+/// the cap, 1 - (score / cap)^2, where there is one.
+template <bool kCapped>
 HWY_NOINLINE void softmax_slopes(const RowBlock& rows, const KeyBlock& keys, const float* HWY_RESTRICT lse,
-                                 const float* HWY_RESTRICT delta, float* HWY_RESTRICT weights,
+                                 const float* HWY_RESTRICT delta, float cap, float* HWY_RESTRICT weights,
                                  float* HWY_RESTRICT slopes) {
   const F d;
+  const VF inverse_cap = hn::Set(d, 1.0F / cap);
   for (size_t column = 0; column < rows.width; column += lanes()) {
     const VF row_lse = hn::Load(d, lse + column);
     const VF row_delta = hn::Load(d, delta + column);
@@ -482,10 +515,16 @@ HWY_NOINLINE void softmax_slopes(const RowBlock& rows, const KeyBlock& keys, con
       for (size_t i = 0; i < kStep; ++i) {
         float* w = weights + (j + i) * kRows + column;
         float* s = slopes + (j + i) * kRows + column;
-        VF p = exp2_nonpositive(hn::Sub(hn::Load(d, w), row_lse));
+        const VF x = hn::Load(d, w);
+        VF p = exp2_nonpositive(hn::Sub(x, row_lse));
         if (masked) p = hn::IfThenElseZero(keys.mask(rows, j + i, column), p);
         hn::Store(p, d, w);
-        hn::Store(hn::Mul(p, hn::Sub(hn::Load(d, s), row_delta)), d, s);
+        VF slope = hn::Mul(p, hn::Sub(hn::Load(d, s), row_delta));
+        if constexpr (kCapped) {
+          const VF y = hn::Mul(x, inverse_cap);
+          slope = hn::Mul(slope, hn::NegMulAdd(y, y, hn::Set(d, 1.0F)));
+        }
+        hn::Store(slope, d, s);
       }
     }
   }
@@ -554,14 +593,21 @@ void backward_rows(const AttentionProblem& p, const RowBlock& rows, size_t key_b
   }
   if (want_dq) zero(t.dq, rows.width * p.padded_dim);
 
-  for (size_t first = key_begin; first < HWY_MIN(key_end, rows.key_end()); first += kKeys) {
+  const float cap = p.softcap * kLog2E;
+  const size_t end = HWY_MIN(key_end, rows.key_end());
+  for (size_t first = HWY_MAX(key_begin, rows.key_begin()); first < end; first += kKeys) {
     const KeyBlock keys(p, rows, first);
     if (!keys.visible) continue;
     load_keys(p, p.k, rows, keys, t.key);
     load_keys(p, p.v, rows, keys, t.value);
     score(p, rows, keys, t.key, t.q_transposed, t.weights);
     score(p, rows, keys, t.value, t.g_transposed, t.slopes);
-    softmax_slopes(rows, keys, lse, delta, t.weights, t.slopes);
+    if (cap != 0.0F) {
+      cap_scores(rows, keys, cap, t.weights);
+      softmax_slopes<true>(rows, keys, lse, delta, cap, t.weights, t.slopes);
+    } else {
+      softmax_slopes<false>(rows, keys, lse, delta, 1.0F, t.weights, t.slopes);
+    }
     if (want_dkv && p.dv != nullptr) gather_rows_into(p, rows, keys, t.weights, t.g, t.sums, p.dv);
     if (want_dkv && p.dk != nullptr) gather_rows_into(p, rows, keys, t.slopes, t.q, t.sums, p.dk);
     if (want_dq) gather_keys<Finish::kAdd>(p, rows, keys, t.slopes, t.key, t.dq, nullptr);
@@ -593,7 +639,7 @@ void attention_backward(const AttentionProblem& p, BackwardPart part, size_t b, 
   zero_keys(p, b, kv_head, begin, end);
   for (size_t row_block = 0; row_block < p.row_blocks(); ++row_block) {
     const RowBlock rows(p, b, kv_head, row_block);
-    if (!whole && rows.key_end() <= begin) continue;
+    if (!whole && (rows.key_end() <= begin || rows.key_begin() >= end)) continue;
     backward_rows(p, rows, begin, end, whole && p.dq != nullptr, true, tiles);
   }
 }
@@ -658,6 +704,13 @@ AttentionProblem read_problem(const KernelRequest& request, DType key_dtype) {
   const double scale = request.attributes.number("scale");
   request.check(std::isfinite(scale), "a finite scale", std::to_string(scale));
   p.scale = static_cast<float>(scale);
+  const double softcap = request.attributes.number("softcap", 0.0);
+  request.check(std::isfinite(softcap) && softcap >= 0, "a softcap that is positive, or 0 for none",
+                std::to_string(softcap));
+  p.softcap = static_cast<float>(softcap);
+  const int64_t window = request.attributes.integer("window", 0);
+  request.check(window >= 0, "a window that is positive, or 0 for none", std::to_string(window));
+  if (window > 0) p.window = static_cast<size_t>(window);
   return p;
 }
 
@@ -667,6 +720,8 @@ AttentionProblem read_training_problem(const KernelRequest& request) {
   const int64_t causal = request.attributes.integer("causal", 0);
   request.check(causal == 0 || causal == 1, "causal 0 or 1", std::to_string(causal));
   p.visibility = causal == 1 ? Visibility::kCausal : Visibility::kAll;
+  request.check(causal == 1 || request.attributes.integer("window", 0) == 0, "a window under a causal mask only",
+                "a window without one");
   const bool square = p.queries == p.keys;
   request.check(causal == 0 || square, "as many queries as keys under a causal mask", request.inputs[1].shape.str());
   const Operand& segments = request.inputs[3];

@@ -1,5 +1,6 @@
 // `elementwise`: a straight-line program of scalar operations, run block by block so that intermediate values stay in
-// the L1 cache. Memory is touched once per input and once per output, whatever the number of operations.
+// the L1 cache. Memory is touched once per input and once per output, whatever the number of operations. Values are
+// f32, or f64 where an operand is f64; functions that have no exact vector form are then the C library's.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/elementwise.cpp"
 #include "hwy/foreach_target.h"
@@ -58,7 +59,7 @@ enum class MicroOp : uint8_t {
   kStore,
 };
 
-/// Values that do not vary along a block are kept as this many equal floats: one vector on any target used here.
+/// Values that do not vary along a block are kept as this many equal elements: at least one vector on any target used.
 constexpr size_t kSplat = 16;
 constexpr size_t kTileElements = 32768;
 
@@ -69,12 +70,14 @@ struct Step {
   uint32_t destination = 0;
   std::array<uint32_t, 3> source{};
   std::array<size_t, 3> mask{};
-  float constant = 0;
+  double constant = 0;
 };
 
 enum class InputMode : uint8_t { kUnused, kDirect, kRow, kGather, kRowScalar, kScalar };
 
 struct ElementwiseProgram {
+  /// What values are computed in.
+  DType element = DType::kF32;
   StridedLoops loops;
   std::vector<InputMode> modes;
   std::vector<DType> input_dtypes;
@@ -91,9 +94,9 @@ struct ElementwiseProgram {
   size_t first_splat() const noexcept { return input_dtypes.size() + output_dtypes.size(); }
   size_t first_buffer() const noexcept { return first_splat() + splats; }
   size_t locations() const noexcept { return first_buffer() + buffers; }
-  size_t pointer_bytes() const noexcept { return (locations() * sizeof(float*) + 63) / 64 * 64; }
+  size_t pointer_bytes() const noexcept { return (locations() * sizeof(void*) + 63) / 64 * 64; }
   size_t scratch_bytes() const noexcept {
-    return pointer_bytes() + (splats * kSplat + buffers * block) * sizeof(float);
+    return pointer_bytes() + (splats * kSplat + buffers * block) * dtype_size(element);
   }
 };
 
@@ -109,21 +112,23 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using namespace ::heddle::HWY_NAMESPACE;
 
-using DF = hn::CappedTag<float, kSplat>;
+template <class T>
+using Tag = hn::CappedTag<T, kSplat>;
+using DF = Tag<float>;
 using VF = hn::Vec<DF>;
 
 /// out[i] = function(source0[i & mask0], ...) for i in [0, n). The tail goes through a small copy, so that nothing
 /// beyond n is read or written.
-template <size_t kArity, class Function>
-HWY_INLINE void map_block(const Step& step, float* const* locations, size_t n, Function function) {
-  const DF d;
+template <size_t kArity, class T, class Function>
+HWY_INLINE void map_block(const Step& step, T* const* locations, size_t n, Function function) {
+  const Tag<T> d;
   const size_t lanes = hn::Lanes(d);
-  float* out = locations[step.destination];
-  const float* a = locations[step.source[0]];
-  const float* b = kArity > 1 ? locations[step.source[1]] : a;
-  const float* c = kArity > 2 ? locations[step.source[2]] : a;
+  T* out = locations[step.destination];
+  const T* a = locations[step.source[0]];
+  const T* b = kArity > 1 ? locations[step.source[1]] : a;
+  const T* c = kArity > 2 ? locations[step.source[2]] : a;
   const size_t ma = step.mask[0], mb = step.mask[1], mc = step.mask[2];
-  const auto apply = [&](const float* pa, const float* pb, const float* pc) HWY_ATTR {
+  const auto apply = [&](const T* pa, const T* pb, const T* pc) HWY_ATTR {
     if constexpr (kArity == 1) return function(hn::LoadU(d, pa));
     if constexpr (kArity == 2) return function(hn::LoadU(d, pa), hn::LoadU(d, pb));
     if constexpr (kArity == 3) return function(hn::LoadU(d, pa), hn::LoadU(d, pb), hn::LoadU(d, pc));
@@ -131,7 +136,7 @@ HWY_INLINE void map_block(const Step& step, float* const* locations, size_t n, F
   size_t i = 0;
   for (; i + lanes <= n; i += lanes) hn::StoreU(apply(a + (i & ma), b + (i & mb), c + (i & mc)), d, out + i);
   if (i == n) return;
-  HWY_ALIGN float tail[4][kSplat] = {};
+  HWY_ALIGN T tail[4][kSplat] = {};
   for (size_t k = 0; k < n - i; ++k) {
     tail[0][k] = a[(i + k) & ma];
     if (kArity > 1) tail[1][k] = b[(i + k) & mb];
@@ -141,23 +146,36 @@ HWY_INLINE void map_block(const Step& step, float* const* locations, size_t n, F
   for (size_t k = 0; k < n - i; ++k) out[i + k] = tail[3][k];
 }
 
+/// A function of one value that vectors have in f32 only.
+template <class T, class Vector, class Scalar>
+HWY_INLINE void map_function(const Step& step, T* const* locations, size_t n, Vector vector, Scalar scalar) {
+  if constexpr (std::is_same_v<T, float>) {
+    map_block<1>(step, locations, n, vector);
+  } else {
+    T* out = locations[step.destination];
+    const T* x = locations[step.source[0]];
+    for (size_t i = 0; i < n; ++i) out[i] = scalar(x[i & step.mask[0]]);
+  }
+}
+
 /// x^y lane by lane, with the exponents that optimizers and norms use done exactly.
-HWY_INLINE void pow_block(const Step& step, float* const* locations, size_t n) {
-  float* out = locations[step.destination];
-  const float* a = locations[step.source[0]];
-  const float* b = locations[step.source[1]];
+template <class T>
+HWY_INLINE void pow_block(const Step& step, T* const* locations, size_t n) {
+  T* out = locations[step.destination];
+  const T* a = locations[step.source[0]];
+  const T* b = locations[step.source[1]];
   const size_t ma = step.mask[0], mb = step.mask[1];
   if (ma == 0 && mb == 0) {
     std::fill_n(out, n, std::pow(a[0], b[0]));
     return;
   }
-  const DF d;
-  if (mb == 0 && b[0] == 2.0F) {
-    map_block<1>(step, locations, n, [](VF x) HWY_ATTR { return hn::Mul(x, x); });
-  } else if (mb == 0 && b[0] == 3.0F) {
-    map_block<1>(step, locations, n, [](VF x) HWY_ATTR { return hn::Mul(hn::Mul(x, x), x); });
-  } else if (mb == 0 && b[0] == -1.0F) {
-    map_block<1>(step, locations, n, [d](VF x) HWY_ATTR { return hn::Div(hn::Set(d, 1.0F), x); });
+  const Tag<T> d;
+  if (mb == 0 && b[0] == T{2}) {
+    map_block<1>(step, locations, n, [](auto x) HWY_ATTR { return hn::Mul(x, x); });
+  } else if (mb == 0 && b[0] == T{3}) {
+    map_block<1>(step, locations, n, [](auto x) HWY_ATTR { return hn::Mul(hn::Mul(x, x), x); });
+  } else if (mb == 0 && b[0] == T{-1}) {
+    map_block<1>(step, locations, n, [d](auto x) HWY_ATTR { return hn::Div(hn::Set(d, T{1}), x); });
   } else {
     for (size_t i = 0; i < n; ++i) out[i] = std::pow(a[i & ma], b[i & mb]);
   }
@@ -199,17 +217,35 @@ void load_block(DType dtype, const void* source, float* out, size_t n) {
   }
 }
 
+void load_block(DType dtype, const void* source, double* out, size_t n) {
+  if (dtype == DType::kF64) {
+    std::memcpy(out, source, n * sizeof(double));
+    return;
+  }
+  HWY_ALIGN float narrow[kSplat];
+  const auto* from = static_cast<const std::byte*>(source);
+  for (size_t i = 0; i < n; i += kSplat) {
+    const size_t run = std::min(kSplat, n - i);
+    if (dtype == DType::kI32) {
+      for (size_t k = 0; k < run; ++k) out[i + k] = reinterpret_cast<const int32_t*>(from)[i + k];
+    } else if (dtype == DType::kU32) {
+      for (size_t k = 0; k < run; ++k) out[i + k] = reinterpret_cast<const uint32_t*>(from)[i + k];
+    } else {
+      load_block(dtype, from + i * dtype_size(dtype), narrow, run);
+      std::copy_n(narrow, run, out + i);
+    }
+  }
+}
+
 /// Truncation towards zero, saturating at the ends of the integer type; NaN gives 0.
-template <class T>
-T saturate(float value) {
-  // The largest float that is below the end of T's range.
-  constexpr float kHigh = std::is_same_v<T, int32_t>    ? 2147483520.0F
-                          : std::is_same_v<T, uint32_t> ? 4294967040.0F
-                                                        : 255.0F;
-  constexpr float kLow = static_cast<float>(std::numeric_limits<T>::min());
+template <class Integer, class T>
+Integer saturate(T value) {
+  // 2^bits, which every floating type has exactly.
+  constexpr T kEnd = static_cast<T>(uint64_t{std::numeric_limits<Integer>::max()} + 1);
+  constexpr T kLow = static_cast<T>(std::numeric_limits<Integer>::min());
   if (value != value) return 0;
-  if (value > kHigh) return std::numeric_limits<T>::max();
-  return value < kLow ? std::numeric_limits<T>::min() : static_cast<T>(value);
+  if (value >= kEnd) return std::numeric_limits<Integer>::max();
+  return value < kLow ? std::numeric_limits<Integer>::min() : static_cast<Integer>(value);
 }
 
 /// Rounds to nearest even; NaN stays NaN.
@@ -252,14 +288,32 @@ void store_block(DType dtype, const float* source, size_t mask, void* out, size_
   }
 }
 
+void store_block(DType dtype, const double* source, size_t mask, void* out, size_t n) {
+  const auto each = [&]<class To>(To* to, auto convert) {
+    for (size_t i = 0; i < n; ++i) to[i] = convert(source[i & mask]);
+  };
+  switch (dtype) {
+    case DType::kF64: each(static_cast<double*>(out), [](double x) { return x; }); return;
+    case DType::kI32: each(static_cast<int32_t*>(out), saturate<int32_t, double>); return;
+    case DType::kU32: each(static_cast<uint32_t*>(out), saturate<uint32_t, double>); return;
+    case DType::kU8: each(static_cast<uint8_t*>(out), saturate<uint8_t, double>); return;
+    case DType::kF32: each(static_cast<float*>(out), [](double x) { return static_cast<float>(x); }); return;
+    case DType::kBF16:
+      each(static_cast<uint16_t*>(out), [](double x) { return f32_to_bf16(static_cast<float>(x)); });
+      return;
+    default: each(static_cast<uint16_t*>(out), [](double x) { return f32_to_f16(static_cast<float>(x)); });
+  }
+}
+
 /// Where the current block lies.
 struct Position {
   size_t row, column, n;
 };
 
 /// Collects a partially broadcast input whose rows are too short to be blocks of their own.
-void gather_block(const StridedLoops& loops, size_t input, DType dtype, const std::byte* source, size_t begin,
-                  float* out, size_t n) {
+template <class T>
+void gather_block(const StridedLoops& loops, size_t input, DType dtype, const std::byte* source, size_t begin, T* out,
+                  size_t n) {
   const size_t size = dtype_size(dtype);
   const size_t last = loops.rank - 1;
   const auto& strides = loops.strides[input];
@@ -276,7 +330,7 @@ void gather_block(const StridedLoops& loops, size_t input, DType dtype, const st
     if (strides[last] != 0) {
       load_block(dtype, source + offset * size, out, run);
     } else {
-      float value;
+      T value;
       load_block(dtype, source + offset * size, &value, 1);
       std::fill_n(out, run, value);
     }
@@ -293,8 +347,9 @@ void gather_block(const StridedLoops& loops, size_t input, DType dtype, const st
   }
 }
 
+template <class T>
 void load_input(const ElementwiseProgram& program, const RunArguments& arguments, const Step& step,
-                const Position& position, float* out) {
+                const Position& position, T* out) {
   const size_t input = step.source[0];
   const auto* source = static_cast<const std::byte*>(arguments.in[input]);
   const size_t size = dtype_size(step.dtype);
@@ -302,7 +357,7 @@ void load_input(const ElementwiseProgram& program, const RunArguments& arguments
     case InputMode::kScalar:
     case InputMode::kRowScalar: {
       const size_t offset = program.loops.offset(input, position.row, program.outer_axes);
-      float value;
+      T value;
       load_block(step.dtype, source + offset * size, &value, 1);
       std::fill_n(out, kSplat, value);
       return;
@@ -319,89 +374,125 @@ void load_input(const ElementwiseProgram& program, const RunArguments& arguments
   }
 }
 
-template <class Compare>
-HWY_INLINE VF as_number(Compare mask) {
-  const DF d;
-  return hn::IfThenElse(mask, hn::Set(d, 1.0F), hn::Zero(d));
-}
-
+template <class T>
 void run_steps(const ElementwiseProgram& program, const RunArguments& arguments, const std::vector<Step>& steps,
-               float* const* locations, const Position& position) {
-  const DF d;
+               T* const* locations, const Position& position) {
+  const Tag<T> d;
+  const auto as_number = [d](auto mask) HWY_ATTR { return hn::IfThenElse(mask, hn::Set(d, T{1}), hn::Zero(d)); };
   const size_t n = position.n;
   for (const Step& step : steps) {
     switch (step.op) {
-      case MicroOp::kConstant: std::fill_n(locations[step.destination], n, step.constant); break;
-      case MicroOp::kAdd: map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return hn::Add(a, b); }); break;
-      case MicroOp::kSub: map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return hn::Sub(a, b); }); break;
-      case MicroOp::kMul: map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return hn::Mul(a, b); }); break;
-      case MicroOp::kDiv: map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return hn::Div(a, b); }); break;
+      case MicroOp::kConstant: std::fill_n(locations[step.destination], n, static_cast<T>(step.constant)); break;
+      case MicroOp::kAdd:
+        map_block<2>(step, locations, n, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
+        break;
+      case MicroOp::kSub:
+        map_block<2>(step, locations, n, [](auto a, auto b) HWY_ATTR { return hn::Sub(a, b); });
+        break;
+      case MicroOp::kMul:
+        map_block<2>(step, locations, n, [](auto a, auto b) HWY_ATTR { return hn::Mul(a, b); });
+        break;
+      case MicroOp::kDiv:
+        map_block<2>(step, locations, n, [](auto a, auto b) HWY_ATTR { return hn::Div(a, b); });
+        break;
       // A NaN on either side is the result, as in NumPy.
       case MicroOp::kMaximum:
         map_block<2>(step, locations, n,
-                     [](VF a, VF b) HWY_ATTR { return hn::IfThenElse(hn::Or(hn::IsNaN(a), hn::Gt(a, b)), a, b); });
+                     [](auto a, auto b) HWY_ATTR { return hn::IfThenElse(hn::Or(hn::IsNaN(a), hn::Gt(a, b)), a, b); });
         break;
       case MicroOp::kMinimum:
         map_block<2>(step, locations, n,
-                     [](VF a, VF b) HWY_ATTR { return hn::IfThenElse(hn::Or(hn::IsNaN(a), hn::Lt(a, b)), a, b); });
+                     [](auto a, auto b) HWY_ATTR { return hn::IfThenElse(hn::Or(hn::IsNaN(a), hn::Lt(a, b)), a, b); });
         break;
       case MicroOp::kPow: pow_block(step, locations, n); break;
-      case MicroOp::kNeg: map_block<1>(step, locations, n, [](VF a) HWY_ATTR { return hn::Neg(a); }); break;
-      case MicroOp::kAbs: map_block<1>(step, locations, n, [](VF a) HWY_ATTR { return hn::Abs(a); }); break;
+      case MicroOp::kNeg: map_block<1>(step, locations, n, [](auto a) HWY_ATTR { return hn::Neg(a); }); break;
+      case MicroOp::kAbs: map_block<1>(step, locations, n, [](auto a) HWY_ATTR { return hn::Abs(a); }); break;
       case MicroOp::kSign:
-        map_block<1>(step, locations, n, [d](VF a) HWY_ATTR {
-          const VF zero = hn::Zero(d);
-          return hn::IfThenElse(hn::Gt(a, zero), hn::Set(d, 1.0F),
-                                hn::IfThenElse(hn::Lt(a, zero), hn::Set(d, -1.0F), a));
+        map_block<1>(step, locations, n, [d](auto a) HWY_ATTR {
+          const auto zero = hn::Zero(d);
+          return hn::IfThenElse(hn::Gt(a, zero), hn::Set(d, T{1}),
+                                hn::IfThenElse(hn::Lt(a, zero), hn::Set(d, T{-1}), a));
         });
         break;
-      case MicroOp::kExp: map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_exp(d, a); }); break;
-      case MicroOp::kLog: map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_log(d, a); }); break;
-      case MicroOp::kSqrt: map_block<1>(step, locations, n, [](VF a) HWY_ATTR { return hn::Sqrt(a); }); break;
+      case MicroOp::kExp:
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_exp(DF(), a); },
+            [](double x) { return std::exp(x); });
+        break;
+      case MicroOp::kLog:
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_log(DF(), a); },
+            [](double x) { return std::log(x); });
+        break;
+      case MicroOp::kSqrt: map_block<1>(step, locations, n, [](auto a) HWY_ATTR { return hn::Sqrt(a); }); break;
       case MicroOp::kRsqrt:
-        map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return hn::Div(hn::Set(d, 1.0F), hn::Sqrt(a)); });
+        map_block<1>(step, locations, n, [d](auto a) HWY_ATTR { return hn::Div(hn::Set(d, T{1}), hn::Sqrt(a)); });
         break;
       case MicroOp::kReciprocal:
-        map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return hn::Div(hn::Set(d, 1.0F), a); });
+        map_block<1>(step, locations, n, [d](auto a) HWY_ATTR { return hn::Div(hn::Set(d, T{1}), a); });
         break;
-      case MicroOp::kSquare: map_block<1>(step, locations, n, [](VF a) HWY_ATTR { return hn::Mul(a, a); }); break;
-      case MicroOp::kSin: map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_sin(d, a); }); break;
-      case MicroOp::kCos: map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_cos(d, a); }); break;
-      case MicroOp::kTanh: map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_tanh(d, a); }); break;
+      case MicroOp::kSquare: map_block<1>(step, locations, n, [](auto a) HWY_ATTR { return hn::Mul(a, a); }); break;
+      case MicroOp::kSin:
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_sin(DF(), a); },
+            [](double x) { return std::sin(x); });
+        break;
+      case MicroOp::kCos:
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_cos(DF(), a); },
+            [](double x) { return std::cos(x); });
+        break;
+      case MicroOp::kTanh:
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_tanh(DF(), a); },
+            [](double x) { return std::tanh(x); });
+        break;
       case MicroOp::kSigmoid:
-        map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_sigmoid(d, a); });
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_sigmoid(DF(), a); },
+            [](double x) { return 1 / (1 + std::exp(-x)); });
         break;
-      case MicroOp::kSilu: map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_silu(d, a); }); break;
+      case MicroOp::kSilu:
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_silu(DF(), a); },
+            [](double x) { return x / (1 + std::exp(-x)); });
+        break;
       case MicroOp::kRelu:
         map_block<1>(step, locations, n,
-                     [d](VF a) HWY_ATTR { return hn::IfThenElse(hn::Lt(a, hn::Zero(d)), hn::Zero(d), a); });
+                     [d](auto a) HWY_ATTR { return hn::IfThenElse(hn::Lt(a, hn::Zero(d)), hn::Zero(d), a); });
         break;
-      case MicroOp::kErf: map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_erf(d, a); }); break;
+      case MicroOp::kErf:
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_erf(DF(), a); },
+            [](double x) { return std::erf(x); });
+        break;
       case MicroOp::kSoftplus:
-        map_block<1>(step, locations, n, [d](VF a) HWY_ATTR { return vector_softplus(d, a); });
+        map_function(
+            step, locations, n, [](auto a) HWY_ATTR { return vector_softplus(DF(), a); },
+            [](double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); });
         break;
-      case MicroOp::kFloor: map_block<1>(step, locations, n, [](VF a) HWY_ATTR { return hn::Floor(a); }); break;
+      case MicroOp::kFloor: map_block<1>(step, locations, n, [](auto a) HWY_ATTR { return hn::Floor(a); }); break;
       case MicroOp::kGreater:
-        map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return as_number(hn::Gt(a, b)); });
+        map_block<2>(step, locations, n, [=](auto a, auto b) HWY_ATTR { return as_number(hn::Gt(a, b)); });
         break;
       case MicroOp::kGreaterEqual:
-        map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return as_number(hn::Ge(a, b)); });
+        map_block<2>(step, locations, n, [=](auto a, auto b) HWY_ATTR { return as_number(hn::Ge(a, b)); });
         break;
       case MicroOp::kLess:
-        map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return as_number(hn::Lt(a, b)); });
+        map_block<2>(step, locations, n, [=](auto a, auto b) HWY_ATTR { return as_number(hn::Lt(a, b)); });
         break;
       case MicroOp::kEqual:
-        map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return as_number(hn::Eq(a, b)); });
+        map_block<2>(step, locations, n, [=](auto a, auto b) HWY_ATTR { return as_number(hn::Eq(a, b)); });
         break;
       case MicroOp::kNotEqual:
-        map_block<2>(step, locations, n, [](VF a, VF b) HWY_ATTR { return as_number(hn::Not(hn::Eq(a, b))); });
+        map_block<2>(step, locations, n, [=](auto a, auto b) HWY_ATTR { return as_number(hn::Not(hn::Eq(a, b))); });
         break;
       case MicroOp::kSelect:
-        map_block<3>(step, locations, n, [d](VF condition, VF a, VF b) HWY_ATTR {
+        map_block<3>(step, locations, n, [d](auto condition, auto a, auto b) HWY_ATTR {
           return hn::IfThenElse(hn::Eq(condition, hn::Zero(d)), b, a);
         });
         break;
-      case MicroOp::kCopy: map_block<1>(step, locations, n, [](VF a) HWY_ATTR { return a; }); break;
+      case MicroOp::kCopy: map_block<1>(step, locations, n, [](auto a) HWY_ATTR { return a; }); break;
       case MicroOp::kLoad: load_input(program, arguments, step, position, locations[step.destination]); break;
       case MicroOp::kStore: {
         auto* out = static_cast<std::byte*>(arguments.out[step.destination]);
@@ -413,13 +504,14 @@ void run_steps(const ElementwiseProgram& program, const RunArguments& arguments,
   }
 }
 
-void run_tile(const ElementwiseProgram& program, const RunArguments& arguments, size_t tile, size_t thread) {
+template <class T>
+void run_tile_of(const ElementwiseProgram& program, const RunArguments& arguments, size_t tile, size_t thread) {
   auto* scratch = arguments.thread_scratch<std::byte>(thread);
-  auto** locations = reinterpret_cast<float**>(scratch);
-  auto* floats = reinterpret_cast<float*>(scratch + program.pointer_bytes());
-  for (size_t i = 0; i < program.splats; ++i) locations[program.first_splat() + i] = floats + i * kSplat;
-  floats += program.splats * kSplat;
-  for (size_t i = 0; i < program.buffers; ++i) locations[program.first_buffer() + i] = floats + i * program.block;
+  auto** locations = reinterpret_cast<T**>(scratch);
+  auto* values = reinterpret_cast<T*>(scratch + program.pointer_bytes());
+  for (size_t i = 0; i < program.splats; ++i) locations[program.first_splat() + i] = values + i * kSplat;
+  values += program.splats * kSplat;
+  for (size_t i = 0; i < program.buffers; ++i) locations[program.first_buffer() + i] = values + i * program.block;
 
   run_steps(program, arguments, program.tile_steps, locations, {0, 0, kSplat});
   const size_t inputs = program.input_dtypes.size();
@@ -437,10 +529,10 @@ void run_tile(const ElementwiseProgram& program, const RunArguments& arguments, 
       const size_t from = program.modes[input] == InputMode::kDirect
                               ? offset
                               : program.loops.offset(input, row, program.outer_axes) + column;
-      locations[input] = const_cast<float*>(arguments.input<float>(input)) + from;
+      locations[input] = const_cast<T*>(arguments.input<T>(input)) + from;
     }
     for (const uint32_t output : program.direct_outputs)
-      locations[inputs + output] = arguments.output<float>(output) + offset;
+      locations[inputs + output] = arguments.output<T>(output) + offset;
     run_steps(program, arguments, program.block_steps, locations, {row, column, n});
     column += program.block;
     new_row = column >= program.inner;
@@ -449,6 +541,13 @@ void run_tile(const ElementwiseProgram& program, const RunArguments& arguments, 
       ++row;
     }
   }
+}
+
+void run_tile(const ElementwiseProgram& program, const RunArguments& arguments, size_t tile, size_t thread) {
+  if (program.element == DType::kF64)
+    run_tile_of<double>(program, arguments, tile, thread);
+  else
+    run_tile_of<float>(program, arguments, tile, thread);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -520,7 +619,7 @@ struct ParsedOp {
   MicroOp op = MicroOp::kConstant;
   size_t arity = 0;
   std::array<size_t, 3> source{};
-  float constant = 0;
+  double constant = 0;
 };
 
 class Compiler {
@@ -541,7 +640,7 @@ class Compiler {
   }
 
  private:
-  static bool supported(DType dtype) { return dtype != DType::kF64 && dtype != DType::kI64; }
+  static bool supported(DType dtype) { return dtype != DType::kI64; }
   Level level(size_t value) const { return levels_[value]; }
   bool same_memory_layout(size_t input, size_t output) const {
     const Operand& in = request_.inputs[input];
@@ -558,15 +657,17 @@ class Compiler {
       if (!output.present) continue;
       if (first == nullptr) first = &output;
       request_.check(output.shape == first->shape, "outputs of one shape", output.shape.str());
-      request_.check(supported(output.dtype), "f32, bf16, f16, i32, u32 or u8", dtype_name(output.dtype));
+      request_.check(supported(output.dtype), "any dtype but i64", dtype_name(output.dtype));
       program_->output_dtypes.push_back(output.dtype);
+      if (output.dtype == DType::kF64) program_->element = DType::kF64;
     }
     request_.check(first != nullptr && program_->output_dtypes.size() == outputs, "every output present", "none");
     shape_ = first->shape;
     for (const Operand& input : request_.inputs) {
       request_.check(input.present, "every input present", "an absent input");
-      request_.check(supported(input.dtype), "f32, bf16, f16, i32, u32 or u8", dtype_name(input.dtype));
+      request_.check(supported(input.dtype), "any dtype but i64", dtype_name(input.dtype));
       program_->input_dtypes.push_back(input.dtype);
+      if (input.dtype == DType::kF64) program_->element = DType::kF64;
     }
   }
 
@@ -585,7 +686,7 @@ class Compiler {
       for (size_t i = 0; i < op.arity; ++i) op.source[i] = value_id(operands[next_operand++], inputs_ + ops_.size());
       if (op.op == MicroOp::kConstant) {
         request_.check(next_constant < constants.size(), "a number for every constant", "too few constants");
-        op.constant = static_cast<float>(constants[next_constant++]);
+        op.constant = constants[next_constant++];
       }
       ops_.push_back(op);
     }
@@ -662,7 +763,7 @@ class Compiler {
   /// True when blocks of the input are read where they lie.
   bool read_in_place(size_t input) const {
     const InputMode mode = program_->modes[input];
-    return (mode == InputMode::kDirect || mode == InputMode::kRow) && request_.inputs[input].dtype == DType::kF32;
+    return (mode == InputMode::kDirect || mode == InputMode::kRow) && request_.inputs[input].dtype == program_->element;
   }
 
   /// A step over virtual locations: value ids until allocate() replaces them.
@@ -745,7 +846,7 @@ class Compiler {
     for (size_t j = 0; j < outputs; ++j) {
       const size_t result = results_[j];
       const bool claimable = result >= inputs_ && level(result) == Level::kBlock &&
-                             request_.outputs[j].dtype == DType::kF32 && direct_output_.count(result) == 0;
+                             request_.outputs[j].dtype == program_->element && direct_output_.count(result) == 0;
       if (!claimable) continue;
       const auto producer = std::find_if(steps.begin(), steps.begin() + static_cast<ptrdiff_t>(computed),
                                          [&](const Draft& draft) { return draft.step.destination == result; });
@@ -758,7 +859,7 @@ class Compiler {
     }
     for (size_t j = 0; j < outputs; ++j) {
       if (written_at_[j] != kNever) continue;
-      Step step{.op = request_.outputs[j].dtype == DType::kF32 ? MicroOp::kCopy : MicroOp::kStore};
+      Step step{.op = request_.outputs[j].dtype == program_->element ? MicroOp::kCopy : MicroOp::kStore};
       step.dtype = request_.outputs[j].dtype;
       step.source[0] = static_cast<uint32_t>(results_[j]);
       step.destination = static_cast<uint32_t>(j);

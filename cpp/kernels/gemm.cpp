@@ -214,8 +214,8 @@ void pack_block(const MatrixSource& source, const OperandForm& form, int64_t k0,
 
 Precision precision_from_name(std::string_view name, std::string_view place) {
   if (name == "f32") return Precision::kF32;
-  if (name == "bf16") return Precision::kBF16;
-  throw Error(ErrorCode::kArgument, std::string(place), "precision f32 or bf16", std::string(name));
+  if (name == "bf16" || name == "stored") return Precision::kBF16;
+  throw Error(ErrorCode::kArgument, std::string(place), "precision f32, bf16 or stored", std::string(name));
 }
 
 DType product_dtype(Precision precision) {

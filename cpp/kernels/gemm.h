@@ -21,7 +21,7 @@ namespace heddle {
 
 enum class Precision { kF32, kBF16 };
 
-/// "f32" or "bf16"; throws kArgument naming `place`.
+/// "f32", "bf16" or "stored", whose dense products are computed in bf16; throws kArgument naming `place`.
 Precision precision_from_name(std::string_view name, std::string_view place);
 
 /// The element type that products of this precision are computed in: bf16 only where oneDNN has a real kernel for it,

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "kernels/kernel_table.h"
 #include "kernels/strided.h"
@@ -24,13 +25,17 @@ namespace {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-void add_row(float* target, const float* source, size_t n) {
-  const hn::ScalableTag<float> d;
+template <class T>
+void add_row(T* target, const T* source, size_t n) {
+  const hn::ScalableTag<T> d;
   size_t i = 0;
   for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d))
     hn::StoreU(hn::Add(hn::LoadU(d, target + i), hn::LoadU(d, source + i)), d, target + i);
   for (; i < n; ++i) target[i] += source[i];
 }
+
+void add_f32_row(float* target, const float* source, size_t n) { add_row(target, source, n); }
+void add_f64_row(double* target, const double* source, size_t n) { add_row(target, source, n); }
 
 /// to[c * width + r] = from[r * stride + c] for r in [0, width), c in [0, height); both multiples of 4.
 void transpose_words(const uint32_t* from, size_t stride, uint32_t* to, size_t width, size_t height) {
@@ -81,7 +86,8 @@ HWY_AFTER_NAMESPACE();
 namespace heddle {
 namespace {
 
-HWY_EXPORT(add_row);
+HWY_EXPORT(add_f32_row);
+HWY_EXPORT(add_f64_row);
 HWY_EXPORT(transpose_words);
 HWY_EXPORT(stream_zeros);
 
@@ -149,6 +155,21 @@ Shape joined(const KernelRequest& request, std::span<const int64_t> a, std::span
   return Shape(dims);
 }
 
+/// Rows of a matrix that stays as the file encodes it.
+CompiledKernel gather_encoded_rows(std::shared_ptr<Storage> storage, size_t rows, size_t bytes, size_t count) {
+  CompiledKernel kernel;
+  kernel.consumed_inputs = {0};
+  kernel.run = [storage = std::move(storage), rows, bytes, count](const RunArguments& arguments) {
+    const auto* ids = arguments.input<int32_t>(1);
+    auto* to = arguments.output<std::byte>(0);
+    for_ranges(arguments.pool, count, rows_per_tile(bytes), [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i)
+        storage->encoded_rows()->decode_row(checked_index("gather_rows", ids[i], rows), to + i * bytes);
+    });
+  };
+  return kernel;
+}
+
 CompiledKernel compile_gather_rows(const KernelRequest& request) {
   request.expect_counts(2, 1);
   require_present(request);
@@ -163,6 +184,9 @@ CompiledKernel compile_gather_rows(const KernelRequest& request) {
 
   const auto rows = static_cast<size_t>(table.shape[0]);
   const size_t bytes = table.shape.count(1, table.shape.rank()) * dtype_size(table.dtype);
+  const EncodedRows* const encoded = table.frozen ? table.frozen->encoded_rows() : nullptr;
+  if (encoded != nullptr && encoded->columns() * dtype_size(table.dtype) == bytes && bytes != 0)
+    return gather_encoded_rows(table.frozen, rows, bytes, index.shape.count());
   CompiledKernel kernel;
   kernel.run = [rows, bytes, count = index.shape.count()](const RunArguments& arguments) {
     const auto* from = arguments.input<std::byte>(0);
@@ -187,10 +211,11 @@ struct ScatterPlan {
 
 /// Tiles are ranges of destination rows (and of columns when rows are few). A counting sort first lists, per row range,
 /// the source rows that land there, in source order: every sum is taken in that order on any number of threads.
+template <class T>
 void run_scatter_add(const ScatterPlan& plan, const RunArguments& arguments) {
   const auto* ids = arguments.input<int32_t>(0);
-  const auto* source = arguments.input<float>(1);
-  auto* y = arguments.output<float>(0);
+  const auto* source = arguments.input<T>(1);
+  auto* y = arguments.output<T>(0);
   auto* starts = arguments.thread_scratch<uint32_t>(0);
   uint32_t* order = starts + plan.row_tiles + 1;
   std::fill_n(starts, plan.row_tiles + 1, 0U);
@@ -200,7 +225,12 @@ void run_scatter_add(const ScatterPlan& plan, const RunArguments& arguments) {
   for (size_t i = 0; i < plan.count; ++i)
     order[starts[static_cast<size_t>(ids[i]) / plan.rows_per_tile]++] = static_cast<uint32_t>(i);
   // Each start has moved on to its range's end, which is the next range's start.
-  const auto add = HWY_DYNAMIC_DISPATCH(add_row);
+  const auto add = [] {
+    if constexpr (std::is_same_v<T, double>)
+      return HWY_DYNAMIC_DISPATCH(add_f64_row);
+    else
+      return HWY_DYNAMIC_DISPATCH(add_f32_row);
+  }();
   const auto zero = HWY_DYNAMIC_DISPATCH(stream_zeros);
   for_ranges(arguments.pool, plan.row_tiles * plan.column_tiles, 1, [&](size_t tile, size_t) {
     const size_t row_tile = tile / plan.column_tiles;
@@ -209,9 +239,9 @@ void run_scatter_add(const ScatterPlan& plan, const RunArguments& arguments) {
     const size_t first = row_tile * plan.rows_per_tile;
     const size_t last = std::min(first + plan.rows_per_tile, plan.rows);
     if (plan.sparse)
-      zero(y + first * plan.width, (last - first) * plan.width);
+      zero(reinterpret_cast<float*>(y + first * plan.width), (last - first) * plan.width * (sizeof(T) / sizeof(float)));
     else
-      for (size_t row = first; row < last; ++row) std::fill_n(y + row * plan.width + column, width, 0.0F);
+      for (size_t row = first; row < last; ++row) std::fill_n(y + row * plan.width + column, width, T{0});
     for (size_t k = row_tile == 0 ? 0 : starts[row_tile - 1]; k < starts[row_tile]; ++k) {
       const size_t from = order[k];
       add(y + static_cast<size_t>(ids[from]) * plan.width + column, source + from * plan.width + column, width);
@@ -226,8 +256,8 @@ CompiledKernel compile_scatter_add_rows(const KernelRequest& request) {
   const Operand& source = request.inputs[1];
   const Operand& y = request.outputs[0];
   require_dtype(request, index, DType::kI32);
-  require_dtype(request, source, DType::kF32);
-  require_dtype(request, y, DType::kF32);
+  request.check(y.dtype == DType::kF32 || y.dtype == DType::kF64, "f32 or f64", dtype_name(y.dtype));
+  require_dtype(request, source, y.dtype);
   request.check(y.shape.rank() >= 1, "an output with rows", y.shape.str());
   const Shape expected = joined(request, index.shape.dims(), y.shape.dims().subspan(1));
   request.check(source.shape == expected, expected.str(), source.shape.str());
@@ -239,7 +269,8 @@ CompiledKernel compile_scatter_add_rows(const KernelRequest& request) {
   plan.count = count;
   plan.width = y.shape.count(1, y.shape.rank());
   // Rows without columns take no memory, so there may be any number of them: one tile.
-  plan.rows_per_tile = plan.width == 0 ? std::max<size_t>(1, plan.rows) : rows_per_tile(plan.width * sizeof(float));
+  plan.rows_per_tile =
+      plan.width == 0 ? std::max<size_t>(1, plan.rows) : rows_per_tile(plan.width * dtype_size(y.dtype));
   plan.row_tiles = ceil_div(plan.rows, plan.rows_per_tile);
   plan.columns_per_tile = std::max<size_t>(1, plan.width);
   // Few rows that many sources add to: split the columns.
@@ -254,9 +285,9 @@ CompiledKernel compile_scatter_add_rows(const KernelRequest& request) {
   kernel.scratch_per_thread =
       checked_mul(checked_add(checked_add(plan.row_tiles, 1, "scatter_add_rows"), count, "scatter_add_rows"),
                   sizeof(uint32_t), "scatter_add_rows");
-  kernel.run = [plan = std::make_shared<const ScatterPlan>(plan)](const RunArguments& arguments) {
-    run_scatter_add(*plan, arguments);
-  };
+  kernel.run = [plan = std::make_shared<const ScatterPlan>(plan),
+                run = y.dtype == DType::kF64 ? run_scatter_add<double> : run_scatter_add<float>](
+                   const RunArguments& arguments) { run(*plan, arguments); };
   return kernel;
 }
 
@@ -630,6 +661,23 @@ CompiledKernel compile_concat(const KernelRequest& request) {
   return kernel;
 }
 
+CompiledKernel compile_arange(const KernelRequest& request) {
+  request.expect_counts(0, 1);
+  require_present(request);
+  const Operand& y = request.outputs[0];
+  require_dtype(request, y, DType::kI32);
+  request.check(y.shape.rank() == 1, "one dimension", y.shape.str());
+  const size_t count = y.shape.count();
+  request.check(count <= std::numeric_limits<int32_t>::max(), "fewer than 2^31 elements", y.shape.str());
+  CompiledKernel kernel;
+  kernel.run = [count](const RunArguments& arguments) {
+    auto* out = arguments.output<int32_t>(0);
+    for_ranges(arguments.pool, count, kTileBytes / sizeof(int32_t),
+               [&](size_t begin, size_t end) { std::iota(out + begin, out + end, static_cast<int32_t>(begin)); });
+  };
+  return kernel;
+}
+
 struct CachePlan {
   size_t batch, slots, fresh, width;  // width: elements of one position, heads * head size
   bool bf16;
@@ -700,6 +748,7 @@ void register_index(KernelTable& table) {
   table["transpose"] = compile_transpose;
   table["broadcast_to"] = compile_broadcast_to;
   table["copy"] = compile_copy;
+  table["arange"] = compile_arange;
   table["cache_update"] = compile_cache_update;
 }
 

@@ -1,5 +1,6 @@
 // y = alpha * a @ b + c over tiles of y. Three plans, chosen by shape alone, so that results do not depend on threads:
-// a frozen b is packed once and shared; any other b [k, n] is used as it lies; and batches run item by item.
+// a frozen b is packed once and shared; any other b [k, n] is used as it lies; and batches run item by item. With
+// precision "stored" few rows are multiplied with the blocks of the file, and anything else in bf16.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -8,7 +9,9 @@
 #include <string>
 
 #include "kernels/kernel_table.h"
+#include "kernels/matmul_f64.h"
 #include "kernels/matrix_plan.h"
+#include "quant/block_matrix.h"
 
 namespace heddle {
 namespace {
@@ -24,16 +27,21 @@ Problem read_problem(const KernelRequest& request) {
   const Operand& y = request.outputs[0];
   for (const Operand* operand : {&a, &b}) {
     request.check(operand->present, "a and b", "an absent operand");
-    const bool known = operand->dtype == DType::kF32 || operand->dtype == DType::kBF16;
-    if (!known) throw Error(ErrorCode::kDtype, std::string(request.op), "f32 or bf16", dtype_name(operand->dtype));
+    const bool known = y.dtype == DType::kF64 ? operand->dtype == DType::kF64
+                                              : operand->dtype == DType::kF32 || operand->dtype == DType::kBF16;
+    if (!known)
+      throw Error(ErrorCode::kDtype, std::string(request.op), y.dtype == DType::kF64 ? "f64" : "f32 or bf16",
+                  dtype_name(operand->dtype));
     request.check(operand->shape.rank() >= 2, "rank 2 at least", operand->shape.str());
   }
-  if (y.dtype != DType::kF32) throw Error(ErrorCode::kDtype, std::string(request.op), "f32", dtype_name(y.dtype));
+  if (y.dtype != DType::kF32 && y.dtype != DType::kF64)
+    throw Error(ErrorCode::kDtype, std::string(request.op), "f32 or f64", dtype_name(y.dtype));
 
   Problem problem;
   problem.transpose_a = request.attributes.integer("transpose_a", 0) != 0;
   problem.transpose_b = request.attributes.integer("transpose_b", 0) != 0;
-  problem.alpha = static_cast<float>(request.attributes.number("alpha", 1.0));
+  problem.exact_alpha = request.attributes.number("alpha", 1.0);
+  problem.alpha = static_cast<float>(problem.exact_alpha);
   // oneDNN gives some NaNs a meaning of their own.
   request.check(std::isfinite(problem.alpha), "a finite alpha", std::to_string(problem.alpha));
   problem.precision = request.attributes.has("precision")
@@ -44,8 +52,12 @@ Problem read_problem(const KernelRequest& request) {
   problem.m = a.shape.back(problem.transpose_a ? 0 : 1);
   problem.k = a.shape.back(problem.transpose_a ? 1 : 0);
   problem.n = b.shape.back(problem.transpose_b ? 1 : 0);
-  problem.form_a = OperandForm::of(a.dtype, problem.precision);
-  problem.form_b = OperandForm::of(b.dtype, problem.precision);
+  if (y.dtype == DType::kF64) {
+    request.check(problem.precision == Precision::kF32, "full precision for f64", "bf16");
+  } else {
+    problem.form_a = OperandForm::of(a.dtype, problem.precision);
+    problem.form_b = OperandForm::of(b.dtype, problem.precision);
+  }
   const int64_t inner = b.shape.back(problem.transpose_b ? 0 : 1);
   request.check(inner == problem.k, "k = " + std::to_string(problem.k) + " in b", b.shape.str());
   problem.share_b = b.shape.rank() == 2;
@@ -65,7 +77,8 @@ Problem read_problem(const KernelRequest& request) {
 
   if (request.inputs.size() == 3 && request.inputs[2].present) {
     const Operand& c = request.inputs[2];
-    if (c.dtype != DType::kF32) throw Error(ErrorCode::kDtype, std::string(request.op), "f32", dtype_name(c.dtype));
+    if (c.dtype != y.dtype)
+      throw Error(ErrorCode::kDtype, std::string(request.op), dtype_name(y.dtype), dtype_name(c.dtype));
     problem.addend = c.shape == expected ? Addend::kFull : Addend::kBias;
     request.check(c.shape == expected || c.shape == Shape{problem.n}, "c " + expected.str() + " or [n]", c.shape.str());
   }
@@ -169,6 +182,49 @@ void BatchPlan::run(const RunArguments& args) const {
   });
 }
 
+/// Few rows times a frozen matrix in quantised blocks.
+class BlockPlan {
+ public:
+  // Up to so many rows the blocks are read and unpacked for less than bf16 panels, of four times their size.
+  static constexpr int64_t kMaxRows = 32;
+
+  static bool fits(const Problem& problem, const KernelRequest& request) {
+    const Operand& b = request.inputs[1];
+    return request.attributes.has("precision") && request.attributes.text("precision") == "stored" && b.frozen &&
+           problem.batch == 1 && problem.m <= kMaxRows && problem.transpose_b && !problem.transpose_a &&
+           problem.form_a.from == DType::kF32 && BlockMatrix::fits(*b.frozen, problem.n, problem.k);
+  }
+
+  BlockPlan(const Problem& problem, std::shared_ptr<const BlockMatrix> matrix)
+      : problem_(problem),
+        matrix_(std::move(matrix)),
+        panels_per_tile_(std::max<size_t>(1, kTileCodes / (kPanelRows * matrix_->panels().k))) {}
+
+  size_t scratch_per_thread() const { return BlockRows16::bytes(problem_.m, problem_.k); }
+
+  void run(const RunArguments& args) const {
+    const auto rows = static_cast<size_t>(problem_.m);
+    const BlockPanels& w = matrix_->panels();
+    const float* c = problem_.addend == Addend::kNone ? nullptr : args.input<float>(2);
+    float* y = args.output<float>(0);
+    const BlockRows16 x = BlockRows16::at(args.scratch, rows, w.k);
+    round_rows_to_16_bits(args.input<float>(0), rows, w.k, x);
+    args.pool.run(ceil_div(w.panels(), panels_per_tile_), [&](size_t tile, size_t) {
+      const size_t first = tile * panels_per_tile_;
+      const size_t last = std::min(first + panels_per_tile_, w.panels());
+      multiply_panels(w, first, last, {x, rows, problem_.alpha, c, problem_.addend == Addend::kFull}, y);
+    });
+  }
+
+ private:
+  // Weights of one tile: a few microseconds of work.
+  static constexpr size_t kTileCodes = size_t{1} << 16;
+
+  Problem problem_;
+  std::shared_ptr<const BlockMatrix> matrix_;
+  size_t panels_per_tile_;
+};
+
 template <class Plan>
 CompiledKernel compiled(std::shared_ptr<const Plan> plan, const Problem& problem) {
   CompiledKernel kernel;
@@ -181,6 +237,7 @@ CompiledKernel compiled(std::shared_ptr<const Plan> plan, const Problem& problem
 CompiledKernel compile_matmul(const KernelRequest& request) {
   const Problem problem = read_problem(request);
   const bool has_addend = problem.addend != Addend::kNone;
+  if (request.outputs[0].dtype == DType::kF64) return compile_matmul_f64(problem);
   if (problem.batch == 0 || problem.m == 0 || problem.n == 0) return {.run = [](const RunArguments&) {}};
   if (problem.k == 0) {
     CompiledKernel kernel;
@@ -192,6 +249,12 @@ CompiledKernel compile_matmul(const KernelRequest& request) {
   }
   if (problem.batch > 1) return compiled(std::make_shared<const BatchPlan>(problem), problem);
   const Operand& b = request.inputs[1];
+  if (BlockPlan::fits(problem, request)) {
+    auto blocks = BlockMatrix::of_frozen(b.frozen, problem.n, problem.k);
+    CompiledKernel kernel = compiled(std::make_shared<const BlockPlan>(problem, std::move(blocks)), problem);
+    kernel.consumed_inputs = {1};
+    return kernel;
+  }
   if (!b.frozen) return compiled(std::make_shared<const MatrixPlan>(problem, nullptr), problem);
   const MatrixSource source{.dtype = b.dtype, .k = problem.k, .n = problem.n, .transposed = problem.transpose_b};
   auto packed =

@@ -37,6 +37,7 @@ struct Problem {
   bool share_b = false;
   Addend addend = Addend::kNone;
   float alpha = 1.0F;
+  double exact_alpha = 1.0;
   Precision precision = Precision::kF32;
   OperandForm form_a;
   OperandForm form_b;

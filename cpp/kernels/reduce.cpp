@@ -1,6 +1,6 @@
 // `reduce_sum`, `reduce_max`, `argmax`. Sums are taken over short runs whose results are then added in pairs, in an
 // order that depends on the shape alone: the error grows with the logarithm of the length, and neither the number of
-// threads nor the width of the vectors changes the result.
+// threads nor the width of the vectors changes the result. Operands are f32 or f64.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/reduce.cpp"
 #include "hwy/foreach_target.h"
@@ -29,8 +29,9 @@ constexpr size_t kSegment = 65536;  // contiguous elements in one unit of work
 constexpr size_t kTileElements = 65536;
 constexpr size_t kMaxChunks = 64;
 
-constexpr float identity_of(Reduction reduction) {
-  return reduction == Reduction::kSum ? 0.0F : -std::numeric_limits<float>::infinity();
+template <class T>
+constexpr T identity_of(Reduction reduction) {
+  return reduction == Reduction::kSum ? T{0} : -std::numeric_limits<T>::infinity();
 }
 
 constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
@@ -38,6 +39,7 @@ constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 /// x seen as kept and reduced dimensions, with the innermost one set apart: `inner` is contiguous.
 struct ReducePlan {
   Reduction reduction = Reduction::kSum;
+  DType dtype = DType::kF32;
   bool inner_reduced = false;
   size_t inner = 1;
   StridedLoops kept;     // outer kept dimensions
@@ -48,21 +50,21 @@ struct ReducePlan {
   size_t segments_per_row = 1;
   size_t column_blocks = 1;
   size_t chunks = 1, per_chunk = 1;  // per_chunk: segments or rows
-  size_t stack_floats = 0;
+  size_t stack_elements = 0;
   size_t units = 0, units_per_tile = 1;
 };
 
 /// Adds values in pairs like the carries of a binary counter: log2(n) partial results at any time.
-template <Reduction kReduction>
+template <Reduction kReduction, class T>
 class PairwiseStack {
  public:
-  void push(float value) noexcept {
+  void push(T value) noexcept {
     size_t level = 0;
     for (size_t bits = count_++; (bits & 1) != 0; bits >>= 1) value = combine(levels_[level++], value);
     levels_[level] = value;
   }
-  float result() const noexcept {
-    float value = identity_of(kReduction);
+  T result() const noexcept {
+    T value = identity_of<T>(kReduction);
     bool first = true;
     for (size_t level = 0; level < 64; ++level) {
       if ((count_ >> level & 1) == 0) continue;
@@ -71,13 +73,13 @@ class PairwiseStack {
     }
     return value;
   }
-  static float combine(float a, float b) noexcept {
+  static T combine(T a, T b) noexcept {
     if constexpr (kReduction == Reduction::kSum) return a + b;
     return a > b || a != a ? a : b;
   }
 
  private:
-  std::array<float, 64> levels_;
+  std::array<T, 64> levels_;
   uint64_t count_ = 0;
 };
 
@@ -92,92 +94,92 @@ namespace {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using DF = hn::CappedTag<float, 16>;
-using VF = hn::Vec<DF>;
+template <class T>
+using Tag = hn::CappedTag<T, 16>;
 
-template <Reduction kReduction>
-HWY_INLINE VF combine(VF a, VF b) {
+template <Reduction kReduction, class V>
+HWY_INLINE V combine(V a, V b) {
   if constexpr (kReduction == Reduction::kSum) return hn::Add(a, b);
   return hn::IfThenElse(hn::Or(hn::IsNaN(a), hn::Gt(a, b)), a, b);
 }
 
 /// At most kRun elements.
-template <Reduction kReduction>
-HWY_INLINE float reduce_run(const float* x, size_t n) {
-  const DF d;
-  constexpr size_t kVectors = kLanes / hn::MaxLanes(DF());
-  HWY_ALIGN float lanes[kLanes];
+template <Reduction kReduction, class T>
+HWY_INLINE T reduce_run(const T* x, size_t n) {
+  const Tag<T> d;
+  constexpr size_t kVectors = kLanes / hn::MaxLanes(Tag<T>());
+  HWY_ALIGN T lanes[kLanes];
   size_t i = 0;
   if (n >= kLanes) {
-    VF acc[kVectors];
+    hn::Vec<Tag<T>> acc[kVectors];
     for (size_t v = 0; v < kVectors; ++v) acc[v] = hn::LoadU(d, x + v * hn::MaxLanes(d));
     for (i = kLanes; i + kLanes <= n; i += kLanes)
       for (size_t v = 0; v < kVectors; ++v)
         acc[v] = combine<kReduction>(acc[v], hn::LoadU(d, x + i + v * hn::MaxLanes(d)));
     for (size_t v = 0; v < kVectors; ++v) hn::Store(acc[v], d, lanes + v * hn::MaxLanes(d));
   } else {
-    std::fill_n(lanes, kLanes, identity_of(kReduction));
+    std::fill_n(lanes, kLanes, identity_of<T>(kReduction));
   }
-  using Stack = PairwiseStack<kReduction>;
+  using Stack = PairwiseStack<kReduction, T>;
   for (size_t k = 0; i + k < n; ++k) lanes[k] = Stack::combine(lanes[k], x[i + k]);
   for (size_t half = kLanes / 2; half > 0; half /= 2)
     for (size_t k = 0; k < half; ++k) lanes[k] = Stack::combine(lanes[k], lanes[k + half]);
   return lanes[0];
 }
 
-template <Reduction kReduction>
-float reduce_segment(const float* x, size_t n) {
+template <Reduction kReduction, class T>
+T reduce_segment(const T* x, size_t n) {
   if (n <= kRun) return reduce_run<kReduction>(x, n);
-  PairwiseStack<kReduction> stack;
+  PairwiseStack<kReduction, T> stack;
   for (size_t i = 0; i < n; i += kRun) stack.push(reduce_run<kReduction>(x + i, std::min(kRun, n - i)));
   return stack.result();
 }
 
 /// Unit = one chunk of the segments of one output.
-template <Reduction kReduction>
-void reduce_inner_unit(const ReducePlan& plan, const float* x, float* result, size_t unit) {
+template <Reduction kReduction, class T>
+void reduce_inner_unit(const ReducePlan& plan, const T* x, T* result, size_t unit) {
   const size_t output = unit / plan.chunks;
   const size_t begin = unit % plan.chunks * plan.per_chunk;
   const size_t end = std::min(begin + plan.per_chunk, plan.rows * plan.segments_per_row);
-  const float* base = x + plan.kept.offset(0, output, plan.kept.rank);
+  const T* base = x + plan.kept.offset(0, output, plan.kept.rank);
   if (end == begin + 1 && plan.segments_per_row == 1) {
     result[unit] = reduce_segment<kReduction>(base + plan.reduced.offset(0, begin, plan.reduced.rank), plan.inner);
     return;
   }
-  PairwiseStack<kReduction> stack;
+  PairwiseStack<kReduction, T> stack;
   for (size_t k = begin; k < end; ++k) {
-    const float* row = base + plan.reduced.offset(0, k / plan.segments_per_row, plan.reduced.rank);
+    const T* row = base + plan.reduced.offset(0, k / plan.segments_per_row, plan.reduced.rank);
     const size_t from = k % plan.segments_per_row * kSegment;
     stack.push(reduce_segment<kReduction>(row + from, std::min(kSegment, plan.inner - from)));
   }
   result[unit] = stack.result();
 }
 
-template <Reduction kReduction>
-HWY_INLINE void combine_rows(float* target, const float* source, size_t n) {
-  const DF d;
+template <Reduction kReduction, class T>
+HWY_INLINE void combine_rows(T* target, const T* source, size_t n) {
+  const Tag<T> d;
   size_t i = 0;
   for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d))
     hn::StoreU(combine<kReduction>(hn::LoadU(d, target + i), hn::LoadU(d, source + i)), d, target + i);
-  for (; i < n; ++i) target[i] = PairwiseStack<kReduction>::combine(target[i], source[i]);
+  for (; i < n; ++i) target[i] = PairwiseStack<kReduction, T>::combine(target[i], source[i]);
 }
 
 /// Unit = one chunk of rows of one block of columns of one output row; `stack` holds a block of columns per level.
-template <Reduction kReduction>
-void reduce_columns_unit(const ReducePlan& plan, const float* x, float* result, float* stack, size_t unit) {
+template <Reduction kReduction, class T>
+void reduce_columns_unit(const ReducePlan& plan, const T* x, T* result, T* stack, size_t unit) {
   const size_t block = unit % plan.column_blocks;
   const size_t output = unit / plan.column_blocks % plan.outputs;
   const size_t chunk = unit / plan.column_blocks / plan.outputs;
   const size_t column = block * kColumns;
   const size_t width = std::min(kColumns, plan.inner - column);
   const size_t end = std::min((chunk + 1) * plan.per_chunk, plan.rows);
-  float* target = result + (chunk * plan.outputs + output) * plan.inner + column;
-  const float* base = x + plan.kept.offset(0, output, plan.kept.rank) + column;
+  T* target = result + (chunk * plan.outputs + output) * plan.inner + column;
+  const T* base = x + plan.kept.offset(0, output, plan.kept.rank) + column;
   uint64_t count = 0;
   for (size_t row = chunk * plan.per_chunk; row < end; row += kRowRun) {
     // The new run goes on top of the stack; carries then merge it downwards.
     size_t level = static_cast<size_t>(std::popcount(count));
-    float* top = stack + level * kColumns;
+    T* top = stack + level * kColumns;
     std::copy_n(base + plan.reduced.offset(0, row, plan.reduced.rank), width, top);
     for (size_t r = row + 1; r < std::min(row + kRowRun, end); ++r)
       combine_rows<kReduction>(top, base + plan.reduced.offset(0, r, plan.reduced.rank), width);
@@ -189,8 +191,8 @@ void reduce_columns_unit(const ReducePlan& plan, const float* x, float* result, 
   std::copy_n(stack, width, target);
 }
 
-template <Reduction kReduction>
-void reduce_tile_of(const ReducePlan& plan, const float* x, float* result, float* stack, size_t tile) {
+template <Reduction kReduction, class T>
+void reduce_tile_of(const ReducePlan& plan, const T* x, T* result, T* stack, size_t tile) {
   const size_t end = std::min((tile + 1) * plan.units_per_tile, plan.units);
   for (size_t unit = tile * plan.units_per_tile; unit < end; ++unit) {
     if (plan.inner_reduced)
@@ -200,30 +202,36 @@ void reduce_tile_of(const ReducePlan& plan, const float* x, float* result, float
   }
 }
 
-void reduce_tile(const ReducePlan& plan, const float* x, float* result, float* stack, size_t tile) {
-  if (plan.reduction == Reduction::kSum)
-    reduce_tile_of<Reduction::kSum>(plan, x, result, stack, tile);
-  else
-    reduce_tile_of<Reduction::kMax>(plan, x, result, stack, tile);
+template <class T>
+void reduce_typed_tile(const ReducePlan& plan, const void* x, void* result, void* stack, size_t tile) {
+  const auto run =
+      plan.reduction == Reduction::kSum ? reduce_tile_of<Reduction::kSum, T> : reduce_tile_of<Reduction::kMax, T>;
+  run(plan, static_cast<const T*>(x), static_cast<T*>(result), static_cast<T*>(stack), tile);
+}
+
+void reduce_tile(const ReducePlan& plan, const void* x, void* result, void* stack, size_t tile) {
+  const auto run = plan.dtype == DType::kF64 ? reduce_typed_tile<double> : reduce_typed_tile<float>;
+  run(plan, x, result, stack, tile);
 }
 
 /// Index of the first maximum; NaN is passed over unless there is nothing else.
-size_t argmax_row(const float* x, size_t n) {
-  const DF d;
+template <class T>
+size_t argmax_row(const T* x, size_t n) {
+  const Tag<T> d;
   const size_t lanes = hn::Lanes(d);
-  constexpr float kLowest = -std::numeric_limits<float>::infinity();
-  float best = kLowest;
+  constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  T best = kLowest;
   size_t i = 0;
   if (n >= lanes) {
-    VF top = hn::Set(d, kLowest);
+    auto top = hn::Set(d, kLowest);
     for (; i + lanes <= n; i += lanes) {
-      const VF v = hn::LoadU(d, x + i);
+      const auto v = hn::LoadU(d, x + i);
       top = hn::IfThenElse(hn::Gt(v, top), v, top);
     }
     best = hn::GetLane(hn::MaxOfLanes(d, top));
   }
   for (; i < n; ++i) best = x[i] > best ? x[i] : best;
-  const VF wanted = hn::Set(d, best);
+  const auto wanted = hn::Set(d, best);
   for (i = 0; i + lanes <= n; i += lanes) {
     const intptr_t found = hn::FindFirstTrue(d, hn::Eq(hn::LoadU(d, x + i), wanted));
     if (found >= 0) return i + static_cast<size_t>(found);
@@ -233,8 +241,10 @@ size_t argmax_row(const float* x, size_t n) {
   return 0;
 }
 
-void argmax_rows(const float* x, int32_t* out, size_t n, size_t begin, size_t end) {
-  for (size_t row = begin; row < end; ++row) out[row] = static_cast<int32_t>(argmax_row(x + row * n, n));
+void argmax_rows(DType dtype, const void* x, int32_t* out, size_t n, size_t begin, size_t end) {
+  for (size_t row = begin; row < end; ++row)
+    out[row] = static_cast<int32_t>(dtype == DType::kF64 ? argmax_row(static_cast<const double*>(x) + row * n, n)
+                                                         : argmax_row(static_cast<const float*>(x) + row * n, n));
 }
 
 }  // namespace HWY_NAMESPACE
@@ -268,9 +278,11 @@ void push_axis(StridedLoops& loops, size_t dim, size_t stride) {
   ++loops.rank;
 }
 
-ReducePlan make_plan(Reduction reduction, const Shape& x, const std::vector<bool>& reduced) {
+ReducePlan make_plan(Reduction reduction, const Operand& operand, const std::vector<bool>& reduced) {
+  const Shape& x = operand.shape;
   ReducePlan plan;
   plan.reduction = reduction;
+  plan.dtype = operand.dtype;
   plan.kept.strides.resize(1);
   plan.reduced.strides.resize(1);
   // The innermost group of equal kind, ignoring dimensions of size 1.
@@ -315,44 +327,46 @@ ReducePlan make_plan(Reduction reduction, const Shape& x, const std::vector<bool
                    std::max({kRowRun, kTileElements / std::max<size_t>(1, width), ceil_div(plan.rows, kMaxChunks)}));
     plan.chunks = std::max<size_t>(1, ceil_div(plan.rows, plan.per_chunk));
     plan.units = plan.outputs * plan.column_blocks * plan.chunks;
-    plan.stack_floats = (static_cast<size_t>(std::bit_width(ceil_div(plan.per_chunk, kRowRun))) + 1) * kColumns;
+    plan.stack_elements = (static_cast<size_t>(std::bit_width(ceil_div(plan.per_chunk, kRowRun))) + 1) * kColumns;
     unit_elements = plan.per_chunk * width;
   }
   plan.units_per_tile = std::max<size_t>(1, kTileElements / std::max<size_t>(1, unit_elements));
   return plan;
 }
 
-/// chunks[c] for c in [0, count), each `n` floats, `stride` floats apart, combined in pairs into chunk 0.
-void combine_chunks(Reduction reduction, float* chunks, size_t count, size_t stride, size_t n) {
+/// chunks[c] for c in [0, count), each `n` elements, `stride` elements apart, combined in pairs into chunk 0.
+template <class T>
+void combine_chunks(Reduction reduction, T* chunks, size_t count, size_t stride, size_t n) {
   for (size_t step = 1; step < count; step *= 2)
     for (size_t c = 0; c + step < count; c += 2 * step) {
-      float* target = chunks + c * stride;
-      const float* source = chunks + (c + step) * stride;
+      T* target = chunks + c * stride;
+      const T* source = chunks + (c + step) * stride;
       if (reduction == Reduction::kSum)
         for (size_t i = 0; i < n; ++i) target[i] += source[i];
       else
-        for (size_t i = 0; i < n; ++i) target[i] = PairwiseStack<Reduction::kMax>::combine(target[i], source[i]);
+        for (size_t i = 0; i < n; ++i) target[i] = PairwiseStack<Reduction::kMax, T>::combine(target[i], source[i]);
     }
 }
 
+template <class T>
 void run_reduce(const ReducePlan& plan, const RunArguments& arguments) {
-  const auto* x = arguments.input<float>(0);
-  auto* y = arguments.output<float>(0);
+  const auto* x = arguments.input<T>(0);
+  auto* y = arguments.output<T>(0);
   const size_t count = plan.inner_reduced ? plan.outputs : plan.outputs * plan.inner;
   if (count == 0) return;
   if (plan.rows == 0 || plan.inner == 0) {
-    std::fill_n(y, count, identity_of(plan.reduction));
+    std::fill_n(y, count, identity_of<T>(plan.reduction));
     return;
   }
   // The partial results of the chunks lie behind the first thread's stack.
-  float* result = plan.chunks == 1 ? y : arguments.thread_scratch<float>(0) + plan.stack_floats;
+  T* result = plan.chunks == 1 ? y : arguments.thread_scratch<T>(0) + plan.stack_elements;
   const struct Context {
     const ReducePlan& plan;
     const RunArguments& arguments;
-    const float* x;
-    float* result;
+    const T* x;
+    T* result;
     void operator()(size_t tile, size_t thread) const {
-      HWY_DYNAMIC_DISPATCH(reduce_tile)(plan, x, result, arguments.thread_scratch<float>(thread), tile);
+      HWY_DYNAMIC_DISPATCH(reduce_tile)(plan, x, result, arguments.thread_scratch<T>(thread), tile);
     }
   } context{plan, arguments, x, result};
   const size_t tiles = ceil_div(plan.units, plan.units_per_tile);
@@ -378,8 +392,8 @@ CompiledKernel compile_reduce(const KernelRequest& request) {
   const Operand& x = request.inputs[0];
   const Operand& y = request.outputs[0];
   request.check(x.present && y.present, "both operands", "an absent operand");
-  request.check(x.dtype == DType::kF32 && y.dtype == DType::kF32, "f32",
-                dtype_name(x.dtype == DType::kF32 ? y.dtype : x.dtype));
+  request.check(x.dtype == DType::kF32 || x.dtype == DType::kF64, "f32 or f64", dtype_name(x.dtype));
+  request.check(y.dtype == x.dtype, dtype_name(x.dtype), dtype_name(y.dtype));
   const std::vector<bool> reduced = reduced_axes(request, x.shape);
   std::vector<int64_t> kept;
   for (size_t axis = 0; axis < x.shape.rank(); ++axis)
@@ -387,11 +401,12 @@ CompiledKernel compile_reduce(const KernelRequest& request) {
   request.check(y.shape == Shape(kept), Shape(kept).str(), y.shape.str());
 
   CompiledKernel kernel;
-  const ReducePlan plan = make_plan(kReduction, x.shape, reduced);
+  const ReducePlan plan = make_plan(kReduction, x, reduced);
   const size_t partials = plan.chunks == 1 ? 0 : checked_mul(y.shape.count(), plan.chunks, "reduce");
-  kernel.scratch_per_thread = checked_mul(checked_add(plan.stack_floats, partials, "reduce"), sizeof(float), "reduce");
+  kernel.scratch_per_thread =
+      checked_mul(checked_add(plan.stack_elements, partials, "reduce"), dtype_size(x.dtype), "reduce");
   kernel.run = [plan = std::make_shared<const ReducePlan>(plan)](const RunArguments& arguments) {
-    run_reduce(*plan, arguments);
+    (plan->dtype == DType::kF64 ? run_reduce<double> : run_reduce<float>)(*plan, arguments);
   };
   return kernel;
 }
@@ -401,7 +416,7 @@ CompiledKernel compile_argmax(const KernelRequest& request) {
   const Operand& x = request.inputs[0];
   const Operand& y = request.outputs[0];
   request.check(x.present && y.present, "both operands", "an absent operand");
-  request.check(x.dtype == DType::kF32, "f32", dtype_name(x.dtype));
+  request.check(x.dtype == DType::kF32 || x.dtype == DType::kF64, "f32 or f64", dtype_name(x.dtype));
   request.check(y.dtype == DType::kI32, "i32 output", dtype_name(y.dtype));
   request.check(x.shape.rank() >= 1, "at least one dimension", x.shape.str());
   const Shape rows(x.shape.dims().first(x.shape.rank() - 1));
@@ -411,14 +426,14 @@ CompiledKernel compile_argmax(const KernelRequest& request) {
   request.check(n <= std::numeric_limits<int32_t>::max(), "a last dimension below 2^31", x.shape.str());
 
   CompiledKernel kernel;
-  kernel.run = [n, count = rows.count()](const RunArguments& arguments) {
+  kernel.run = [n, count = rows.count(), dtype = x.dtype](const RunArguments& arguments) {
     if (count == 0) return;
-    const auto* in = arguments.input<float>(0);
+    const auto* in = arguments.input<void>(0);
     auto* out = arguments.output<int32_t>(0);
     const size_t per_tile = std::max<size_t>(1, kTileElements / n);
     const size_t tiles = ceil_div(count, per_tile);
     const auto run = [&](size_t tile, size_t) {
-      HWY_DYNAMIC_DISPATCH(argmax_rows)(in, out, n, tile * per_tile, std::min((tile + 1) * per_tile, count));
+      HWY_DYNAMIC_DISPATCH(argmax_rows)(dtype, in, out, n, tile * per_tile, std::min((tile + 1) * per_tile, count));
     };
     if (tiles == 1)
       run(0, 0);

@@ -1,5 +1,5 @@
 // Rotary position embeddings (Su et al. 2021), half-split: element i turns with element i + d/2, as Hugging Face's
-// rotate_half does.
+// rotate_half does. A table narrower than d / 2 turns the first elements only (GPT-NeoX, Phi).
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -20,12 +20,15 @@ namespace HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Rotates `heads` vectors of 2 * half elements by one position's angles; x and y may be the same memory.
-void rotate(const float* x, const float* cosine, const float* sine, size_t heads, size_t half, bool inverse, float* y) {
+/// Rotates the first 2 * half of `dim` elements of `heads` vectors by one position's angles, and copies the rest; x and
+/// y may be the same memory.
+void rotate(const float* x, const float* cosine, const float* sine, size_t heads, size_t half, size_t dim, bool inverse,
+            float* y) {
   const hn::ScalableTag<float> d;
   const size_t n = hn::Lanes(d);
   const auto sign = hn::Set(d, inverse ? -1.0F : 1.0F);
-  for (size_t head = 0; head < heads; ++head, x += 2 * half, y += 2 * half) {
+  for (size_t head = 0; head < heads; ++head, x += dim, y += dim) {
+    if (x != y) std::copy_n(x + 2 * half, dim - 2 * half, y + 2 * half);
     size_t i = 0;
     for (; i + n <= half; i += n) {
       const auto c = hn::LoadU(d, cosine + i);
@@ -104,11 +107,12 @@ CompiledKernel compile_rope(const KernelRequest& request) {
   request.expect_counts(3, 1);
   const Operand& x = request.inputs[0];
   const Operand& table = request.inputs[1];
-  request.check(x.present && x.dtype == DType::kF32 && x.shape.rank() == 4 && x.shape[3] % 2 == 0,
-                "x f32 [b, t, h, d] with even d", x.shape.str());
+  request.check(x.present && x.dtype == DType::kF32 && x.shape.rank() == 4, "x f32 [b, t, h, d]", x.shape.str());
   const int64_t table_batch = table.present && table.shape.rank() == 3 ? table.shape[0] : -1;
-  request.check(table_batch == 1 || table_batch == x.shape[0], "cos [b, t, d/2] or [1, t, d/2]", table.shape.str());
-  const Shape table_shape{table_batch, x.shape[1], x.shape[3] / 2};
+  request.check(
+      (table_batch == 1 || table_batch == x.shape[0]) && table.shape[2] >= 1 && table.shape[2] <= x.shape[3] / 2,
+      "cos [b, t, r] or [1, t, r] with 1 <= r <= d/2", table.shape.str());
+  const Shape table_shape{table_batch, x.shape[1], table.shape[2]};
   check_f32(request, table, "cos", table_shape);
   check_f32(request, request.inputs[2], "sin", table_shape);
   check_f32(request, request.outputs[0], "y", x.shape);
@@ -118,19 +122,20 @@ CompiledKernel compile_rope(const KernelRequest& request) {
 
   const auto length = static_cast<size_t>(x.shape[1]);
   const auto heads = static_cast<size_t>(x.shape[2]);
-  const auto half = static_cast<size_t>(x.shape[3]) / 2;
+  const auto dim = static_cast<size_t>(x.shape[3]);
+  const auto half = static_cast<size_t>(table.shape[2]);
   const size_t positions = static_cast<size_t>(x.shape[0]) * length;
   const size_t table_rows = static_cast<size_t>(table_batch) * length;
-  const size_t rows = std::max<size_t>(1, kTileElements / (heads * half * 2));
+  const size_t rows = std::max<size_t>(1, kTileElements / (heads * dim));
   CompiledKernel kernel;
   kernel.run = [=](const RunArguments& arguments) {
-    const size_t stride = heads * half * 2;
+    const size_t stride = heads * dim;
     arguments.pool.run((positions + rows - 1) / rows, [&](size_t tile, size_t) {
       for (size_t row = tile * rows; row < std::min(positions, (tile + 1) * rows); ++row) {
         const size_t angle = row % table_rows * half;
         HWY_DYNAMIC_DISPATCH(rotate)
         (arguments.input<float>(0) + row * stride, arguments.input<float>(1) + angle, arguments.input<float>(2) + angle,
-         heads, half, inverse == 1, arguments.output<float>(0) + row * stride);
+         heads, half, dim, inverse == 1, arguments.output<float>(0) + row * stride);
       }
     });
   };

@@ -133,13 +133,16 @@ const promptWords = 8
 
 /** The first question of the data, or the first words of a text. */
 async function beginningOf(path: string): Promise<string | readonly ChatMessage[]> {
-  for await (const { content } of readExamples(path)) {
-    if ('reason' in content) continue
-    if ('prompt' in content) return content.prompt
-    if ('text' in content) return content.text.trim().split(/\s+/).slice(0, promptWords).join(' ')
-    return content.messages.slice(
+  for await (const { examples } of readExamples('language', path)) {
+    const [first] = examples
+    if (!first) continue
+    const { example } = first
+    if ('prompt' in example) return example.prompt
+    if ('text' in example) return example.text.trim().split(/\s+/).slice(0, promptWords).join(' ')
+    if ('question' in example) return [{ role: 'user', content: example.question }]
+    return example.messages.slice(
       0,
-      content.messages.findIndex(({ role }) => role === 'assistant'),
+      example.messages.findIndex(({ role }) => role === 'assistant'),
     )
   }
   return ''

@@ -161,8 +161,9 @@ function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanup
         },
       })
       bar?.stop()
-      const [first, ...more] = data.skipped
-      if (first) note(`Skipped ${more.length + 1} rows of ${path}; the first is line ${first.line}: ${first.reason}`)
+      note(data.description)
+      const [first] = data.skipped
+      if (first) note(`Skipped rows: ${data.skippedCount}. The first is ${first.file}:${first.line}: ${first.reason}`)
       return data
     },
   }

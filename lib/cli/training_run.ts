@@ -4,11 +4,11 @@ import type { Adapter } from '../adapters/adapter.js'
 import type { Dataset } from '../data/dataset.js'
 import { writeFileAtomic } from '../formats/atomic_file.js'
 import type { Model } from '../model.js'
-import { evaluate } from '../train/evaluate.js'
+import type { Evaluation } from '../objectives/causal_lm.js'
+import { History } from '../train/history.js'
 import type { TrainOptions } from '../train/options.js'
 import { renderReport, type TrainingReport } from '../train/report.js'
 import { train } from '../train/train.js'
-import { History } from './history.js'
 import { commandLineWith, type Session, type SessionOptions } from './session.js'
 
 export interface TrainingRunOptions {
@@ -19,7 +19,10 @@ export interface TrainingRunOptions {
   readonly dataName: string
   readonly outputFolder: string
   /** What else `train()` gets. */
-  readonly options: Omit<TrainOptions, 'data' | 'adapter' | 'outputFolder' | 'signal' | 'evaluationFraction'>
+  readonly options: Omit<
+    TrainOptions,
+    'data' | 'adapter' | 'outputFolder' | 'signal' | 'evaluationFraction' | 'objective'
+  >
   /** Shown in the report. */
   readonly config: TrainingReport['config']
 }
@@ -41,28 +44,32 @@ export const stopAndResume: SessionOptions = {
 export async function runTraining(session: Session, run: TrainingRunOptions): Promise<TrainingRecord> {
   const { model, adapter, data, outputFolder, options } = run
   const { signal } = session
-  const resume = options.resume !== undefined && options.resume !== false
-  const history = await History.open(outputFolder, { resume })
-  const heldOut = typeof options.evaluationData === 'object' ? options.evaluationData : data.evaluation
-  const steps = train(model, { ...options, data, adapter, outputFolder, signal })
-  if (heldOut && history.evaluations.length === 0) {
-    const before = await evaluate(model, heldOut, { adapter, signal })
-    await history.addEvaluation(0, before)
-    session.report('evaluation', { step: 0, ...before }, `Held-out loss before: ${lossText(before)}`)
-  }
+  const steps = train(model, {
+    ...options,
+    data,
+    adapter,
+    outputFolder,
+    signal,
+    evalOnStart: true,
+    onEvaluation: ({ step, evaluation }) => {
+      if (step === 0)
+        session.report('evaluation', { step, ...evaluation }, `Held-out loss before: ${lossText(evaluation)}`)
+    },
+  })
   const bar = session.progress('Training', 0)
   for await (const step of steps) {
-    await history.addStep(step)
     bar.update(step.index, { total: step.total, note: `loss ${step.loss.toFixed(3)}` })
     session.report('step', { ...step })
   }
   bar.stop()
-  const last = history.steps.at(-1)?.index ?? 0
-  // An interrupted run may have come to its last step, but not to the evaluation after it.
-  if (heldOut && history.evaluations.at(-1)?.step !== last)
-    await history.addEvaluation(last, await evaluate(model, heldOut, { adapter, signal }))
+  const history = await History.open(outputFolder, { resume: true })
   const after = history.evaluations.at(-1)
-  if (after) session.report('evaluation', { ...after }, `Held-out loss after:  ${lossText(after)}`)
+  if (after)
+    session.report(
+      'evaluation',
+      { step: after.step, ...after.evaluation },
+      `Held-out loss after:  ${lossText(after.evaluation as Evaluation)}`,
+    )
   const sum = (field: 'seconds' | 'tokens'): number => history.steps.reduce((total, step) => total + step[field], 0)
   const seconds = sum('seconds')
   return { history, seconds, tokensPerSecond: seconds > 0 ? sum('tokens') / seconds : 0 }
@@ -87,7 +94,8 @@ export async function writeReport(
     adapter: { name: adapter.method.name, trainedParameters: adapter.parameterCount, folder: outputFolder },
     config,
     steps: record.history.steps,
-    evaluations: record.history.evaluations,
+    evaluations: record.history.evaluations.map(({ step, evaluation }) => ({ step, ...evaluation })),
+    written: record.history.samples,
     samples,
     tokensPerSecond: record.tokensPerSecond,
     peakMemoryBytes: process.resourceUsage().maxRSS * 1024,

@@ -1,10 +1,7 @@
 /** Sequences to the rectangular inputs of a training program. */
 
-/** Token ids, and which of them are to be learned. */
-export interface Sequence {
-  readonly ids: Int32Array
-  readonly loss: Uint8Array
-}
+/** Token ids; one that is not to be learned is stored as its complement `~id`. */
+export type Sequence = Int32Array
 
 /** One batch; all arrays are row-major [rows, length]. */
 export interface Batch {
@@ -13,8 +10,10 @@ export interface Batch {
   readonly inputIds: Int32Array
   /** The id that follows each input, or -100 where nothing is learned. */
   readonly targets: Int32Array
-  /** 0 for tokens, -1 for padding. */
+  /** Number of the sequence within its row, -1 for padding: attention stays inside a sequence. */
   readonly segments: Int32Array
+  /** Position of each token within its sequence, 0 for padding. */
+  readonly positions?: Int32Array
   /** Number of targets that count. */
   readonly tokens: number
 }
@@ -23,33 +22,37 @@ export interface Batch {
 export const ignoredTarget = -100
 
 /**
- * Lays sequences out as rows, shifted by one between inputs and targets and padded to a common length. An absent
- * sequence gives a row of padding.
+ * Lays sequences out in rows, shifted by one between inputs and targets, and pads the rows to a common length. A row
+ * may hold several sequences, or none.
  */
 export function collate(
-  sequences: readonly (Sequence | undefined)[],
+  packed: readonly (readonly Sequence[])[],
   { maxLength, padId }: { readonly maxLength: number; readonly padId: number },
 ): Batch {
-  const rows = sequences.length
-  const longest = Math.max(...sequences.map((sequence) => (sequence ? sequence.ids.length - 1 : 0)))
-  const length = bucketLength(longest, maxLength)
+  const rows = packed.length
+  const inputsOf = (row: readonly Sequence[]): number => row.reduce((sum, { length }) => sum + length - 1, 0)
+  const length = bucketLength(Math.max(...packed.map(inputsOf)), maxLength)
   const inputIds = new Int32Array(rows * length).fill(padId)
   const targets = new Int32Array(rows * length).fill(ignoredTarget)
   const segments = new Int32Array(rows * length).fill(-1)
+  const positions = new Int32Array(rows * length)
   let tokens = 0
-  for (const [row, sequence] of sequences.entries()) {
-    if (!sequence) continue
-    const { ids, loss } = sequence
-    const start = row * length
-    inputIds.set(ids.subarray(0, -1), start)
-    segments.fill(0, start, start + ids.length - 1)
-    for (let i = 1; i < ids.length; i++) {
-      if (!loss[i]) continue
-      targets[start + i - 1] = ids[i]!
-      tokens++
+  for (const [index, row] of packed.entries()) {
+    let start = index * length
+    for (const [segment, sequence] of row.entries()) {
+      for (let i = 0; i + 1 < sequence.length; i++) {
+        const [input, target] = [sequence[i]!, sequence[i + 1]!]
+        inputIds[start + i] = input < 0 ? ~input : input
+        segments[start + i] = segment
+        positions[start + i] = i
+        if (target < 0) continue
+        targets[start + i] = target
+        tokens++
+      }
+      start += sequence.length - 1
     }
   }
-  return { rows, length, inputIds, targets, segments, tokens }
+  return { rows, length, inputIds, targets, segments, positions, tokens }
 }
 
 const shortest = 32

@@ -1,5 +1,5 @@
 /** Which files a data source means, and who reads them. */
-import { readdir, stat } from 'node:fs/promises'
+import { stat } from 'node:fs/promises'
 import { basename, extname, join } from 'node:path'
 import { glob, isDynamicPattern } from 'tinyglobby'
 import { HeddleError } from '../errors.js'
@@ -64,11 +64,10 @@ async function kindOf(path: string): Promise<'file' | 'folder' | 'none'> {
   return found.isDirectory() ? 'folder' : 'file'
 }
 
+/** Hidden files are left out. */
 async function folderPaths(folder: string): Promise<string[]> {
-  const entries = await readdir(folder, { recursive: true, withFileTypes: true })
-  return entries
-    .filter((entry) => entry.isFile() && !entry.name.startsWith('.') && entry.name.toLowerCase() !== 'readme.md')
-    .map((entry) => join(entry.parentPath, entry.name))
+  const names = await glob('**/*', { cwd: folder })
+  return names.filter((name) => basename(name).toLowerCase() !== 'readme.md').map((name) => join(folder, name))
 }
 
 async function describe(path: string): Promise<RowFile> {

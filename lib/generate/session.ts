@@ -3,7 +3,7 @@ import { seedTensor } from '../adapters/adapter.js'
 import { HeddleError } from '../errors.js'
 import { gatherRows } from '../graph/ops/index.js'
 import { sampleToken } from '../graph/ops/sample.js'
-import { type Program, program } from '../graph/program.js'
+import { type OperatorTime, type Program, program } from '../graph/program.js'
 import type { Sym } from '../graph/sym.js'
 import type { CausalLm, KeyValueCache } from '../models/causal_lm.js'
 import type { Forward } from '../nn/site.js'
@@ -43,6 +43,11 @@ export class Session {
   /** @param capacity most tokens of a text, prompt included */
   static async create(model: CausalLm, forward: Omit<Forward, 'training'>, capacity: number): Promise<Session> {
     return new Session(model, forward, await model.createCache(1, capacity))
+  }
+
+  /** Time per operator so far. */
+  profile(): readonly OperatorTime[] {
+    return this.#step.profile()
   }
 
   /** False once a weight of the model was replaced, as merging and training do: start a new session then. */

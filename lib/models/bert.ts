@@ -12,16 +12,15 @@ import { type ActivationName, activationNames, activations } from '../nn/activat
 import { norm } from '../nn/norm.js'
 import { embedding, type Forward, linear, type Site } from '../nn/site.js'
 import { tensor, zeros } from '../tensor/tensor.js'
-import { maxLayers, parseModelConfig, refuseField } from './config_fields.js'
+import { layerCount, parseModelConfig, refuseField, size } from './config_fields.js'
 import type { Encoder, EncoderInputs } from './encoder.js'
 import { SiteBuilder, type WeightSource } from './weights.js'
 
-const size = z.int().positive()
 const bertSchema = z.looseObject({
   model_type: z.enum(['bert', 'roberta', 'xlm-roberta']),
   vocab_size: size,
   hidden_size: size,
-  num_hidden_layers: size.max(maxLayers),
+  num_hidden_layers: layerCount,
   num_attention_heads: size,
   intermediate_size: size,
   hidden_act: z.enum(activationNames).default('gelu'),
@@ -39,7 +38,7 @@ const distilbertSchema = z.looseObject({
   model_type: z.literal('distilbert'),
   vocab_size: size,
   dim: size.default(768),
-  n_layers: size.max(maxLayers).default(6),
+  n_layers: layerCount.default(6),
   n_heads: size.default(12),
   hidden_dim: size.default(3072),
   activation: z.enum(activationNames).default('gelu'),

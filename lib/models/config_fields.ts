@@ -1,10 +1,20 @@
 /** Checks a config.json: fields that the network computes with, fields without bearing on it, and no others. */
-import type { z } from 'zod'
+import { z } from 'zod'
+import { expectation } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { nearest } from '../nearest.js'
 
+/** A width, a count. */
+export const size = z.int().positive()
+
 /** Far beyond any real model; bounds the work that a hostile config can cause. */
-export const maxLayers = 1 << 12
+export const layerCount = size.max(1 << 12)
+
+/** A positive number that may be absent or null. */
+export const optionalNumber = z.number().positive().nullish()
+
+/** Kinds of attention by layer, as `layer_types` lists them. */
+export const layerTypes = z.array(z.enum(['full_attention', 'sliding_attention'])).nullish()
 
 /**
  * The configuration with defaults filled in. A field that the schema does not know is refused unless it is known to
@@ -13,7 +23,7 @@ export const maxLayers = 1 << 12
  * @throws ERR_HEDDLE_FORMAT naming the field
  */
 export function parseModelConfig<S extends z.ZodObject>(schema: S, config: unknown, place: string): z.infer<S> {
-  const parsed = schema.safeParse(config)
+  const parsed = schema.safeParse(config, { error: expectation })
   if (!parsed.success) {
     const issue = parsed.error.issues[0]!
     throw misfit(`${place}: ${issue.path.join('.') || 'config'}`, issue.message, textOf(valueAt(config, issue.path)))

@@ -4,7 +4,12 @@ import type { Network } from '../nn/network.js'
 import { bert, distilbert } from './bert.js'
 import type { CausalLm } from './causal_lm.js'
 import type { Encoder } from './encoder.js'
-import { llama } from './llama.js'
+import { gemma, gemma2, gemma3 } from './gemma.js'
+import { gptNeox } from './gpt_neox.js'
+import { gpt2 } from './gpt2.js'
+import { llama, mistral, qwen2, qwen3 } from './llama.js'
+import { opt } from './opt.js'
+import { phi, phi3 } from './phi.js'
 import type { CheckpointNames, WeightSource } from './weights.js'
 
 /** One architecture: how a checkpoint names it, and how its network is built. */
@@ -17,9 +22,29 @@ export interface Architecture<N extends Network> extends CheckpointNames {
   readonly build: (configuration: unknown, source: WeightSource, place: string) => N
 }
 
+/** The causal mask, which old checkpoints keep as a buffer. */
+const causalMaskBuffer = /\.(attn|attention)\.(bias|masked_bias)$/
+
 /** Decoder language models. */
 export const decoders: readonly Architecture<CausalLm>[] = [
   { modelType: 'llama', classNames: ['LlamaForCausalLM'], build: llama },
+  { modelType: 'mistral', classNames: ['MistralForCausalLM'], build: mistral },
+  { modelType: 'qwen2', classNames: ['Qwen2ForCausalLM'], build: qwen2 },
+  { modelType: 'qwen3', classNames: ['Qwen3ForCausalLM'], build: qwen3 },
+  { modelType: 'gemma', classNames: ['GemmaForCausalLM'], build: gemma },
+  { modelType: 'gemma2', classNames: ['Gemma2ForCausalLM'], build: gemma2 },
+  { modelType: 'gemma3_text', classNames: ['Gemma3ForCausalLM'], build: gemma3 },
+  { modelType: 'phi', classNames: ['PhiForCausalLM'], build: phi },
+  { modelType: 'phi3', classNames: ['Phi3ForCausalLM'], build: phi3 },
+  {
+    modelType: 'gpt2',
+    classNames: ['GPT2LMHeadModel'],
+    basePrefix: 'transformer',
+    ignored: causalMaskBuffer,
+    build: gpt2,
+  },
+  { modelType: 'opt', classNames: ['OPTForCausalLM'], basePrefix: 'model', build: opt },
+  { modelType: 'gpt_neox', classNames: ['GPTNeoXForCausalLM'], ignored: causalMaskBuffer, build: gptNeox },
 ]
 
 const tasks = ['Model', 'ForMaskedLM', 'ForSequenceClassification', 'ForTokenClassification', 'ForQuestionAnswering']

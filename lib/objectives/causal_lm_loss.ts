@@ -19,12 +19,21 @@ export interface LossInputs {
 /** Sum of −log p(target) over all positions with a target, `f32 []`; divide by their number for the mean. */
 export async function causalLmLoss(model: CausalLm, inputs: LossInputs, forward: Forward): Promise<Sym> {
   const hidden = await model.hidden({ ids: inputs.ids, segments: inputs.segments }, forward)
-  const targets = reshape(inputs.targets, [-1])
+  return hiddenLoss(model, hidden, inputs.targets, forward)
+}
+
+/** The same from the final hidden states `[n, d]` and their targets, `i32` of n elements. */
+export const hiddenLoss = (model: CausalLm, hidden: Sym, targets: Sym, forward: Forward): Sym =>
+  sum(targetLosses(model, hidden, targets, forward))
+
+/** −log p(target) of each position, `f32 [n]`, from `hidden [n, d]`; 0 where the target is negative. */
+export function targetLosses(model: CausalLm, hidden: Sym, targets: Sym, forward: Forward): Sym {
+  const flat = reshape(targets, [-1])
   const { outputSite } = model
   // An adapter on the output projection needs the logits themselves; without one they are never kept.
   if (!model.hasPlainLogits || forward.hook?.targets(outputSite))
-    return sum(crossEntropy(model.logits(hidden, forward), targets))
-  return sum(linearCrossEntropy(hidden, read(outputSite.weight), targets, { precision: forward.precision }))
+    return crossEntropy(model.logits(hidden, forward), flat)
+  return linearCrossEntropy(hidden, read(outputSite.weight), flat, { precision: forward.precision })
 }
 
 /** −log softmax(logits)[target] for `logits [n, v]`, `targets i32 [n]`; 0 where the target is negative. */

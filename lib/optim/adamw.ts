@@ -1,7 +1,7 @@
 /** AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as torch.optim.AdamW computes it. */
 import { add, div, mul, neg, pow, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { assign, read } from '../graph/sym.js'
-import { type GradientTransform, mapParameters, zerosLike } from './gradient_transform.js'
+import { type GradientTransform, mapParameters, numbered, zerosLike } from './gradient_transform.js'
 
 /** Hyper-parameters of {@link adamw}, with torch's names and defaults. */
 export interface AdamWOptions {
@@ -23,12 +23,13 @@ export function adamw(options: AdamWOptions = {}): GradientTransform {
   return {
     name: 'adamw',
     learningRate: lr,
+    config: { beta1, beta2, eps, weightDecay },
+    withWeightDecay: (other) => adamw({ ...options, weightDecay: other }),
     init: async (parameters) => {
       const first = await zerosLike(parameters)
       const second = await zerosLike(parameters)
-      const named = (prefix: string, list: typeof first) => list.map((tensor, i) => [`${prefix}.${i}`, tensor] as const)
       return {
-        tensors: Object.fromEntries([...named('m', first), ...named('v', second)]),
+        tensors: { ...numbered('m', first), ...numbered('v', second) },
         update: (gradients, { step, learningRate, parameters: values }) => {
           const correction1 = sub(1, pow(beta1, step))
           const correction2 = sqrt(sub(1, pow(beta2, step)))

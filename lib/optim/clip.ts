@@ -13,6 +13,7 @@ export async function globalNorm(gradients: readonly Sym[]): Promise<Sym> {
 /** Scales all gradients by min(1, maxNorm / (norm + 1e-6)). */
 export const clipByGlobalNorm = (maxNorm: number): GradientTransform => ({
   name: 'clip',
+  config: { maxNorm },
   init: async () => ({
     tensors: {},
     update: async (gradients) => {

@@ -28,6 +28,10 @@ export interface GradientTransform {
   readonly name: string
   /** Base learning rate, where the rule has one. */
   readonly learningRate?: number
+  /** What else decides its numbers; a run is only resumed with the same. */
+  readonly config?: Readonly<Record<string, unknown>>
+  /** The same rule with another decoupled weight decay, where the rule has one. */
+  readonly withWeightDecay?: (weightDecay: number) => GradientTransform
   /** Allocates state for these parameters. */
   readonly init: (parameters: readonly Tensor[]) => Promise<TransformState>
 }
@@ -35,9 +39,14 @@ export interface GradientTransform {
 /** Applies rules one after the other. */
 export function chain(...transforms: readonly GradientTransform[]): GradientTransform {
   const rate = transforms.find(({ learningRate }) => learningRate !== undefined)?.learningRate
+  const decaying = transforms.some(({ withWeightDecay }) => withWeightDecay)
   return {
     name: transforms.map(({ name }) => name).join('+'),
     ...(rate === undefined ? {} : { learningRate: rate }),
+    config: Object.fromEntries(transforms.map(({ name, config }) => [name, config ?? {}])),
+    ...(decaying && {
+      withWeightDecay: (weightDecay) => chain(...transforms.map((each) => each.withWeightDecay?.(weightDecay) ?? each)),
+    }),
     init: async (parameters) => {
       const states: TransformState[] = []
       for (const transform of transforms) states.push(await transform.init(parameters))
@@ -69,3 +78,7 @@ export async function mapParameters<T, R>(list: readonly T[], fn: (value: T, ind
 /** A tensor of zeros like each parameter. */
 export const zerosLike = (parameters: readonly Tensor[]): Promise<Tensor[]> =>
   mapParameters(parameters, ({ shape }) => zeros(shape))
+
+/** State tensors under names: `m.0`, `m.1`, … */
+export const numbered = (prefix: string, list: readonly Tensor[]): Record<string, Tensor> =>
+  Object.fromEntries(list.map((tensor, i) => [`${prefix}.${i}`, tensor]))

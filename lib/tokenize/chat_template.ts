@@ -7,12 +7,24 @@ export interface ChatMessage {
   /** `system`, `user`, `assistant`, or whatever else the model's template knows. */
   readonly role: string
   readonly content: string
+  /** 0: this turn of the assistant is context, and not learned. */
+  readonly weight?: 0 | 1
+  /** What the assistant calls, for templates that know tools. */
+  readonly tool_calls?: readonly unknown[]
+  /** The call that a message of the role `tool` answers. */
+  readonly tool_call_id?: string
+  readonly name?: string
 }
 
 /** Characters `[start, end)` of a rendered conversation. */
 export interface TextSpan {
   readonly start: number
   readonly end: number
+}
+
+export interface RenderOptions {
+  readonly addGenerationPrompt?: boolean
+  readonly tools?: readonly unknown[] | undefined
 }
 
 export interface RenderedChat {
@@ -49,15 +61,17 @@ export class ChatTemplate {
 
   /**
    * The conversation as one text.
-   * @param addGenerationPrompt ends with the opening of an assistant turn, for the model to go on
+   * @param options.addGenerationPrompt ends with the opening of an assistant turn, for the model to go on
+   * @param options.tools what the assistant may call, as the template wants them described
    * @throws ERR_HEDDLE_ARGUMENT when the template refuses the messages
    */
-  render(messages: readonly ChatMessage[], addGenerationPrompt = false): string {
+  render(messages: readonly ChatMessage[], { addGenerationPrompt = false, tools }: RenderOptions = {}): string {
     try {
       return this.#template.render({
         ...this.#options.variables,
         messages,
         add_generation_prompt: addGenerationPrompt,
+        ...(tools === undefined ? {} : { tools }),
       })
     } catch (cause) {
       throw this.#error('ERR_HEDDLE_ARGUMENT', 'messages that the template takes', cause)
@@ -69,12 +83,12 @@ export class ChatTemplate {
    * with a generation prompt ends, which is what the model sees when it is asked to go on.
    * @throws ERR_HEDDLE_ARGUMENT when the template rewrites earlier turns, so that no such place exists
    */
-  renderWithSpans(messages: readonly ChatMessage[]): RenderedChat {
-    const text = this.render(messages)
-    const assistant = messages.flatMap(({ role }, index) => {
-      if (role !== 'assistant') return []
-      const before = this.render(messages.slice(0, index), true)
-      const through = index === messages.length - 1 ? text : this.render(messages.slice(0, index + 1))
+  renderWithSpans(messages: readonly ChatMessage[], tools?: readonly unknown[]): RenderedChat {
+    const text = this.render(messages, { tools })
+    const assistant = messages.flatMap(({ role, weight }, index) => {
+      if (role !== 'assistant' || weight === 0) return []
+      const before = this.render(messages.slice(0, index), { addGenerationPrompt: true, tools })
+      const through = index === messages.length - 1 ? text : this.render(messages.slice(0, index + 1), { tools })
       if (!text.startsWith(through) || !through.startsWith(before))
         throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
           place: this.#options.place,

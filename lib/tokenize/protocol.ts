@@ -1,5 +1,6 @@
 /** What the main thread and a tokenizer's worker say to each other. */
-import type { EncodedChunk, EncodeFileOptions } from '../data/encode.js'
+import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
+import type { RowBlock } from '../data/rows.js'
 import { HeddleError, type HeddleErrorCode } from '../errors.js'
 import type { ChatMessage } from './chat_template.js'
 import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
@@ -18,9 +19,18 @@ export interface Operations {
   decode: { ask: { readonly ids: readonly number[]; readonly skipSpecialTokens: boolean }; answer: string }
   render: { ask: { readonly messages: readonly ChatMessage[]; readonly addGenerationPrompt: boolean }; answer: string }
   encodeChat: { ask: { readonly messages: readonly ChatMessage[] }; answer: EncodedChat }
+  fingerprint: { ask: null; answer: string }
   save: { ask: { readonly folder: string }; answer: null }
   /** Answers in parts, then ends. */
-  encodeFile: { ask: EncodeFileOptions; answer: EncodedChunk }
+  encodeRows: { ask: EncodeRows; answer: EncodedChunk }
+}
+
+/** Rows of one reading, block after block; without a block, its end. */
+export interface EncodeRows {
+  /** Names the reading. */
+  readonly reading: number
+  readonly options: EncodeOptions
+  readonly block: RowBlock | undefined
 }
 
 export type OperationName = keyof Operations

@@ -1,4 +1,5 @@
 /** Text to token ids and back, by the Hugging Face library. Blocking: it lives in the tokenizer's worker. */
+import { createHash } from 'node:crypto'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Tokenizer as Library } from '@huggingface/tokenizers'
@@ -77,17 +78,25 @@ export class TextEncoding {
 
   /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when it refuses the messages */
   applyChatTemplate(messages: readonly ChatMessage[], addGenerationPrompt: boolean): string {
-    return this.#chatTemplate().render(messages, addGenerationPrompt)
+    return this.#chatTemplate().render(messages, { addGenerationPrompt })
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when the assistant's part cannot be told from the rest */
-  encodeChat(messages: readonly ChatMessage[]): EncodedChat {
-    const { text, assistant } = this.#chatTemplate().renderWithSpans(messages)
+  encodeChat(messages: readonly ChatMessage[], tools?: readonly unknown[]): EncodedChat {
+    const { text, assistant } = this.#chatTemplate().renderWithSpans(messages, tools)
     const ids = this.encode(text, false)
     const loss = new Uint8Array(ids.length)
     for (const { start, end } of assistant)
       loss.fill(1, this.#tokensBefore(text, start, ids), this.#tokensBefore(text, end, ids))
     return { ids, loss }
+  }
+
+  /** A hash of everything that decides which tokens a text becomes. */
+  fingerprint(): string {
+    const { tokenizer, config, chatTemplate, eosTokenIds } = this.#files
+    return createHash('sha256')
+      .update(JSON.stringify([tokenizer, config, chatTemplate, eosTokenIds]))
+      .digest('hex')
   }
 
   /** Writes the files of a Hugging Face tokenizer into an existing or new folder. */

@@ -1,5 +1,6 @@
 /** Text to token ids and back, and chat templates, in a worker thread: the event loop only sends and receives. */
-import type { EncodedChunk, EncodeFileOptions } from '../data/encode.js'
+import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
+import type { RowBlock } from '../data/rows.js'
 import type { ChatMessage } from './chat_template.js'
 import type { TokenizerSource } from './protocol.js'
 import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
@@ -11,6 +12,7 @@ export type { ChatMessage, EncodedChat, TokenizerInfo, TokenizerSource }
 export class Tokenizer {
   readonly info: TokenizerInfo
   readonly #client: WorkerClient
+  #readings = 0
 
   private constructor(client: WorkerClient, info: TokenizerInfo) {
     this.#client = client
@@ -86,14 +88,41 @@ export class Tokenizer {
   }
 
   /**
-   * Tokenizes a data file; `onChunk` gets its sequences in order.
-   * @throws ERR_HEDDLE_IO, ERR_HEDDLE_ARGUMENT for an unknown kind of file, ERR_HEDDLE_ABORTED
+   * Tokenizes the rows of a reading, block by block; `onChunk` gets the sequences in order.
+   * @throws ERR_HEDDLE_ARGUMENT when the named columns make no example, ERR_HEDDLE_ABORTED
    */
-  encodeFile(
-    options: EncodeFileOptions & { onChunk(chunk: EncodedChunk): void; readonly signal?: AbortSignal | undefined },
+  async encodeRows(
+    blocks: AsyncIterable<RowBlock>,
+    options: EncodeOptions & {
+      onChunk(chunk: EncodedChunk): void | Promise<void>
+      onProgress?(share: number): void
+      readonly signal?: AbortSignal | undefined
+    },
   ): Promise<void> {
-    const { path, maxLength, onChunk, signal } = options
-    return this.#client.stream('encodeFile', { path, maxLength }, { onPart: onChunk, signal })
+    const { onChunk, onProgress, signal, ...rest } = options
+    const reading = this.#readings++
+    const encode = async (block: RowBlock | undefined): Promise<void> => {
+      const chunks: EncodedChunk[] = []
+      const onPart = (chunk: EncodedChunk): void => void chunks.push(chunk)
+      await this.#client.stream('encodeRows', { reading, options: rest, block }, { onPart, signal })
+      for (const chunk of chunks) await onChunk(chunk)
+    }
+    try {
+      for await (const block of blocks) {
+        await encode(block)
+        onProgress?.(block.progress)
+      }
+      await encode(undefined)
+    } catch (error) {
+      // The worker forgets the reading.
+      await this.#client.stream('encodeRows', { reading, options: rest, block: undefined }, { onPart: () => {} })
+      throw error
+    }
+  }
+
+  /** A hash of everything that decides which tokens a text becomes. */
+  fingerprint(): Promise<string> {
+    return this.#client.call('fingerprint', null)
   }
 
   /** Text from a stream of tokens, piece by piece. */

@@ -1,11 +1,11 @@
 /** The worker thread of one tokenizer: everything about text that takes longer than the event loop may be held. */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { parentPort } from 'node:worker_threads'
-import { encodeFile } from '../data/encode.js'
+import { type EncodedChunk, RowEncoder } from '../data/encode.js'
 import { readGgufTokenizer } from './gguf_tokenizer.js'
 import {
   type Cancel,
-  type Operations,
+  type EncodeRows,
   type Reply,
   type Request,
   type TokenizerSource,
@@ -25,7 +25,7 @@ port.on('message', (message: Request | Cancel) => {
 
 async function serve(request: Request): Promise<void> {
   try {
-    if (request.name === 'encodeFile') await streamFile(request.id, request.ask)
+    if (request.name === 'encodeRows') await streamRows(request.id, request.ask)
     else reply({ id: request.id, done: await answer(request) })
   } catch (error) {
     reply({ id: request.id, error: toPlainError(error) })
@@ -33,9 +33,9 @@ async function serve(request: Request): Promise<void> {
   cancelled.delete(request.id)
 }
 
-async function streamFile(id: number, ask: Operations['encodeFile']['ask']): Promise<void> {
-  for await (const chunk of encodeFile(loaded(), ask)) {
-    reply({ id, part: chunk }, [chunk.ids.buffer, chunk.loss.buffer, chunk.lengths.buffer])
+async function streamRows(id: number, ask: EncodeRows): Promise<void> {
+  for (const chunk of encodedRows(ask)) {
+    reply({ id, part: chunk }, [chunk.tokens.buffer, chunk.lengths.buffer])
     // Lets other requests, and a cancellation of this one, come in.
     await nextTurn()
     if (cancelled.has(id)) break
@@ -43,7 +43,19 @@ async function streamFile(id: number, ask: Operations['encodeFile']['ask']): Pro
   reply({ id, done: null })
 }
 
-async function answer(request: Exclude<Request, { readonly name: 'encodeFile' }>): Promise<unknown> {
+const readings = new Map<number, RowEncoder>()
+
+function* encodedRows({ reading, options, block }: EncodeRows): Generator<EncodedChunk> {
+  const encoder = readings.get(reading) ?? new RowEncoder(loaded(), options)
+  readings.set(reading, encoder)
+  if (block) yield* encoder.encode(block)
+  else {
+    readings.delete(reading)
+    yield encoder.finish()
+  }
+}
+
+async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>): Promise<unknown> {
   switch (request.name) {
     case 'load':
       encoding = await load(request.ask.source)
@@ -56,6 +68,8 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeFile' }>
       return loaded().applyChatTemplate(request.ask.messages, request.ask.addGenerationPrompt)
     case 'encodeChat':
       return loaded().encodeChat(request.ask.messages)
+    case 'fingerprint':
+      return loaded().fingerprint()
     case 'save':
       loaded().save(request.ask.folder)
       return null

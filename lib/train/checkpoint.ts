@@ -19,6 +19,17 @@ const trainerSchema = z.object({
   /** Steps completed. Everything else that a run depends on is a function of it and of the settings. */
   step: z.int().min(0),
   total: z.int().min(1),
+  /** Ended early. */
+  stopped: z.boolean().optional(),
+  /** The step's evaluation was cut short. */
+  evaluationDue: z.boolean().optional(),
+  /** What the evaluations so far were like. */
+  memory: z
+    .object({
+      best: z.object({ step: z.int().min(1), value: z.number() }).optional(),
+      stale: z.int().min(0),
+    })
+    .optional(),
   /** What must be the same for the run to go on bit for bit. */
   settings: z.record(z.string(), z.unknown()),
 })
@@ -31,21 +42,30 @@ export interface CheckpointTensors {
   readonly optimizer: Readonly<Record<string, Tensor>>
 }
 
-/** Checkpoints that stay: should the disk lose the newest, the one before is there. */
-const kept = 2
+/** Which checkpoints stay. */
+export interface Retention {
+  /** So many of the newest: with two, the one before is there should the disk lose the newest. */
+  readonly newest: number
+  /** The step of one that stays in any case. */
+  readonly best?: number | undefined
+}
 
-const folderOf = (outputFolder: string): string => join(outputFolder, 'checkpoints')
+/** Where the checkpoints of a run are. */
+export const checkpointFolder = (outputFolder: string): string => join(outputFolder, 'checkpoints')
+
+const nameOf = (step: number): string => `step-${String(step).padStart(8, '0')}`
 const namePattern = /^step-(\d{8,})$/
 const parts = ['parameters', 'optimizer'] as const
 
-/** Writes a checkpoint and removes all but the newest two. Gives its folder. @throws ERR_HEDDLE_IO */
+/** Writes a checkpoint and removes those that need not stay. Gives its folder. @throws ERR_HEDDLE_IO */
 export async function writeCheckpoint(
   outputFolder: string,
   tensors: CheckpointTensors,
   trainer: TrainerState,
+  retention: Retention,
 ): Promise<string> {
-  const folder = folderOf(outputFolder)
-  const target = join(folder, `step-${String(trainer.step).padStart(8, '0')}`)
+  const folder = checkpointFolder(outputFolder)
+  const target = join(folder, nameOf(trainer.step))
   const beside = join(folder, `.step-${trainer.step}.${process.pid}.tmp`)
   try {
     await mkdir(beside, { recursive: true })
@@ -61,20 +81,32 @@ export async function writeCheckpoint(
     if (cause instanceof HeddleError) throw cause
     throw ioError(target, 'a folder that can be written', cause)
   }
-  await removeOld(folder)
+  await removeOld(folder, retention)
   return target
 }
 
 /** Folder of the newest checkpoint, if there is one. */
 export async function latestCheckpoint(outputFolder: string): Promise<string | undefined> {
-  const folder = folderOf(outputFolder)
+  const folder = checkpointFolder(outputFolder)
   const newest = (await checkpointNames(folder)).at(-1)
   return newest === undefined ? undefined : join(folder, newest)
 }
 
+/** The checkpoint of a step, in the first of these folders that has it. @throws ERR_HEDDLE_IO when none has */
+export async function findCheckpoint(folders: readonly string[], step: number): Promise<string> {
+  for (const folder of folders)
+    if ((await checkpointNames(folder)).includes(nameOf(step))) return join(folder, nameOf(step))
+  const place = folders[0] ?? 'checkpoints'
+  throw new HeddleError('ERR_HEDDLE_IO', {
+    place,
+    expected: `the checkpoint of step ${step}, the best one`,
+    got: 'none',
+  })
+}
+
 /** Removes all checkpoints of an output folder. */
 export const removeCheckpoints = (outputFolder: string): Promise<void> =>
-  rm(folderOf(outputFolder), { recursive: true, force: true })
+  rm(checkpointFolder(outputFolder), { recursive: true, force: true })
 
 /** @throws ERR_HEDDLE_IO when it cannot be read, ERR_HEDDLE_FORMAT when it is not what {@link writeCheckpoint} wrote */
 export async function readTrainerState(checkpoint: string): Promise<TrainerState> {
@@ -131,9 +163,10 @@ async function checkpointNames(folder: string): Promise<string[]> {
   return names.filter((name) => namePattern.test(name)).sort((a, b) => stepOf(a) - stepOf(b))
 }
 
-async function removeOld(folder: string): Promise<void> {
+async function removeOld(folder: string, { newest, best }: Retention): Promise<void> {
   const names = await checkpointNames(folder)
-  for (const name of names.slice(0, -kept)) {
+  for (const name of names.slice(0, -newest)) {
+    if (best !== undefined && name === nameOf(best)) continue
     // Renamed first, so that one which is half removed is never taken for whole.
     const doomed = join(folder, `.${name}.old`)
     await rename(join(folder, name), doomed)

@@ -1,23 +1,15 @@
-/** Held-out loss and perplexity of a model, with or without an adapter. */
+/** Scores of a model on held-out data, with or without an adapter, by any objective. */
 import type { Adapter } from '../adapters/adapter.js'
-import { Dataset } from '../data/dataset.js'
+import type { Batch } from '../data/dataset.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { program } from '../graph/program.js'
-import type { Model } from '../model.js'
-import type { CausalLm } from '../models/causal_lm.js'
+import type { Network } from '../nn/network.js'
 import type { SiteHook } from '../nn/site.js'
-import { causalLmLoss } from '../objectives/causal_lm_loss.js'
-import { tensor } from '../tensor/tensor.js'
-
-/** Result of {@link evaluate}. */
-export interface Evaluation {
-  /** Mean −log p per target token, in nats. */
-  readonly loss: number
-  /** e to the loss. */
-  readonly perplexity: number
-  /** Targets that were scored. */
-  readonly tokens: number
-}
+import { causalLm, type Evaluation } from '../objectives/causal_lm.js'
+import type { EvaluationResult, Objective, ScoreArray, TrainingData } from '../objectives/objective.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { batchTensors, namedInputs } from './batch_tensors.js'
+import type { Trainable } from './trainable.js'
 
 /** Options of {@link evaluate}. */
 export interface EvaluateOptions {
@@ -35,18 +27,32 @@ export interface EvaluateOptions {
 }
 
 /**
- * Scores a data file or {@link Dataset}; the result does not depend on the batch size beyond rounding.
+ * Scores a data file or data that were opened before; the result does not depend on the batch size beyond rounding.
+ * Default objective: `causalLm()`, which gives loss and perplexity.
  * @throws ERR_HEDDLE_ABORTED, and what reading the file throws
  */
+export function evaluate<N extends Network, B, E extends EvaluationResult>(
+  model: Trainable<N>,
+  data: string | TrainingData<B>,
+  options: EvaluateOptions & { readonly objective: Objective<N, B, E> },
+): Promise<E>
+export function evaluate(
+  model: Trainable,
+  data: string | TrainingData<Batch>,
+  options?: EvaluateOptions,
+): Promise<Evaluation>
 export async function evaluate(
-  model: Model,
-  data: string | Dataset,
-  options: EvaluateOptions = {},
-): Promise<Evaluation> {
-  const { adapter, precision = model.precision, signal, ...rest } = options
+  model: Trainable,
+  data: string | TrainingData<unknown>,
+  options: EvaluateOptions & { readonly objective?: Objective } = {},
+): Promise<EvaluationResult> {
+  const { adapter, precision = model.precision, signal, objective = causalLm(), ...rest } = options
   const maxLength = options.maxLength ?? defaultLength(model)
-  const dataset = typeof data === 'string' ? await Dataset.open(data, model.tokenizer, { maxLength, signal }) : data
-  const score = evaluator(model.network, { hook: adapter?.hook, precision })
+  const { tokenizer, network } = model
+  const open = { tokenizer, network, maxLength, evaluationFraction: 0, seed: 0, signal }
+  const dataset = typeof data === 'string' ? await objective.open(data, open) : data
+  await objective.prepare?.(network, dataset, { batchSize: options.batchSize ?? 8, precision, signal })
+  const score = evaluator(network, { objective, hook: adapter?.hook, precision })
   try {
     return await score.run(dataset, { ...rest, signal })
   } finally {
@@ -55,41 +61,55 @@ export async function evaluate(
 }
 
 /** Sequence length where the user names none. */
-export const defaultLength = (model: Model): number => Math.min(256, model.network.maxPositions)
+export const defaultLength = (model: Trainable): number => Math.min(256, model.network.maxPositions)
 
-export interface Evaluator {
-  run(dataset: Dataset, options?: Pick<EvaluateOptions, 'batchSize' | 'signal' | 'onProgress'>): Promise<Evaluation>
+export interface Evaluator<B = unknown, E extends EvaluationResult = EvaluationResult> {
+  run(data: TrainingData<B>, options?: Pick<EvaluateOptions, 'batchSize' | 'signal' | 'onProgress'>): Promise<E>
   dispose(): void
 }
 
+/** What {@link evaluator} compiles. */
+export interface EvaluatorOptions<N extends Network, B, E extends EvaluationResult> {
+  readonly objective: Objective<N, B, E>
+  readonly hook?: SiteHook | undefined
+  readonly precision?: Precision
+}
+
 /** A compiled evaluation, for use again and again while parameters change. */
-export function evaluator(
-  network: CausalLm,
-  { hook, precision = 'f32' }: { readonly hook?: SiteHook | undefined; readonly precision?: Precision } = {},
-): Evaluator {
-  const total = program((ids, targets, segments) =>
-    causalLmLoss(network, { ids: ids!, targets: targets!, segments: segments! }, { precision, training: false, hook }),
+export function evaluator<N extends Network, B, E extends EvaluationResult>(
+  network: N,
+  { objective, hook, precision = 'f32' }: EvaluatorOptions<N, B, E>,
+): Evaluator<B, E> {
+  const scores = program((...arrays) =>
+    objective.scores(network, namedInputs(objective, arrays), { precision, training: false, hook }),
   )
   return {
-    async run(dataset, { batchSize = 8, signal, onProgress } = {}) {
-      const count = dataset.batchCount(batchSize)
-      let sum = 0
-      let tokens = 0
+    async run(data, { batchSize = 8, signal, onProgress } = {}) {
+      const count = data.batchCount(batchSize)
+      const board = objective.scoreboard(network)
       let done = 0
-      for await (const batch of dataset.batches({ batchSize, shuffle: false })) {
-        const shape = [batch.rows, batch.length]
-        using ids = tensor(batch.inputIds, shape)
-        using targets = tensor(batch.targets, shape)
-        using segments = tensor(batch.segments, shape)
-        using loss = await total.run([ids, targets, segments], { signal })
-        sum += loss.item()
-        tokens += batch.tokens
+      for await (const batch of data.batches({ batchSize, shuffle: false })) {
+        const inputs = batchTensors(objective, batch)
+        try {
+          board.add(batch, await takenArrays(await scores.run(inputs, { signal })))
+        } finally {
+          for (const input of inputs) input.dispose()
+        }
         done += 1
         onProgress?.(done / count)
       }
-      const loss = sum / Math.max(1, tokens)
-      return { loss, perplexity: Math.exp(loss), tokens }
+      return board.result()
     },
-    dispose: () => total.dispose(),
+    dispose: () => scores.dispose(),
   }
+}
+
+/** The elements of results, which are freed. */
+async function takenArrays(results: Readonly<Record<string, Tensor>>): Promise<Record<string, ScoreArray>> {
+  const arrays: Record<string, ScoreArray> = {}
+  for (const [name, result] of Object.entries(results)) {
+    arrays[name] = (await result.data()) as ScoreArray
+    result.dispose()
+  }
+  return arrays
 }

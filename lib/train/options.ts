@@ -3,35 +3,55 @@ import { z } from 'zod'
 import { Adapter } from '../adapters/adapter.js'
 import type { Parametrization } from '../adapters/parametrization.js'
 import { parseConfig } from '../config.js'
-import { Dataset } from '../data/dataset.js'
+import type { Batch } from '../data/dataset.js'
 import { HeddleError } from '../errors.js'
 import type { Precision } from '../graph/ops/matmul.js'
+import type { Network } from '../nn/network.js'
+import { causalLm, type Evaluation } from '../objectives/causal_lm.js'
+import type { EvaluationResult, Objective, TrainingData } from '../objectives/objective.js'
 import { adamw } from '../optim/adamw.js'
 import type { GradientTransform } from '../optim/gradient_transform.js'
-import { constantSchedule, cosineSchedule, linearSchedule, type Schedule } from '../optim/schedule.js'
+import type { ParameterGroup } from '../optim/parameter_groups.js'
+import {
+  namedSchedule,
+  type Schedule,
+  type ScheduleName,
+  type SchedulerOptions,
+  scheduleNames,
+} from '../optim/schedule.js'
 
-/** Named courses of the learning rate. */
-export type ScheduleName = 'cosine' | 'linear' | 'constant'
+export type { ScheduleName }
 
-/** Options of {@link train}. */
-export interface TrainOptions {
-  /** A `.jsonl` file (messages, prompt and completion, or text), a `.txt` file, or a {@link Dataset}. */
-  readonly data: string | Dataset
-  /** Held-out data for evaluation during training. */
-  readonly evaluationData?: string | Dataset | undefined
+/** An evaluation during training. */
+export interface EvaluationEvent<E extends EvaluationResult = Evaluation> {
+  /** Steps that were done; 0 is before training. */
+  readonly step: number
+  readonly evaluation: E
+  /** What the model wrote for `samplePrompts`. */
+  readonly samples?: readonly Sample[] | undefined
+}
+
+/** A text that the model made, greedily. */
+export interface Sample {
+  readonly prompt: string
+  readonly text: string
+}
+
+/** Options of {@link train} that are the same for all objectives. Names follow transformers' TrainingArguments. */
+export interface CommonTrainOptions {
   /** Without `evaluationData`: share of the data to hold out, 0 (default) to 0.5. */
   readonly evaluationFraction?: number
   /** What to train. Default: the model's only adapter; if it has none, a fresh one of `method`. */
   readonly adapter?: Adapter | undefined
   /** Default: `lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' })`. */
   readonly method?: Parametrization | undefined
-  /** Train all weights of the model instead of an adapter. */
+  /** Train all weights of the model instead of an adapter. Norms, biases and embeddings then have no weight decay. */
   readonly full?: boolean
   /** Passes over the data; default 1. Fractions are fine. */
   readonly epochs?: number | undefined
   /** Optimizer steps, instead of `epochs`. */
   readonly maxSteps?: number | undefined
-  /** Sequences per batch; default 4. */
+  /** Examples per batch; default 4. */
   readonly batchSize?: number
   /** Batches per optimizer step; default 1. */
   readonly accumulation?: number
@@ -39,10 +59,16 @@ export interface TrainOptions {
   readonly maxLength?: number | undefined
   /** Default: `adamw()`. */
   readonly optimizer?: GradientTransform
+  /** Other learning rates and decays for parameters whose names match; the first group that matches counts. */
+  readonly parameterGroups?: readonly ParameterGroup[]
+  /** LoRA+: learning rate of B over that of A, as PEFT's `loraplus_lr_ratio`. */
+  readonly loraplusLrRatio?: number | undefined
   /** Largest global norm of the gradients; 0 leaves them as they are. Default 1. */
   readonly clip?: number
   /** Course of the learning rate after the warm-up; default `cosine`. */
   readonly schedule?: ScheduleName
+  /** What some schedules ask for: cycles, power, last rate, time scale. */
+  readonly schedulerOptions?: SchedulerOptions
   /** Steps of linear warm-up. Default: `warmupRatio` of all steps. */
   readonly warmupSteps?: number | undefined
   /** Default 0.03. */
@@ -53,9 +79,29 @@ export interface TrainOptions {
   readonly precision?: Precision | undefined
   /** Steps between evaluations. Default: once per epoch. The last step is always followed by one. */
   readonly evaluateEvery?: number | undefined
+  /** Also evaluate before the first step; default false. */
+  readonly evalOnStart?: boolean
+  /** Number of the evaluation that says which step was the best; default `loss`. */
+  readonly metricForBestModel?: string
+  /** Default: false for `loss` and `perplexity`, true for every other metric. */
+  readonly greaterIsBetter?: boolean | undefined
+  /** Ends the run after so many evaluations in a row without improvement. */
+  readonly earlyStoppingPatience?: number | undefined
+  /** What counts as an improvement: more than this; default 0. */
+  readonly earlyStoppingThreshold?: number
+  /** Keeps the checkpoint of the best evaluation and ends with its parameters; needs an `outputFolder`. */
+  readonly loadBestModelAtEnd?: boolean
+  /** Prompts that the model goes on from, greedily, after each evaluation. */
+  readonly samplePrompts?: readonly string[]
+  /** Most tokens of each sample; default 40. */
+  readonly sampleMaxTokens?: number
   /** Steps between checkpoints, when there is an `outputFolder`; default 100. The last step always gets one. */
   readonly checkpointEvery?: number
-  /** Gets `checkpoints/` while training runs and, for an adapter, a PEFT folder at the end. */
+  /** Newest checkpoints that stay, besides the best one; default 2. */
+  readonly saveTotalLimit?: number
+  /**
+   * Gets `checkpoints/` and `metrics.jsonl` while training runs and, for an adapter, a PEFT folder at the end.
+   */
   readonly outputFolder?: string | undefined
   /**
    * `true` goes on from the newest checkpoint in `outputFolder`, if there is one; a string names a checkpoint folder.
@@ -66,6 +112,28 @@ export interface TrainOptions {
   readonly signal?: AbortSignal | undefined
   /** Called with the share of the data that has been tokenized. */
   onDataProgress?(share: number): void
+}
+
+/** Data of an objective, and what its evaluations are told to. */
+interface DataOptions<B, E extends EvaluationResult> {
+  /** A data file that the objective can read (see docs/training.md), or data opened before. */
+  readonly data: string | TrainingData<B>
+  /** Held-out data for evaluation during training. */
+  readonly evaluationData?: string | TrainingData<B> | undefined
+  /** Called after every evaluation, that before the first step included. */
+  onEvaluation?(event: EvaluationEvent<E>): void
+}
+
+/** Options of {@link train} for next-token prediction. */
+export interface TrainOptions extends CommonTrainOptions, DataOptions<Batch, Evaluation> {
+  readonly objective?: undefined
+}
+
+/** Options of {@link train} for any objective. */
+export interface ObjectiveTrainOptions<N extends Network, B, E extends EvaluationResult>
+  extends CommonTrainOptions,
+    DataOptions<B, E> {
+  readonly objective: Objective<N, B, E>
 }
 
 /** Options with every default filled in that does not depend on model or data. */
@@ -79,13 +147,32 @@ const number = (least: number, most = Number.MAX_VALUE) => {
   const error = most === Number.MAX_VALUE ? `a number of at least ${least}` : `a number from ${least} to ${most}`
   return z.number({ error }).min(least, { error }).max(most, { error })
 }
-const dataSource = z.union([z.string(), z.custom<Dataset>((value) => value instanceof Dataset)], {
-  error: 'the path of a data file, or a Dataset',
-})
 const hasMethods = (value: unknown, ...names: readonly string[]): boolean =>
   typeof value === 'object' && value !== null && names.every((name) => typeof Reflect.get(value, name) === 'function')
+const dataSource = z.union(
+  [z.string(), z.custom<TrainingData<unknown>>((value) => hasMethods(value, 'batches', 'batchCount'))],
+  { error: 'the path of a data file, or a Dataset' },
+)
+const callback = <F>() => z.custom<F>((value) => typeof value === 'function', { error: 'a function' }).optional()
+const parameterGroup = z.strictObject({
+  params: z.string().min(1),
+  lr: number(0).optional(),
+  weightDecay: number(0).optional(),
+})
+const schedulerOptions = z.strictObject({
+  numCycles: integer(1).optional(),
+  power: number(0).optional(),
+  minLrRate: number(0, 1).optional(),
+  timescale: integer(1).optional(),
+  numDecaySteps: integer(1).optional(),
+})
 
 const schema = z.strictObject({
+  objective: z
+    .custom<Objective>((value) => hasMethods(value, 'loss', 'scores', 'arrays'), {
+      error: 'an objective such as dpo()',
+    })
+    .default(() => causalLm()),
   data: dataSource,
   evaluationData: dataSource.optional(),
   evaluationFraction: number(0, 0.5).default(0),
@@ -102,24 +189,35 @@ const schema = z.strictObject({
   optimizer: z
     .custom<GradientTransform>((value) => hasMethods(value, 'init'), { error: 'an update rule such as adamw()' })
     .default(() => adamw()),
+  parameterGroups: z.array(parameterGroup).default([]),
+  loraplusLrRatio: z.number().positive({ error: 'a number above 0' }).optional(),
   clip: number(0).default(1),
-  schedule: z.enum(['cosine', 'linear', 'constant'], { error: '"cosine", "linear" or "constant"' }).default('cosine'),
+  schedule: z.enum(scheduleNames).default('cosine'),
+  schedulerOptions: schedulerOptions.default({}),
   warmupSteps: integer(0).optional(),
   warmupRatio: number(0, 1).default(0.03),
   seed: integer(0).default(0),
   precision: z.enum(['f32', 'bf16'], { error: '"f32" or "bf16"' }).optional(),
   evaluateEvery: integer(1).optional(),
+  evalOnStart: z.boolean().default(false),
+  metricForBestModel: z.string().min(1).default('loss'),
+  greaterIsBetter: z.boolean().optional(),
+  earlyStoppingPatience: integer(1).optional(),
+  earlyStoppingThreshold: number(0).default(0),
+  loadBestModelAtEnd: z.boolean().default(false),
+  samplePrompts: z.array(z.string().min(1)).default([]),
+  sampleMaxTokens: integer(1, 2 ** 16).default(40),
   checkpointEvery: integer(1).default(100),
+  saveTotalLimit: integer(1).default(2),
   outputFolder: z.string().min(1).optional(),
   resume: z.union([z.boolean(), z.string()]).default(false),
   signal: z.custom<AbortSignal>((value) => value instanceof AbortSignal, { error: 'an AbortSignal' }).optional(),
-  onDataProgress: z
-    .custom<(share: number) => void>((value) => typeof value === 'function', { error: 'a function' })
-    .optional(),
+  onDataProgress: callback<(share: number) => void>(),
+  onEvaluation: callback<(event: EvaluationEvent<EvaluationResult>) => void>(),
 })
 
 /** @throws ERR_HEDDLE_ARGUMENT naming the option, and the nearest known one for a typo */
-export function parseTrainOptions(options: TrainOptions): TrainSettings {
+export function parseTrainOptions(options: unknown): TrainSettings {
   const settings = parseConfig('train', schema, options)
   const { adapter, method, full, epochs, maxSteps, evaluationData, evaluationFraction, resume, outputFolder } = settings
   if (Number(adapter !== undefined) + Number(method !== undefined) + Number(full) > 1)
@@ -129,17 +227,18 @@ export function parseTrainOptions(options: TrainOptions): TrainSettings {
     refuse('train', 'evaluationData or evaluationFraction', 'both')
   if (resume === true && outputFolder === undefined)
     refuse('train.resume', 'an outputFolder with checkpoints, or the path of one', 'true without outputFolder')
+  if (settings.loadBestModelAtEnd && outputFolder === undefined)
+    refuse('train.loadBestModelAtEnd', 'an outputFolder, where the best checkpoint is kept', 'none')
   return settings
 }
 
 /** The schedule of these settings for a run of `total` steps, with the number of warm-up steps it uses. */
 export function scheduleOf(
-  { schedule, warmupSteps, warmupRatio }: TrainSettings,
+  { schedule, schedulerOptions: options, warmupSteps, warmupRatio }: TrainSettings,
   total: number,
 ): { readonly warmupSteps: number; readonly factor: Schedule } {
   const warmup = warmupSteps ?? Math.ceil(warmupRatio * total)
-  const make = { cosine: cosineSchedule, linear: linearSchedule, constant: constantSchedule }[schedule]
-  return { warmupSteps: warmup, factor: make(warmup) }
+  return { warmupSteps: warmup, factor: namedSchedule(schedule, warmup, total, options) }
 }
 
 function refuse(place: string, expected: string, got: string): never {

@@ -28,9 +28,16 @@ export interface TrainingReport {
   readonly config: Readonly<Record<string, ReportValue>>
   readonly steps: readonly ReportStep[]
   /** Held-out evaluations in order: the first one is "before", the last one "after". */
-  readonly evaluations: readonly { readonly step: number; readonly loss: number }[]
+  readonly evaluations: readonly ReportEvaluation[]
   /** The same prompt, answered by the model before and after training. */
   readonly samples: readonly { readonly prompt: string; readonly before: string; readonly after: string }[]
+  /** What the model wrote after evaluations, in order. */
+  readonly written?: readonly {
+    readonly step: number
+    readonly samples: readonly { readonly prompt: string; readonly text: string }[]
+  }[]
+  /** Of the last evaluation of a classification: `counts[true class][predicted class]`. */
+  readonly confusion?: ConfusionMatrix | undefined
   readonly tokensPerSecond: number
   readonly peakMemoryBytes: number
   readonly seconds: number
@@ -40,11 +47,29 @@ export interface TrainingReport {
 /** A value in a report's table. */
 export type ReportValue = string | number | boolean | null | readonly (string | number)[]
 
-/** One training step in a report. */
+/** One training step in a report; what is absent gets no picture. */
 export interface ReportStep {
   readonly index: number
   readonly loss: number
   readonly learningRate: number
+  readonly gradientNorm?: number
+  readonly tokensPerSecond?: number
+  readonly residentBytes?: number
+}
+
+/** One held-out evaluation in a report. */
+export interface ReportEvaluation {
+  readonly step: number
+  readonly loss: number
+  /** Shown instead of the perplexity, which only a language model has. */
+  readonly metrics?: Readonly<Record<string, number>> | undefined
+}
+
+/** How often each class was taken for which. */
+export interface ConfusionMatrix {
+  readonly labels: readonly string[]
+  /** `counts[true class][predicted class]` */
+  readonly counts: readonly (readonly number[])[]
 }
 
 /** The report as one self-contained HTML document: styles and pictures are inline, it loads nothing and runs no script. */
@@ -70,6 +95,8 @@ export function renderReport(report: TrainingReport): string {
 ${tiles(report)}
 ${curves(report)}
 ${samples(report)}
+${confusion(report)}
+${written(report)}
 ${details(report)}
 </main>
 </body>
@@ -93,7 +120,7 @@ function tiles(report: TrainingReport): string {
       ? []
       : [
           ['Held-out loss', pair(number(before.loss, 3), number(after.loss, 3)), 'before → after, nats per token'],
-          ['Perplexity', pair(perplexity(before.loss), perplexity(after.loss)), 'before → after, held-out text'],
+          ...metricTiles(before, after),
         ]
   const share =
     model.parameters > 0 ? `${number((100 * adapter.trainedParameters) / model.parameters, 2)} % of ` : 'of '
@@ -110,6 +137,18 @@ function tiles(report: TrainingReport): string {
   ]
   const items = all.map(([name, value, note]) => `<div><dt>${name}</dt><dd>${value}<small>${note}</small></dd></div>`)
   return `<dl class="tiles">\n${items.join('\n')}\n</dl>`
+}
+
+function metricTiles(before: ReportEvaluation, after: ReportEvaluation): [string, string, string][] {
+  if (!after.metrics)
+    return [['Perplexity', pair(perplexity(before.loss), perplexity(after.loss)), 'before → after, held-out text']]
+  return Object.entries(after.metrics)
+    .slice(0, 2)
+    .map(([name, value]) => {
+      const earlier = before.metrics?.[name]
+      const text = earlier === undefined ? number(value, 4) : pair(number(earlier, 4), number(value, 4))
+      return [escapeHtml(name), text, 'before → after, held-out data']
+    })
 }
 
 function curves({ steps, evaluations }: TrainingReport): string {
@@ -157,32 +196,78 @@ function curves({ steps, evaluations }: TrainingReport): string {
     ],
   })
 
-  const rateY = axisScale([0, ...points.map(({ learningRate }) => learningRate).filter(Number.isFinite)], 130)
-  const ratePicture = picture({
-    id: 'rate',
-    title: 'Learning rate by training step',
-    description: `The learning rate peaks at ${rate(rateY.domain()[1] ?? 0)} and ends at ${rate(steps.at(-1)?.learningRate ?? 0)}.`,
-    height: 130,
-    x,
-    y: rateY,
-    format: rate,
-    marks: [
-      path(
-        points,
-        'rate',
-        ({ index }) => x(index),
-        ({ learningRate }) => rateY(learningRate),
-      ),
-    ],
+  const below = courses.flatMap(({ of, ...course }) => {
+    const known = points.filter((step) => Number.isFinite(of(step)))
+    return known.length === 0 ? [] : [coursePicture({ ...course, points: known, of, x })]
   })
 
   return `<section aria-labelledby="curves">
 <h2 id="curves">Loss</h2>
 <p class="legend"><span><i class="train"></i>Training, smoothed</span><span><i class="raw"></i>Training, each step</span><span><i class="held dot"></i>Held-out</span></p>
 ${lossPicture}
-<h3>Learning rate</h3>
-${ratePicture}
+${below.join('\n')}
 </section>`
+}
+
+interface Course {
+  readonly id: string
+  readonly title: string
+  readonly of: (step: ReportStep) => number
+  readonly format: (value: number) => string
+}
+
+/** What is drawn below the loss, where steps have it. */
+const courses: readonly Course[] = [
+  { id: 'rate', title: 'Learning rate', of: ({ learningRate }) => learningRate, format: (value) => rate(value) },
+  {
+    id: 'norm',
+    title: 'Gradient norm, before clipping',
+    of: ({ gradientNorm }) => gradientNorm ?? Number.NaN,
+    format: (value) => compact(value),
+  },
+  {
+    id: 'speed',
+    title: 'Tokens per second',
+    of: ({ tokensPerSecond }) => tokensPerSecond ?? Number.NaN,
+    format: (value) => compact(value),
+  },
+  {
+    id: 'memory',
+    title: 'Resident memory',
+    of: ({ residentBytes }) => residentBytes ?? Number.NaN,
+    format: (value) => bytes(value),
+  },
+]
+
+function coursePicture({
+  id,
+  title,
+  of,
+  format,
+  points,
+  x,
+}: Course & { readonly points: readonly ReportStep[]; readonly x: Picture['x'] }): string {
+  const values = points.map(of)
+  const y = axisScale([0, ...values], 130)
+  const highest = format(values.reduce((a, b) => Math.max(a, b), 0))
+  const drawn = picture({
+    id,
+    title: `${title} by training step`,
+    description: `${title}: at most ${highest}, ${format(values.at(-1)!)} at the end.`,
+    height: 130,
+    x,
+    y,
+    format,
+    marks: [
+      path(
+        points,
+        'rate',
+        ({ index }) => x(index),
+        (step) => y(of(step)),
+      ),
+    ],
+  })
+  return `<h3>${title}</h3>\n${drawn}`
 }
 
 function samples({ samples }: TrainingReport): string {
@@ -202,6 +287,45 @@ ${items.join('\n')}
 </section>`
 }
 
+function confusion({ confusion: matrix }: TrainingReport): string {
+  if (!matrix) return ''
+  const head = matrix.labels.map((label) => `<th scope="col">${escapeHtml(label)}</th>`)
+  const rows = matrix.labels.map((label, row) => {
+    const cells = matrix.counts[row]!.map((value, column) =>
+      row === column ? `<td><strong>${count(value)}</strong></td>` : `<td>${count(value)}</td>`,
+    )
+    return `<tr><th scope="row">${escapeHtml(label)}</th>${cells.join('')}</tr>`
+  })
+  return `<section aria-labelledby="confusion">
+<h2 id="confusion">Confusion matrix</h2>
+<table class="numbers">
+<caption>Rows: the class it is. Columns: the class it was taken for.</caption>
+<thead><tr><td></td>${head.join('')}</tr></thead>
+<tbody>${rows.join('\n')}</tbody>
+</table>
+</section>`
+}
+
+function written({ written: groups = [] }: TrainingReport): string {
+  if (groups.length === 0) return ''
+  const prompts = [...new Set(groups.flatMap(({ samples: texts }) => texts.map(({ prompt }) => prompt)))]
+  const items = prompts.map((prompt) => {
+    const texts = groups.flatMap(({ step, samples: all }) =>
+      all
+        .filter((sample) => sample.prompt === prompt)
+        .map(({ text }) => `<div><h3>After step ${count(step)}</h3><p>${answer(text)}</p></div>`),
+    )
+    return `<article class="sample">
+<p class="prompt"><span>Prompt</span>${escapeHtml(prompt)}</p>
+<div class="answers">${texts.join('\n')}</div>
+</article>`
+  })
+  return `<section aria-labelledby="written">
+<h2 id="written">Written during training</h2>
+${items.join('\n')}
+</section>`
+}
+
 function details({ model, data, adapter, config, evaluations }: TrainingReport): string {
   const rows: [string, string][] = [
     ['model', escapeHtml(model.name)],
@@ -214,16 +338,21 @@ function details({ model, data, adapter, config, evaluations }: TrainingReport):
     ]),
   ]
   const table = rows.map(([name, value]) => `<tr><th scope="row">${name}</th><td>${value}</td></tr>`)
-  const evaluated = evaluations.map(
-    ({ step, loss }) => `<tr><td>${count(step)}</td><td>${number(loss, 4)}</td><td>${perplexity(loss)}</td></tr>`,
-  )
+  const metricNames = Object.keys(evaluations.at(-1)?.metrics ?? {})
+  const columns = metricNames.length > 0 ? metricNames : ['Perplexity']
+  const evaluated = evaluations.map(({ step, loss, metrics }) => {
+    const others =
+      metricNames.length > 0 ? metricNames.map((name) => number(metrics?.[name] ?? Number.NaN, 4)) : [perplexity(loss)]
+    const cells = [count(step), number(loss, 4), ...others].map((text) => `<td>${text}</td>`)
+    return `<tr>${cells.join('')}</tr>`
+  })
   const evaluationTable =
     evaluated.length === 0
       ? ''
       : `<section aria-labelledby="evaluations">
 <h2 id="evaluations">Held-out evaluations</h2>
 <table class="numbers">
-<thead><tr><th scope="col">After step</th><th scope="col">Loss</th><th scope="col">Perplexity</th></tr></thead>
+<thead><tr>${['After step', 'Loss', ...columns].map((name) => `<th scope="col">${escapeHtml(name)}</th>`).join('')}</tr></thead>
 <tbody>${evaluated.join('')}</tbody>
 </table>
 </section>`
@@ -294,7 +423,14 @@ function thinned(steps: readonly ReportStep[]): readonly ReportStep[] {
   return Array.from({ length: Math.ceil(steps.length / size) }, (_, bucket) => {
     const members = steps.slice(bucket * size, (bucket + 1) * size)
     const mean = (of: (step: ReportStep) => number) => members.reduce((sum, step) => sum + of(step), 0) / members.length
-    return { index: mean((s) => s.index), loss: mean((s) => s.loss), learningRate: mean((s) => s.learningRate) }
+    return {
+      index: mean((s) => s.index),
+      loss: mean((s) => s.loss),
+      learningRate: mean((s) => s.learningRate),
+      gradientNorm: mean((s) => s.gradientNorm ?? Number.NaN),
+      tokensPerSecond: mean((s) => s.tokensPerSecond ?? Number.NaN),
+      residentBytes: mean((s) => s.residentBytes ?? Number.NaN),
+    }
   })
 }
 
@@ -401,5 +537,6 @@ path.rate { stroke: var(--rate) }
 table { width: 100%; border-collapse: collapse; font-size: .92rem }
 th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; overflow-wrap: anywhere }
 th { color: var(--soft); font-weight: 400; white-space: nowrap }
+caption { padding: 0 0 6px; color: var(--soft); font-size: .85rem; text-align: left }
 .numbers td, .numbers th { text-align: right; font-variant-numeric: tabular-nums }
 `

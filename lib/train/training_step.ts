@@ -1,21 +1,23 @@
 /** One optimizer step over one or more batches, as compiled programs that update parameters and moments in place. */
-import type { Batch } from '../data/dataset.js'
 import { HeddleError } from '../errors.js'
 import { gradients } from '../graph/grad.js'
 import { add, div, select } from '../graph/ops/elementwise.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { type Program, type ProgramPlan, program } from '../graph/program.js'
 import { assign, read, type Sym } from '../graph/sym.js'
-import type { CausalLm } from '../models/causal_lm.js'
+import type { Network } from '../nn/network.js'
 import type { SiteHook } from '../nn/site.js'
-import { causalLmLoss } from '../objectives/causal_lm_loss.js'
+import type { Objective } from '../objectives/objective.js'
 import { globalNorm } from '../optim/clip.js'
 import { type GradientTransform, mapParameters, type TransformState, zerosLike } from '../optim/gradient_transform.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
+import { batchTensors, namedInputs } from './batch_tensors.js'
 
 /** Options of {@link trainingStep}. */
-export interface TrainingStepOptions {
-  readonly network: CausalLm
+export interface TrainingStepOptions<N extends Network = Network, B = unknown> {
+  readonly network: N
+  /** What the network is trained to do. */
+  readonly objective: Objective<N, B>
   /** What is trained: writable f32 tensors that the forward pass reads, the adapter's or the network's own. */
   readonly parameters: readonly Tensor[]
   readonly optimizer: GradientTransform
@@ -27,9 +29,9 @@ export interface TrainingStepOptions {
 }
 
 /** One optimizer step. */
-export interface StepRequest {
+export interface StepRequest<B = unknown> {
   /** At most `accumulation` batches. */
-  readonly batches: readonly Batch[]
+  readonly batches: readonly B[]
   /** Counts from 1. */
   readonly step: number
   readonly learningRate: number
@@ -41,18 +43,18 @@ export interface StepRequest {
 
 /** What an optimizer step measured. */
 export interface StepResult {
-  /** Mean over all targets of the step. */
+  /** Mean over all that the objective weighs in the step: targets, rows or pairs. */
   readonly loss: number
   /** √Σ‖g‖² before any clipping. */
   readonly gradientNorm: number
 }
 
 /** A compiled training step with its optimizer state. */
-export interface TrainingStep {
+export interface TrainingStep<B = unknown> {
   /** @throws ERR_HEDDLE_ABORTED, with parameters and optimizer state as they were */
-  run(request: StepRequest): Promise<StepResult>
+  run(request: StepRequest<B>): Promise<StepResult>
   /** What a step on batches of this size needs, without running it. */
-  plan(batch: Batch): Promise<ProgramPlan>
+  plan(batch: B): Promise<ProgramPlan>
   /** Optimizer state under stable names. */
   readonly state: Readonly<Record<string, Tensor>>
   /** Seconds per operator so far. */
@@ -62,24 +64,26 @@ export interface TrainingStep {
 }
 
 /** Prepares training: allocates optimizer state; programs are compiled when a batch shape is first seen. */
-export function trainingStep(options: TrainingStepOptions): Promise<TrainingStep> {
+export function trainingStep<N extends Network, B>(options: TrainingStepOptions<N, B>): Promise<TrainingStep<B>> {
   return (options.accumulation ?? 1) > 1 ? accumulatingStep(options) : singleStep(options)
 }
 
 /** One program does it all: forward, backward, update. */
-async function singleStep(options: TrainingStepOptions): Promise<TrainingStep> {
+async function singleStep<N extends Network, B>(options: TrainingStepOptions<N, B>): Promise<TrainingStep<B>> {
+  const { objective } = options
   const state = await options.optimizer.init(options.parameters)
   const whole = program(
-    async (ids, targets, segments, normaliser, seed, learningRate, step) => {
-      const forward = { ids: ids!, targets: targets!, segments: segments!, normaliser: normaliser!, seed: seed! }
-      const { loss, gradients: found } = await lossAndGradients(options, forward)
+    async (normaliser, seed, learningRate, step, ...arrays) => {
+      const { loss, gradients: found } = await lossAndGradients(options, { normaliser, seed, arrays } as ForwardInputs)
       return { loss, gradientNorm: await applyUpdate(options, state.update, found, learningRate!, step!) }
     },
     { cacheSize },
   )
-  const inputsOf = (batch: Batch, request: Omit<StepRequest, 'batches'>): Tensor[] => [
-    ...batchInputs(batch, Math.max(1, batch.tokens), seedWords(request, 0)),
+  const inputsOf = (batch: B, request: Omit<StepRequest, 'batches'>): Tensor[] => [
+    scalar(Math.max(1, objective.weight(batch))),
+    tensor(seedWords(request, 0)),
     ...updateInputs(request),
+    ...batchTensors(objective, batch),
   ]
   return {
     state: state.tensors,
@@ -98,14 +102,13 @@ async function singleStep(options: TrainingStepOptions): Promise<TrainingStep> {
 }
 
 /** Two programs: one adds a batch's gradients to their sums, the other updates the parameters from the sums. */
-async function accumulatingStep(options: TrainingStepOptions): Promise<TrainingStep> {
-  const { parameters, optimizer, accumulation = 1 } = options
+async function accumulatingStep<N extends Network, B>(options: TrainingStepOptions<N, B>): Promise<TrainingStep<B>> {
+  const { parameters, optimizer, objective, accumulation = 1 } = options
   const state = await optimizer.init(parameters)
   const sums = await zerosLike(parameters)
   const collect = program(
-    async (ids, targets, segments, normaliser, seed, isFirst) => {
-      const forward = { ids: ids!, targets: targets!, segments: segments!, normaliser: normaliser!, seed: seed! }
-      const { loss, gradients: found } = await lossAndGradients(options, forward)
+    async (normaliser, seed, isFirst, ...arrays) => {
+      const { loss, gradients: found } = await lossAndGradients(options, { normaliser, seed, arrays } as ForwardInputs)
       // The first batch overwrites, whatever a step that was aborted or diverged left in the sums.
       await mapParameters(found, (gradient, i) =>
         assign(sums[i]!, select(isFirst!, gradient, add(read(sums[i]!), gradient))),
@@ -117,18 +120,18 @@ async function accumulatingStep(options: TrainingStepOptions): Promise<TrainingS
   const update = program((learningRate, step) =>
     applyUpdate(options, state.update, sums.map(read), learningRate!, step!),
   )
-  const collectInputs = (
-    batch: Batch,
-    normaliser: number,
-    index: number,
-    request: Pick<StepRequest, 'step' | 'seed'>,
-  ) => [...batchInputs(batch, normaliser, seedWords(request, index, accumulation)), scalar(index === 0 ? 1 : 0)]
+  const collectInputs = (batch: B, normaliser: number, index: number, request: Pick<StepRequest, 'step' | 'seed'>) => [
+    scalar(normaliser),
+    tensor(seedWords(request, index, accumulation)),
+    scalar(index === 0 ? 1 : 0),
+    ...batchTensors(objective, batch),
+  ]
   return {
     state: state.tensors,
     async run({ batches, signal, ...request }) {
       const normaliser = Math.max(
         1,
-        batches.reduce((total, { tokens }) => total + tokens, 0),
+        batches.reduce((total, batch) => total + objective.weight(batch), 0),
       )
       let loss = 0
       for (const [index, batch] of batches.entries()) {
@@ -152,25 +155,24 @@ async function accumulatingStep(options: TrainingStepOptions): Promise<TrainingS
 const cacheSize = 16
 
 interface ForwardInputs {
-  readonly ids: Sym
-  readonly targets: Sym
-  readonly segments: Sym
   readonly normaliser: Sym
   readonly seed: Sym
+  /** In the order of the objective's inputs. */
+  readonly arrays: readonly Sym[]
 }
 
-async function lossAndGradients(
-  { network, parameters, hook, precision = 'f32' }: TrainingStepOptions,
-  { normaliser, seed, ...inputs }: ForwardInputs,
+async function lossAndGradients<N extends Network, B>(
+  { network, objective, parameters, hook, precision = 'f32' }: TrainingStepOptions<N, B>,
+  { normaliser, seed, arrays }: ForwardInputs,
 ): Promise<{ readonly loss: Sym; readonly gradients: readonly Sym[] }> {
-  const total = await causalLmLoss(network, inputs, { precision, training: true, seed, hook })
-  const loss = div(total, normaliser)
+  const forward = { precision, training: true, seed, hook }
+  const loss = div(await objective.loss(network, namedInputs(objective, arrays), forward), normaliser)
   return { loss, gradients: await gradients(loss, parameters.map(read)) }
 }
 
 /** Traces the update and gives the norm of the gradients. */
 async function applyUpdate(
-  { parameters }: TrainingStepOptions,
+  { parameters }: { readonly parameters: readonly Tensor[] },
   update: TransformState['update'],
   found: readonly Sym[],
   learningRate: Sym,
@@ -188,18 +190,6 @@ const seedWords = (
   index: number,
   accumulation = 1,
 ): Uint32Array => Uint32Array.of(seed, (step - 1) * accumulation + index)
-
-/** Tensors for a batch: ids, targets, segments `[b, t]`, normaliser, seed. */
-function batchInputs(batch: Batch, normaliser: number, seed: Uint32Array): Tensor[] {
-  const shape = [batch.rows, batch.length]
-  return [
-    tensor(batch.inputIds, shape),
-    tensor(batch.targets, shape),
-    tensor(batch.segments, shape),
-    scalar(normaliser),
-    tensor(seed),
-  ]
-}
 
 const updateInputs = ({ learningRate, step }: Pick<StepRequest, 'learningRate' | 'step'>): Tensor[] => [
   scalar(learningRate),

@@ -6,6 +6,7 @@
  *   python test/golden/check_in_peft.py test/golden/heddle-adapter test/golden/tiny-llama \
  *     test/golden/heddle-adapter.ids.json test/golden/heddle-adapter.golden.safetensors
  */
+import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { writeFile } from 'node:fs/promises'
 import { Adapter } from '../../lib/adapters/adapter.js'
 import { lora } from '../../lib/adapters/lora.js'
@@ -20,6 +21,7 @@ const method = lora({ r: 4, lora_alpha: 8, use_rslora: true, target_modules: ['q
 const adapter = await Adapter.attach(network, method, { seed: 5, baseModel: 'tiny-llama' })
 const step = await trainingStep({
   network,
+  objective: causalLm(),
   parameters: [...adapter.parameters().values()],
   optimizer: adamw({ lr: 1e-2 }),
   hook: adapter.hook,

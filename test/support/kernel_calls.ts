@@ -127,15 +127,19 @@ function attentionOperands(random: Random, square: boolean) {
 function attention(random: Random): Call {
   const square = flag(random) === 1
   const { b, s, q, k, statistic } = attentionOperands(random, square)
+  const causal = square ? flag(random) : 0
   return {
     inputs: [f32(...q), f32(...k), f32(...k), square ? maybe(random, i32(b, s)) : null],
     outputs: [f32(...q), maybe(random, f32(...statistic))],
-    attributes: [
-      ['causal', square ? flag(random) : 0],
-      ['scale', 0.25],
-    ],
+    attributes: [['causal', causal], ['scale', 0.25], ...bends(random, causal === 1)],
   }
 }
+
+/** A window, where there may be one, and a cap on the scores. */
+const bends = (random: Random, windowed: boolean): Call['attributes'] => [
+  ['softcap', random.pick([0, 2.5])],
+  ['window', windowed ? random.pick([0, 1, 7, 100]) : 0],
+]
 
 function attentionVjp(random: Random): Call {
   const forward = attention(random)
@@ -151,7 +155,11 @@ function attentionVjp(random: Random): Call {
 function attentionCached(random: Random): Call {
   const { b, q, k } = attentionOperands(random, false)
   const cache = { dtype: random.pick<DType>(['f32', 'bf16']), shape: k }
-  return { inputs: [f32(...q), cache, { ...cache }, i32(b)], outputs: [f32(...q)], attributes: [['scale', 0.25]] }
+  return {
+    inputs: [f32(...q), cache, { ...cache }, i32(b)],
+    outputs: [f32(...q)],
+    attributes: [['scale', 0.25], ...bends(random, true)],
+  }
 }
 
 function crossEntropy(random: Random): Call {
@@ -216,22 +224,37 @@ const convolutionOf =
 
 const plain = (inputs: Operand[], outputs: Operand[]): Call => ({ inputs, outputs, attributes: [] })
 
+/** The same call in f64, every other time. */
+const inEither =
+  (call: (random: Random) => Call) =>
+  (random: Random): Call => {
+    const { inputs, outputs, attributes } = call(random)
+    if (flag(random)) return { inputs, outputs, attributes }
+    const wide = (operand: Operand | null): Operand | null =>
+      operand && (operand.dtype === 'f32' || operand.dtype === 'bf16') ? { ...operand, dtype: 'f64' } : operand
+    return {
+      inputs: inputs.map(wide),
+      outputs: outputs.map(wide),
+      attributes: attributes.map(([name, value]) => [name, name === 'precision' ? 'f32' : value]),
+    }
+  }
+
 export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
-  elementwise,
-  reduce_sum: reduce,
-  reduce_max: reduce,
-  argmax: (random) => {
+  elementwise: inEither(elementwise),
+  reduce_sum: inEither(reduce),
+  reduce_max: inEither(reduce),
+  argmax: inEither((random) => {
     const [n, v] = [size(random), size(random)]
     return plain([f32(n, v)], [i32(n)])
-  },
+  }),
   gather_rows: (random) => {
     const [n, d] = [size(random), size(random)]
     return plain([f32(4 + size(random), d), i32(n, 2)], [f32(n, 2, d)])
   },
-  scatter_add_rows: (random) => {
+  scatter_add_rows: inEither((random) => {
     const [n, d] = [size(random), size(random)]
     return plain([i32(n), f32(n, d)], [f32(4 + size(random), d)])
-  },
+  }),
   gather_last: (random) => {
     const n = size(random)
     return plain([f32(n, 4 + size(random)), i32(n)], [f32(n)])
@@ -264,12 +287,13 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const shape = [size(random), size(random)]
     return plain([f32(...shape)], [f32(...shape)])
   },
+  arange: (random) => plain([], [i32(size(random))]),
   cache_update: (random) => {
     const [b, t, h, d] = [small(random), small(random), small(random), size(random)]
     const cache: Operand = { dtype: random.pick(['f32', 'bf16']), shape: [b, t + size(random), h, d] }
     return plain([cache, f32(b, t, h, d), i32(b)], [cache])
   },
-  matmul,
+  matmul: inEither(matmul),
   low_rank_matmul: lowRankMatmul,
   linear_cross_entropy: crossEntropy,
   linear_cross_entropy_vjp: crossEntropyVjp,
@@ -328,7 +352,7 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
   rope: (random) => {
     const [b, t, h, half] = [small(random), size(random), small(random), size(random)]
     const table = f32(random.pick([1, b]), t, half)
-    const x = f32(b, t, h, 2 * half)
+    const x = f32(b, t, h, 2 * half + random.pick([0, 3]))
     return { inputs: [x, table, { ...table }], outputs: [{ ...x }], attributes: [['inverse', flag(random)]] }
   },
   attention,

@@ -1,13 +1,23 @@
 /** Scaled dot-product attention without a kept score matrix (Dao 2023, arXiv 2307.08691); grouped-query heads. */
 import { sameShape, shapeText } from '../../tensor/dtype.js'
-import { defineOperator, misuse } from '../operator.js'
+import { pullbackOf } from '../grad.js'
+import { type Decomposition, defineOperator, misuse } from '../operator.js'
 import type { Sym } from '../sym.js'
+import { add, cast, equal, exp, greaterEqual, mul, select, sub } from './elementwise.js'
+import { arange, transpose } from './index.js'
+import { matmul } from './matmul.js'
+import { reshape } from './reduce.js'
+import { logSumExp } from './softmax.js'
 
 /** Masking and scale of {@link attention}. */
 export interface AttentionOptions {
   readonly causal?: boolean
   /** Factor on the scores; default 1/√d. */
   readonly scale?: number
+  /** Scores are bent to softcap · tanh(score / softcap), as Gemma 2 does; default: not. */
+  readonly softcap?: number | undefined
+  /** A query sees itself and the `window - 1` keys before it; needs `causal`. Default: all. */
+  readonly window?: number | undefined
   /** `i32 [b, s]`: a query sees only keys of its own segment (documents in a packed row, padding). */
   readonly segments?: Sym | undefined
 }
@@ -24,13 +34,38 @@ function checkHeads(op: string, q: Sym, k: Sym, v: Sym): void {
     )
 }
 
+/** Queries see the keys where `visible`, of a shape that broadcasts to [b, hk, h / hk, t, s], is not 0. */
+function explicitAttention([q, k, v]: readonly [Sym, Sym, Sym], scale: number, visible: Sym | undefined): Sym[] {
+  const [b, t, h, d] = q.shape as [number, number, number, number]
+  const [, s, kvHeads] = k.shape as [number, number, number]
+  const group = h / kvHeads
+  const perHead = (x: Sym): Sym => transpose(cast(x, q.dtype), [0, 2, 1, 3])
+  const queries = reshape(perHead(q), [b, kvHeads, group * t, d])
+  const products = matmul(queries, perHead(k), { transposeB: true, alpha: scale })
+  const scores = reshape(products, [b, kvHeads, group, t, s])
+  const seen = visible ? select(visible, scores, -1e30) : scores
+  const lse = logSumExp(seen)
+  const weights = exp(sub(seen, reshape(lse, [b, kvHeads, group, t, 1])))
+  const mixed = matmul(reshape(weights, [b, kvHeads, group * t, s]), perHead(v))
+  return [transpose(reshape(mixed, [b, h, t, d]), [0, 2, 1, 3]), reshape(lse, [b, h, t])]
+}
+
+const decompose: Decomposition = ([q, k, v, segments], { causal, scale }) => {
+  const [b, t] = q!.shape as [number, number]
+  const s = k!.shape[1]!
+  const order = causal === 1 ? greaterEqual(reshape(arange(t), [t, 1]), arange(s)) : undefined
+  const alike = segments && equal(reshape(segments, [b, 1, 1, t, 1]), reshape(segments, [b, 1, 1, 1, s]))
+  return explicitAttention([q!, k!, v!], scale as number, order && alike ? mul(order, alike) : (order ?? alike))
+}
+
 const attentionOf = defineOperator({
   name: 'attention',
-  attributes: { causal: 'i64', scale: 'f64' },
-  types: ([q, k, v, segments], { causal }) => {
+  attributes: { causal: 'i64', scale: 'f64', softcap: 'f64', window: 'i64' },
+  types: ([q, k, v, segments], { causal, window }) => {
     checkHeads('attention', q!, k!, v!)
     const [b, t, h] = q!.shape
     const s = k!.shape[1]
+    if (window !== 0 && causal !== 1) misuse('attention', 'a causal mask with a window', 'a window without one')
     if ((causal === 1 || segments) && t !== s) misuse('attention', 'as many queries as keys', `${t} and ${s}`)
     if (segments && !sameShape(segments.shape, [b!, s!]))
       misuse('attention', `segments [${b}, ${s}]`, shapeText(segments.shape))
@@ -40,6 +75,7 @@ const attentionOf = defineOperator({
     ]
   },
   optionalOutputs: [1],
+  decompose,
   vjp: ({ inputs: [q, k, v, segments], outputs: [o, lse], attributes, gradients: [g] }) => [
     ...attentionVjpOf([q, k, v, segments, o, lse, g], attributes),
     undefined,
@@ -48,27 +84,45 @@ const attentionOf = defineOperator({
 
 const attentionVjpOf = defineOperator({
   name: 'attention_vjp',
-  attributes: { causal: 'i64', scale: 'f64' },
+  attributes: { causal: 'i64', scale: 'f64', softcap: 'f64', window: 'i64' },
   types: ([q, k, v]) => [q!, k!, v!],
-  vjp: { none: 'second derivatives of attention are not declared yet' },
+  decompose: ([q, k, v, segments, , , g], attributes) =>
+    pullbackOf((inputs) => decompose([...inputs, segments], attributes), [q!, k!, v!], [g]),
+  vjp: 'decomposition',
+})
+
+const attributesOf = ({ softcap = 0, window = 0 }: AttentionOptions): { softcap: number; window: number } => ({
+  softcap,
+  window,
 })
 
 /** softmax(scale · q kᵀ, masked) v for `q [b, t, h, d]`, `k, v [b, s, hk, d]` → `[b, t, h, d]`. */
 export function attention(q: Sym, k: Sym, v: Sym, options: AttentionOptions = {}): Sym {
   const { causal = false, scale = 1 / Math.sqrt(q.shape.at(-1)!), segments } = options
-  return attentionOf([q, k, v, segments], { causal: Number(causal), scale })[0]!
+  return attentionOf([q, k, v, segments], { causal: Number(causal), scale, ...attributesOf(options) })[0]!
 }
 
 const cachedOf = defineOperator({
   name: 'attention_cached',
-  attributes: { scale: 'f64' },
+  attributes: { scale: 'f64', softcap: 'f64', window: 'i64' },
   types: ([q, k, v]) => {
     checkHeads('attention_cached', q!, k!, v!)
     return [{ shape: q!.shape, dtype: 'f32' }]
   },
+  decompose: ([q, k, v, position], { scale }) => {
+    const [b, t] = q!.shape as [number, number]
+    const last = add(reshape(position!, [b, 1]), reshape(arange(t), [1, t]))
+    const visible = greaterEqual(reshape(last, [b, 1, 1, t, 1]), arange(k!.shape[1]!))
+    return explicitAttention([q!, k!, v!], scale as number, visible).slice(0, 1)
+  },
   vjp: { none: 'the cached form is for inference only' },
 })
 
+/** Scale, cap and window of {@link attentionCached}, as in {@link attention}. */
+export type CachedAttentionOptions = Pick<AttentionOptions, 'scale' | 'softcap' | 'window'>
+
 /** Attention of `q [b, t, h, d]` to cache rows `j ≤ position[b] + i`, caches `[b, s, hk, d]`. */
-export const attentionCached = (q: Sym, k: Sym, v: Sym, position: Sym, scale = 1 / Math.sqrt(q.shape.at(-1)!)): Sym =>
-  cachedOf([q, k, v, position], { scale })[0]!
+export function attentionCached(q: Sym, k: Sym, v: Sym, position: Sym, options: CachedAttentionOptions = {}): Sym {
+  const { scale = 1 / Math.sqrt(q.shape.at(-1)!) } = options
+  return cachedOf([q, k, v, position], { scale, ...attributesOf(options) })[0]!
+}

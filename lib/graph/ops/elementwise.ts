@@ -1,9 +1,13 @@
-/** Elementwise operators. Shapes broadcast as in NumPy; computed in f32. Neighbours are fused into one instruction. */
+/**
+ * Elementwise operators. Shapes broadcast as in NumPy; computed in f32, or in f64 when every floating operand is f64.
+ * Neighbours are fused into one instruction.
+ */
 import type { DType } from '../../tensor/dtype.js'
 import { sameShape, shapeText } from '../../tensor/dtype.js'
-import { defineOperator, misuse, type Vjp } from '../operator.js'
+import { defineOperator, floatType, gradientType, misuse, type Vjp } from '../operator.js'
 import { Sym, Trace } from '../sym.js'
 import { sumTo } from './reduce.js'
+import { stopGradient } from './stop_gradient.js'
 
 /** A symbolic value, or a number that becomes a scalar constant. */
 export type Operand = Sym | number
@@ -25,28 +29,28 @@ export function broadcastShapes(shapes: readonly (readonly number[])[]): number[
 const constantOf = defineOperator({
   name: 'constant',
   kind: 'elementwise',
-  attributes: { value: 'f64' },
-  types: () => [{ shape: [], dtype: 'f32' }],
+  attributes: { value: 'f64', dtype: 'string' },
+  types: (_, { dtype }) => [{ shape: [], dtype: dtype as DType }],
   vjp: { none: 'a constant depends on nothing' },
 })
 
 /** Constants by value: thousands of operators of a large trace share a few. */
-const shared = new WeakMap<Trace, Map<number, Sym>>()
+const shared = new WeakMap<Trace, Map<string, Sym>>()
 
 /** A scalar constant. */
-export function constant(value: number): Sym {
+export function constant(value: number, dtype: 'f32' | 'f64' = 'f32'): Sym {
   const trace = Trace.current('constant')
-  const known = shared.get(trace) ?? new Map<number, Sym>()
+  const known = shared.get(trace) ?? new Map<string, Sym>()
   shared.set(trace, known)
-  // A map takes -0 for 0.
-  const made = (!Object.is(value, -0) && known.get(value)) || constantOf([], { value })[0]!
-  if (!Object.is(value, -0)) known.set(value, made)
+  const key = `${dtype} ${Object.is(value, -0) ? '-0' : value}`
+  const made = known.get(key) ?? constantOf([], { value, dtype })[0]!
+  known.set(key, made)
   return made
 }
 
-const asSym = (operand: Operand): Sym => (operand instanceof Sym ? operand : constant(operand))
-
-function declare(name: string, arity: number, vjp: Vjp | { readonly none: string }) {
+/** `conditions`: leading operands that only choose, and so may be of any dtype. */
+function declare(name: string, arity: number, vjp: Vjp | { readonly none: string }, conditions = 0) {
+  const dtypeOf = (inputs: readonly (Sym | undefined)[]) => floatType(name, inputs.slice(conditions))
   const apply = defineOperator({
     name,
     kind: 'elementwise',
@@ -54,11 +58,14 @@ function declare(name: string, arity: number, vjp: Vjp | { readonly none: string
       const shapes = inputs.map((input) => input?.shape ?? misuse(name, `${arity} inputs`, 'nothing'))
       const shape =
         broadcastShapes(shapes) ?? misuse(name, 'shapes that broadcast', shapes.map(shapeText).join(' and '))
-      return [{ shape, dtype: 'f32' }]
+      return [{ shape, dtype: dtypeOf(inputs) }]
     },
     vjp,
   })
-  return (...operands: readonly Operand[]): Sym => apply(operands.map(asSym))[0]!
+  return (...operands: readonly Operand[]): Sym => {
+    const dtype = dtypeOf(operands.map((operand) => (operand instanceof Sym ? operand : undefined)))
+    return apply(operands.map((operand) => (operand instanceof Sym ? operand : constant(operand, dtype))))[0]!
+  }
 }
 
 /** A unary operator whose derivative is `derivative(x, y)`, with y the operator's own result. */
@@ -83,7 +90,7 @@ const piecewise = { none: 'its derivative is zero almost everywhere' } as const
 /** −x */
 export const neg = unary('neg', () => -1)
 /** |x|; the derivative at 0 is 0. */
-export const abs = unary('abs', (x) => sign(x))
+export const abs = unary('abs', (x) => stopGradient(sign(x)))
 /** e to the x */
 export const exp = unary('exp', (_, y) => y)
 /** Natural logarithm. */
@@ -110,7 +117,7 @@ export const silu = unary('silu', (x, y) => {
   return add(gate, mul(y, sub(1, gate)))
 })
 /** max(x, 0) */
-export const relu = unary('relu', (x) => greater(x, 0))
+export const relu = unary('relu', (x) => stopGradient(greater(x, 0)))
 /** log(1 + e^x), exact in both tails. */
 export const softplus = unary('softplus', (x) => sigmoid(x))
 /** The Gauss error function. */
@@ -147,14 +154,14 @@ export const div = binary(
 /** The larger of two; where they are equal the gradient goes to the first. */
 export const maximum = binary(
   'maximum',
-  (g, a, b) => mul(g, greaterEqual(a, b)),
-  (g, a, b) => mul(g, less(a, b)),
+  (g, a, b) => mul(g, stopGradient(greaterEqual(a, b))),
+  (g, a, b) => mul(g, stopGradient(less(a, b))),
 )
 /** The smaller of two; where they are equal the gradient goes to the first. */
 export const minimum = binary(
   'minimum',
-  (g, a, b) => mul(g, sub(1, greater(a, b))),
-  (g, a, b) => mul(g, greater(a, b)),
+  (g, a, b) => mul(g, sub(1, stopGradient(greater(a, b)))),
+  (g, a, b) => mul(g, stopGradient(greater(a, b))),
 )
 /** a to the power b, for a > 0. */
 export const pow = binary(
@@ -183,6 +190,7 @@ export const select: (condition: Operand, a: Operand, b: Operand) => Sym = decla
     wanted[1] ? sumTo(select(condition!, g!, 0), a!.shape) : undefined,
     wanted[2] ? sumTo(select(condition!, 0, g!), b!.shape) : undefined,
   ],
+  1,
 )
 
 /** {@link select} under PyTorch's name. */
@@ -234,7 +242,7 @@ const castOf = defineOperator({
   kind: 'elementwise',
   attributes: { dtype: 'string' },
   types: ([x], { dtype }) => [{ shape: x!.shape, dtype: dtype as DType }],
-  vjp: ({ inputs: [x], gradients: [g] }) => [x!.dtype === 'f32' ? cast(g!, 'f32') : undefined],
+  vjp: ({ inputs: [x], gradients: [g] }) => [x!.dtype === gradientType(x!) ? cast(g!, x!.dtype) : undefined],
 })
 
 /** The same values in another dtype; to an integer type they are cut towards zero. */

@@ -1,6 +1,6 @@
 /** Operators that move elements: rows by index, slices, concatenation, permutation, cache rows. */
 import { sameShape, shapeText } from '../../tensor/dtype.js'
-import { defineOperator, misuse, typeText } from '../operator.js'
+import { defineOperator, floatType, misuse, typeText } from '../operator.js'
 import type { Sym } from '../sym.js'
 
 const list = (value: unknown): readonly number[] => value as readonly number[]
@@ -25,7 +25,10 @@ const scatterAddRowsOf = defineOperator({
   name: 'scatter_add_rows',
   attributes: { rows: 'i64' },
   types: ([index, source], { rows }) => [
-    { shape: [rows as number, ...source!.shape.slice(expectIndex('scatter_add_rows', index).rank)], dtype: 'f32' },
+    {
+      shape: [rows as number, ...source!.shape.slice(expectIndex('scatter_add_rows', index).rank)],
+      dtype: floatType('scatter_add_rows', [source]),
+    },
   ],
   vjp: ({ inputs: [index], gradients: [g] }) => [undefined, gatherRows(g!, index!)],
 })
@@ -39,7 +42,7 @@ const gatherLastOf = defineOperator({
   types: ([x, index]) => {
     if (!sameShape(x!.shape.slice(0, -1), expectIndex('gather_last', index).shape))
       misuse('gather_last', `an index of shape ${shapeText(x!.shape.slice(0, -1))}`, shapeText(index!.shape))
-    return [{ shape: index!.shape, dtype: 'f32' }]
+    return [{ shape: index!.shape, dtype: x!.dtype }]
   },
   vjp: ({ inputs: [x, index], gradients: [g] }) => [scatterLast(index!, g!, x!.shape.at(-1)!), undefined],
 })
@@ -53,7 +56,7 @@ const scatterLastOf = defineOperator({
   types: ([index, source], { size }) => {
     if (!sameShape(source!.shape, expectIndex('scatter_last', index).shape))
       misuse('scatter_last', `a source of shape ${shapeText(index!.shape)}`, shapeText(source!.shape))
-    return [{ shape: [...index!.shape, size as number], dtype: 'f32' }]
+    return [{ shape: [...index!.shape, size as number], dtype: source!.dtype }]
   },
   vjp: ({ inputs: [index], gradients: [g] }) => [undefined, gatherLast(g!, index!)],
 })
@@ -81,7 +84,7 @@ const sliceOf = defineOperator({
 const sliceVjpOf = defineOperator({
   name: 'slice_vjp',
   attributes: { start: 'i64[]', step: 'i64[]', shape: 'i64[]' },
-  types: (_, { shape }) => [{ shape: list(shape), dtype: 'f32' }],
+  types: ([x], { shape }) => [{ shape: list(shape), dtype: x!.dtype }],
   vjp: ({ inputs: [x], attributes: { start, step }, gradients: [g] }) => [
     sliceOf([g!], { start: start!, step: step!, shape: x!.shape })[0],
   ],
@@ -175,6 +178,16 @@ const copyOf = defineOperator({
 
 /** The same elements in a buffer of their own. */
 export const copy = (x: Sym): Sym => copyOf([x])[0]!
+
+const arangeOf = defineOperator({
+  name: 'arange',
+  attributes: { count: 'i64' },
+  types: (_, { count }) => [{ shape: [count as number], dtype: 'i32' }],
+  vjp: { none: 'counting depends on nothing' },
+})
+
+/** 0, 1, … count − 1 as `i32 [count]`. */
+export const arange = (count: number): Sym => arangeOf([], { count })[0]!
 
 const cacheUpdateOf = defineOperator({
   name: 'cache_update',

@@ -1,10 +1,29 @@
 /** Cross-entropy fused with the output projection, so that logits over a large vocabulary are never kept. */
 import { sameShape, shapeText } from '../../tensor/dtype.js'
-import { defineOperator, misuse } from '../operator.js'
+import { pullbackOf } from '../grad.js'
+import { type Decomposition, defineOperator, misuse } from '../operator.js'
 import type { Sym } from '../sym.js'
-import { mul } from './elementwise.js'
-import type { Precision } from './matmul.js'
+import { cast, exp, mul, notEqual, select, sub } from './elementwise.js'
+import { gatherLast, scatterLast } from './index.js'
+import { matmul, type Precision } from './matmul.js'
 import { reshape } from './reduce.js'
+import { logSumExp } from './softmax.js'
+
+const decompose: Decomposition = ([x, weight, targets], attributes) => {
+  const precision = attributes.precision as Precision
+  const w = cast(weight!, x!.dtype)
+  const logits = matmul(x!, w, { transposeB: true, precision })
+  const counted = cast(notEqual(targets!, -100), x!.dtype)
+  const index = cast(select(counted, targets!, 0), 'i32')
+  const lse = logSumExp(logits)
+  const column = (rows: Sym): Sym => reshape(rows, [-1, 1])
+  const errors = sub(exp(sub(logits, column(lse))), scatterLast(index, counted, w.shape[0]!))
+  return [
+    mul(counted, sub(lse, gatherLast(logits, index))),
+    mul(counted, lse),
+    mul(column(counted), matmul(errors, w, { precision })),
+  ]
+}
 
 const apply = defineOperator({
   name: 'linear_cross_entropy',
@@ -22,6 +41,7 @@ const apply = defineOperator({
     return [{ shape: rows, dtype: 'f32' }, { shape: rows, dtype: 'f32' }, x!]
   },
   optionalOutputs: [2],
+  decompose,
   vjp: ({ inputs: [x, weight, targets], outputs: [, lse, dx], attributes, gradients: [g], wanted }) => {
     const dw = wanted[1] ? applyVjp([x, weight, targets, lse, g], attributes) : undefined
     // The forward pass has the probabilities at hand, so it hands out d nll / d x almost for free.
@@ -35,7 +55,9 @@ const applyVjp = defineOperator({
   attributes: { precision: 'string' },
   types: ([x, weight]) => [x!, weight!],
   optionalOutputs: [0, 1],
-  vjp: { none: 'second derivatives of linear_cross_entropy are not declared yet' },
+  decompose: ([x, weight, targets, , g], attributes) =>
+    pullbackOf((inputs) => decompose([...inputs, targets], attributes), [x!, weight!], [g]),
+  vjp: 'decomposition',
 })
 
 /** How {@link linearCrossEntropy} multiplies. */

@@ -1,12 +1,16 @@
 /** Matrix products. Frozen right operands are packed once into the matmul library's own layout. */
 import { sameShape } from '../../tensor/dtype.js'
-import { defineOperator, misuse, typeText, type VjpContext } from '../operator.js'
+import { defineOperator, floatType, misuse, typeText, type VjpContext } from '../operator.js'
 import type { Sym } from '../sym.js'
 import { mul } from './elementwise.js'
 import { reshape, sum, sumTo } from './reduce.js'
 
-/** How operands are multiplied: `bf16` rounds them to bf16 and accumulates in f32; inputs and outputs stay f32. */
-export type Precision = 'f32' | 'bf16'
+/**
+ * How operands are multiplied: `bf16` rounds them to bf16 and accumulates in f32. `stored` multiplies up to 32 rows with
+ * a frozen matrix in the quantised blocks of its file (activations are rounded to 16 bits per 32 values), and is `bf16`
+ * for everything else. Inputs and outputs stay f32.
+ */
+export type Precision = 'f32' | 'bf16' | 'stored'
 
 /** Transposes, factor and addend of {@link matmul}. */
 export interface MatmulOptions {
@@ -22,7 +26,7 @@ export interface MatmulOptions {
 const apply = defineOperator({
   name: 'matmul',
   attributes: { transpose_a: 'i64', transpose_b: 'i64', alpha: 'f64', precision: 'string' },
-  types: ([a, b, c], { transpose_a, transpose_b }) => {
+  types: ([a, b, c], { transpose_a, transpose_b, precision }) => {
     const [k, m] = lastTwo(a!, transpose_a === 0)
     const [n, inner] = lastTwo(b!, transpose_b === 0)
     const batch = a!.shape.slice(0, -2)
@@ -31,7 +35,10 @@ const apply = defineOperator({
     const shape = [...batch, m, n]
     if (c && !sameShape(c.shape, shape) && !sameShape(c.shape, [n]))
       misuse('matmul', `an addend [${shape}] or [${n}]`, typeText(c))
-    return [{ shape, dtype: 'f32' }]
+    const dtype = floatType('matmul', c ? [a, b, c] : [a, b])
+    if (dtype === 'f64' && precision !== 'f32')
+      misuse('matmul', "precision 'f32' (the operands' own) for f64", `'${precision}'`, 'ERR_HEDDLE_DTYPE')
+    return [{ shape, dtype }]
   },
   vjp: matmulVjp,
   inPlace: [[2, 0]],

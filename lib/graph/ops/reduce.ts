@@ -1,8 +1,9 @@
 /** Reductions over axes, and the reshape that goes with them. */
 import { elementCount, sameShape, shapeText } from '../../tensor/dtype.js'
-import { defineOperator, misuse } from '../operator.js'
+import { defineOperator, floatType, misuse } from '../operator.js'
 import type { Sym, SymType } from '../sym.js'
 import { broadcastTo, div, equal, mul } from './elementwise.js'
+import { stopGradient } from './stop_gradient.js'
 
 /** Which axes a reduction runs over. */
 export interface ReduceOptions {
@@ -33,7 +34,7 @@ export function reshape(x: Sym, shape: readonly number[]): Sym {
 }
 
 const reducedType = ([x]: readonly (Sym | undefined)[], axes: readonly number[]): readonly SymType[] => [
-  { shape: x!.shape.filter((_, axis) => !axes.includes(axis)), dtype: 'f32' },
+  { shape: x!.shape.filter((_, axis) => !axes.includes(axis)), dtype: floatType('reduce', [x]) },
 ]
 
 const reduceSum = defineOperator({
@@ -51,7 +52,7 @@ const reduceMax = defineOperator({
   types: (inputs, { axes }) => reducedType(inputs, axes as readonly number[]),
   vjp: ({ inputs: [x], outputs: [y], attributes, gradients: [g] }) => {
     const axes = attributes.axes as readonly number[]
-    const isMax = equal(x!, restoreAxes(y!, x!, axes))
+    const isMax = stopGradient(equal(x!, restoreAxes(y!, x!, axes)))
     const share = div(isMax, sum(isMax, { axes, keepDims: true }))
     return [mul(share, restoreAxes(g!, x!, axes))]
   },

@@ -2,6 +2,9 @@
 import { shapeText } from '../../tensor/dtype.js'
 import { defineOperator, misuse, typeText } from '../operator.js'
 import type { Sym } from '../sym.js'
+import { add, cast, mul, sub } from './elementwise.js'
+import { concat, slice } from './index.js'
+import { reshape } from './reduce.js'
 
 const tableOf = defineOperator({
   name: 'rope_table',
@@ -40,13 +43,25 @@ const ropeOf = defineOperator({
       x!.rank !== 4 ||
       cos!.rank !== 3 ||
       cos!.shape[1] !== t ||
-      cos!.shape[2]! * 2 !== d ||
+      !(cos!.shape[2]! * 2 <= d!) ||
       ![1, b].includes(cos!.shape[0]!)
     )
-      misuse('rope', `a table [${b}, ${t}, ${d! / 2}]`, `${shapeText(cos!.shape)} for x ${shapeText(x!.shape)}`)
+      misuse('rope', `a table [${b}, ${t}, at most ${d! / 2}]`, `${shapeText(cos!.shape)} for x ${shapeText(x!.shape)}`)
     return [{ shape: x!.shape, dtype: 'f32' }]
   },
   inPlace: [[0, 0]],
+  decompose: ([x, cosines, sines], { inverse }) => {
+    const half = x!.shape[3]! / 2
+    const perHead = (table: Sym): Sym => {
+      const [b, t, d] = table.shape
+      return reshape(cast(table, x!.dtype), [b!, t!, 1, d!])
+    }
+    const [cos, sin] = [perHead(cosines!), perHead(sines!)]
+    const left = slice(x!, [{ axis: 3, start: 0, end: half }])
+    const right = slice(x!, [{ axis: 3, start: half, end: 2 * half }])
+    const [less, more] = inverse === 1 ? [add, sub] : [sub, add]
+    return [concat([less(mul(left, cos), mul(right, sin)), more(mul(right, cos), mul(left, sin))], 3)]
+  },
   vjp: ({ inputs: [, cos, sin], attributes: { inverse }, gradients: [g] }) => [
     ropeOf([g, cos, sin], { inverse: 1 - (inverse as number) })[0],
     undefined,
@@ -54,5 +69,5 @@ const ropeOf = defineOperator({
   ],
 })
 
-/** Rotates the pairs of `x [b, t, h, d]` by the table's angles. */
+/** Rotates pairs (i, i + r) of `x [b, t, h, d]` by the angles of a table with r columns; elements from 2 r on stay. */
 export const rope = (x: Sym, { cos, sin }: RopeTable): Sym => ropeOf([x, cos, sin], { inverse: 0 })[0]!

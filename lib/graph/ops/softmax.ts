@@ -2,13 +2,18 @@
 import { defineOperator } from '../operator.js'
 import type { Sym } from '../sym.js'
 import { alongAxis, axisOf, moveAxis } from './axes.js'
-import { exp, mul, sub } from './elementwise.js'
-import { reshape, sum } from './reduce.js'
+import { add, div, exp, log, mul, sub } from './elementwise.js'
+import { max, reshape, sum } from './reduce.js'
+import { stopGradient } from './stop_gradient.js'
 
 const softmaxOf = defineOperator({
   name: 'softmax',
   types: ([x]) => [{ shape: x!.shape, dtype: 'f32' }],
   inPlace: [[0, 0]],
+  decompose: ([x]) => {
+    const shifted = exp(sub(x!, stopGradient(max(x!, { axes: [-1], keepDims: true }))))
+    return [div(shifted, sum(shifted, { axes: [-1], keepDims: true }))]
+  },
   vjp: ({ outputs: [y], gradients: [g] }) => [softmaxVjp(y!, g!)],
 })
 
@@ -16,6 +21,7 @@ const softmaxVjpOf = defineOperator({
   name: 'softmax_vjp',
   types: ([y]) => [{ shape: y!.shape, dtype: 'f32' }],
   inPlace: [[1, 0]],
+  decompose: ([y, g]) => [mul(y!, sub(g!, rowDot(g!, y!)))],
   vjp: ({ inputs: [y, g], gradients: [h], wanted }) => [
     wanted[0] ? sub(mul(h!, sub(g!, rowDot(g!, y!))), mul(g!, rowDot(h!, y!))) : undefined,
     wanted[1] ? softmaxVjp(y!, h!) : undefined,
@@ -30,6 +36,10 @@ const rowDot = (a: Sym, b: Sym): Sym => sum(mul(a, b), { axes: [-1], keepDims: t
 const logSumExpOf = defineOperator({
   name: 'log_sum_exp',
   types: ([x]) => [{ shape: x!.shape.slice(0, -1), dtype: 'f32' }],
+  decompose: ([x]) => {
+    const largest = stopGradient(max(x!, { axes: [-1], keepDims: true }))
+    return [add(log(sum(exp(sub(x!, largest)), { axes: [-1] })), reshape(largest, x!.shape.slice(0, -1)))]
+  },
   vjp: ({ inputs: [x], outputs: [y], gradients: [g] }) => {
     const column = [...y!.shape, 1]
     return [mul(reshape(g!, column), exp(sub(x!, reshape(y!, column))))]

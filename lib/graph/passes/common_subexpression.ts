@@ -1,5 +1,6 @@
-/** Computes equal expressions once. Operators have no hidden state (randomness comes from seeds), so equal is equal. */
-import { absent, type Graph } from '../graph.js'
+/** Computes equal expressions once, and drops views that change nothing. Operators have no hidden state (randomness comes from seeds), so equal is equal. */
+import { sameShape } from '../../tensor/dtype.js'
+import { absent, type Graph, isAlias, type Step } from '../graph.js'
 import { operatorOf } from '../operator.js'
 import { pause } from '../pause.js'
 
@@ -15,7 +16,11 @@ export async function mergeCommonSubexpressions(graph: Graph): Promise<void> {
       kept.push(step)
       continue
     }
-    const key = `${step.op}|${step.inputs.join()}|${JSON.stringify(step.attributes)}`
+    if (isAlias(step) && sameShape(graph.values[step.inputs[0]!]!.shape, graph.values[step.outputs[0]!]!.shape)) {
+      replacement.set(step.outputs[0]!, step.inputs[0]!)
+      continue
+    }
+    const key = `${step.op}|${step.inputs.join()}|${attributeText(step)}`
     const twin = seen.get(key)
     if (twin) {
       for (const [i, output] of step.outputs.entries()) replacement.set(output, twin[i]!)
@@ -28,3 +33,9 @@ export async function mergeCommonSubexpressions(graph: Graph): Promise<void> {
   graph.outputs = graph.outputs.map(current)
   for (const assignment of graph.assignments) assignment.value = current(assignment.value)
 }
+
+/** JSON has no word for -0, infinities and NaN, which only constants hold. */
+const attributeText = ({ op, attributes }: Step): string =>
+  op === 'constant'
+    ? `${attributes.dtype} ${Object.is(attributes.value, -0) ? '-0' : attributes.value}`
+    : JSON.stringify(attributes)

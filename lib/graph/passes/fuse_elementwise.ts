@@ -9,48 +9,81 @@ import { pause } from '../pause.js'
 interface Group {
   readonly members: Set<Step>
   readonly shape: readonly number[]
+  readonly computedIn: 'f32' | 'f64'
   readonly backward: boolean
 }
 
 export async function fuseElementwise(graph: Graph): Promise<void> {
   const position = new Map(graph.steps.map((step, index) => [step, index]))
   const groups = await formGroups(graph, position)
+  const by = producers(graph)
+  let order = await orderOf(graph, groups, by)
+  for (; !Array.isArray(order); order = await orderOf(graph, groups, by))
+    for (const member of order.members) groups.set(member, { ...order, members: new Set([member]) })
   const leaving = new Set(results(graph))
   await pause()
   const readers = consumers(graph)
   await pause()
-  const by = producers(graph)
-  const emitted = new Set<Group>()
-  const done = new Set<Step>()
   const steps: Step[] = []
-  // A group runs at its last member's place unless an earlier reader outside needs it: emit on demand.
-  const emit = (step: Step): void => {
-    const group = groups.get(step)
-    if (group ? emitted.has(group) : done.has(step)) return
-    if (group) emitted.add(group)
-    else done.add(step)
-    for (const member of group?.members ?? [step])
-      for (const input of member.inputs) {
-        const producer = input === absent ? undefined : by[input]
-        if (producer && !group?.members.has(producer)) emit(producer)
-      }
-    if (!group) steps.push(step)
-    else if (!isLoneConstant(group, readers, leaving)) {
-      const order = [...group.members].sort((a, b) => position.get(a)! - position.get(b)!)
-      steps.push(instructionOf(group, order, { groups, readers, leaving, by }))
+  for (const [index, unit] of order.entries()) {
+    if (index % 16 === 0) await pause()
+    if (!isGroup(unit)) steps.push(unit)
+    else if (!isLoneConstant(unit, readers, leaving)) {
+      const members = [...unit.members].sort((a, b) => position.get(a)! - position.get(b)!)
+      steps.push(instructionOf(unit, members, { groups, readers, leaving, by }))
     }
   }
+  graph.steps = steps
+}
+
+type Unit = Group | Step
+
+const isGroup = (unit: Unit): unit is Group => 'members' in unit
+
+/**
+ * Steps and groups such that producers come first: a group at its last member's place, unless a reader outside needs it
+ * earlier. Gives a group instead that waits for itself through another one.
+ */
+async function orderOf(
+  graph: Graph,
+  groups: ReadonlyMap<Step, Group>,
+  by: readonly (Step | undefined)[],
+): Promise<Unit[] | Group> {
   const last = new Map<Group, Step>()
   for (const step of graph.steps) {
     const group = groups.get(step)
     if (group) last.set(group, step)
   }
+  const order: Unit[] = []
+  const finished = new Set<Unit>()
+  const open = new Set<Unit>()
+  let circular: Group | undefined
+  const emit = (unit: Unit): void => {
+    if (finished.has(unit)) return
+    if (open.has(unit)) {
+      const opened = [...open]
+      const cycle = opened.slice(opened.indexOf(unit))
+      circular ??= cycle.find((other): other is Group => isGroup(other) && other.members.size > 1)
+      return
+    }
+    open.add(unit)
+    for (const member of isGroup(unit) ? unit.members : [unit])
+      for (const input of member.inputs) {
+        const producer = input === absent ? undefined : by[input]
+        const source = producer && (groups.get(producer) ?? producer)
+        if (source && source !== unit) emit(source)
+      }
+    open.delete(unit)
+    finished.add(unit)
+    order.push(unit)
+  }
   for (const [index, step] of graph.steps.entries()) {
     const group = groups.get(step)
-    if (!group || last.get(group) === step) emit(step)
+    if (!group || last.get(group) === step) emit(group ?? step)
+    if (circular) return circular
     if (index % 16 === 0) await pause()
   }
-  graph.steps = steps
+  return order
 }
 
 async function formGroups(graph: Graph, position: ReadonlyMap<Step, number>): Promise<Map<Step, Group>> {
@@ -61,20 +94,27 @@ async function formGroups(graph: Graph, position: ReadonlyMap<Step, number>): Pr
     const step = graph.steps[index]!
     if (!isElementwise(step)) continue
     const { shape, dtype } = graph.values[step.outputs[0]!]!
-    groups.set(step, { members: new Set([step]), shape, backward: step.backward })
+    const computedIn = elementType(graph, step)
+    groups.set(step, { members: new Set([step]), shape, computedIn, backward: step.backward })
     // A narrowing cast rounds where it is stored, so its readers must read it from memory.
-    if (step.op === 'constant' || dtype !== 'f32') continue
+    if (step.op === 'constant' || dtype !== computedIn) continue
     for (const reader of readers[step.outputs[0]!]!) {
       const mine = groups.get(step)!
       const theirs = groups.get(reader)
       if (!theirs || theirs === mine || theirs.backward !== mine.backward || !sameShape(theirs.shape, shape)) continue
+      if (theirs.computedIn !== computedIn) continue
       if (!closesCycle(mine, theirs, readers, position)) merge(mine, theirs, groups)
     }
   }
   return groups
 }
 
-/** True when merging two groups would close a cycle through steps outside of both. */
+/** What the kernel computes a step in: f64 as soon as one operand is f64. */
+function elementType({ values }: Graph, { inputs, outputs }: Step): 'f32' | 'f64' {
+  return [...inputs, ...outputs].some((value) => values[value]!.dtype === 'f64') ? 'f64' : 'f32'
+}
+
+/** True when merging two groups would close a cycle through single steps outside of both. */
 function closesCycle(a: Group, b: Group, readers: readonly Step[][], position: ReadonlyMap<Step, number>): boolean {
   const around = (from: Group, to: Group): boolean => {
     const starts: Step[] = []

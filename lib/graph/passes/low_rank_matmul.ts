@@ -57,6 +57,8 @@ function lowRankUpdateOf(base: Step, around: Surroundings): LowRankUpdate | unde
   if (by[b]?.op !== 'bound' || written.has(b)) return undefined
   const isInner = (value: number): boolean => readers[value]!.length === 1 && !leaving.has(value)
   const { precision } = base.attributes
+  // A base that stays in quantised blocks has a kernel of its own.
+  if (precision === 'stored') return undefined
   const isLike = (step: Step): boolean => isPlainProduct(step, graph) && step.attributes.precision === precision
   const updateOf = (up: Step | undefined, addend: number | undefined, output: number): LowRankUpdate | undefined => {
     if (!up || !isLike(up)) return undefined
@@ -96,9 +98,10 @@ function leavesFirst(graph: Graph): void {
   graph.steps = [...graph.steps.filter(isLeaf), ...graph.steps.filter((step) => !isLeaf(step))]
 }
 
-/** A product of two matrices whose left operand is not transposed, with no addend but one of the result's shape. */
+/** An f32 product of two matrices, the left one not transposed, with no addend but one of the result's shape. */
 function isPlainProduct({ op, inputs, outputs, attributes }: Step, graph: Graph): boolean {
   if (op !== 'matmul' || attributes.transpose_a !== 0) return false
   const rank = (value: number): number => graph.values[value]!.shape.length
+  if (graph.values[outputs[0]!]!.dtype !== 'f32') return false
   return rank(outputs[0]!) === 2 && inputs.every((input) => rank(input) === 2)
 }

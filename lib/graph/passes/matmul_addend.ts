@@ -64,7 +64,7 @@ async function foldAddends(graph: Graph): Promise<void> {
     const product = candidates.sort((a, b) => position.get(by[b]!)! - position.get(by[a]!)!)[0]
     if (product === undefined || step.inputs[0] === step.inputs[1]) continue
     const addend = step.inputs.find((input) => input !== product) ?? absent
-    if (!sameShape(graph.values[addend]!.shape, output.shape) || graph.values[addend]!.dtype !== 'f32') continue
+    if (!sameShape(graph.values[addend]!.shape, output.shape) || graph.values[addend]!.dtype !== output.dtype) continue
     const matmul = by[product]!
     step.op = 'matmul'
     step.inputs = [...matmul.inputs, addend]

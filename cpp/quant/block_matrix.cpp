@@ -1,0 +1,104 @@
+#include "quant/block_matrix.h"
+
+#include <array>
+#include <cstring>
+#include <optional>
+
+#include "core/dtype.h"
+
+namespace heddle {
+namespace {
+
+std::optional<BlockForm> form_of(std::string_view encoding) {
+  if (encoding == "q4_0") return BlockForm::kQ4_0;
+  if (encoding == "q4_1") return BlockForm::kQ4_1;
+  if (encoding == "q8_0") return BlockForm::kQ8_0;
+  return std::nullopt;
+}
+
+/// One block as GGUF stores it, with its codes unpacked.
+struct Block {
+  uint16_t scale = 0;
+  uint16_t minimum = 0;
+  std::array<uint8_t, kBlockLength> codes{};
+
+  Block() = default;
+  Block(BlockForm form, const std::byte* from) {
+    std::memcpy(&scale, from, 2);
+    if (form == BlockForm::kQ4_1) std::memcpy(&minimum, from + 2, 2);
+    const std::byte* packed = from + (form == BlockForm::kQ4_1 ? 4 : 2);
+    if (form == BlockForm::kQ8_0) std::memcpy(codes.data(), packed, kBlockLength);
+    for (size_t i = 0; form != BlockForm::kQ8_0 && i < kBlockLength / 2; ++i) {
+      codes[i] = static_cast<uint8_t>(packed[i]) & 15;
+      codes[i + kBlockLength / 2] = static_cast<uint8_t>(packed[i]) >> 4;
+    }
+  }
+};
+
+size_t bytes_of(BlockForm form) { return form == BlockForm::kQ4_0 ? 18 : form == BlockForm::kQ4_1 ? 20 : 34; }
+
+size_t aligned_bytes(size_t bytes) { return checked_add(bytes, 63, "matmul") / 64 * 64; }
+
+}  // namespace
+
+size_t BlockRows16::bytes(size_t rows, size_t k) {
+  const size_t scales = aligned_bytes(checked_mul(rows, k / kBlockLength * sizeof(float), "matmul"));
+  return aligned_bytes(checked_mul(rows, k * sizeof(int16_t), "matmul")) + 2 * scales;
+}
+
+BlockRows16 BlockRows16::at(std::byte* memory, size_t rows, size_t k) {
+  const size_t scales = aligned_bytes(rows * (k / kBlockLength) * sizeof(float));
+  auto* const floats = memory + aligned_bytes(rows * k * sizeof(int16_t));
+  return {reinterpret_cast<int16_t*>(memory), reinterpret_cast<float*>(floats),
+          reinterpret_cast<float*>(floats + scales)};
+}
+
+bool BlockMatrix::fits(const Storage& storage, size_t n, size_t k) {
+  const EncodedRows* const rows = storage.encoded_rows();
+  return rows != nullptr && form_of(rows->encoding()) && rows->columns() == k && k % kBlockLength == 0 &&
+         (storage.size() == n * k * sizeof(float) || storage.size() == n * k * sizeof(uint16_t));
+}
+
+std::shared_ptr<const BlockMatrix> BlockMatrix::of_frozen(const std::shared_ptr<Storage>& storage, size_t n, size_t k) {
+  const auto packed = storage->derived("blocks", [&]() -> std::shared_ptr<void> {
+    auto made = std::make_shared<BlockMatrix>(*storage->encoded_rows(), n, k);
+    storage->encoded_rows()->drop_pages();
+    return made;
+  });
+  return std::static_pointer_cast<const BlockMatrix>(packed);
+}
+
+BlockMatrix::BlockMatrix(const EncodedRows& rows, size_t n, size_t k)
+    : panels_{.form = *form_of(rows.encoding()), .n = n, .k = k} {
+  const size_t blocks = checked_mul(panels_.panels(), panels_.blocks(), "matmul");
+  codes_ = AlignedBuffer(checked_mul(blocks, panels_.words_per_block() * sizeof(uint16_t), "matmul"));
+  scales_ = AlignedBuffer(checked_mul(blocks, panels_.scales_per_block() * sizeof(uint16_t), "matmul"));
+  panels_.codes = reinterpret_cast<const uint16_t*>(codes_.data());
+  panels_.scales = reinterpret_cast<const uint16_t*>(scales_.data());
+  TilePool::shared().run(panels_.panels(), [&](size_t panel, size_t) { pack_panel(rows, panel); });
+}
+
+void BlockMatrix::pack_panel(const EncodedRows& rows, size_t panel) {
+  const size_t lanes = std::min(kPanelRows, panels_.n - panel * kPanelRows);
+  // Pairs of neighbours in k that share a word, and the bits of one code.
+  const size_t pairs = panels_.form == BlockForm::kQ8_0 ? 2 : 4;
+  const size_t bits = 16 / pairs;
+  for (size_t lane = 0; lane < lanes; ++lane) {
+    const std::byte* const row = rows.row(panel * kPanelRows + lane);
+    for (size_t index = 0; index < panels_.blocks(); ++index) {
+      const size_t at = panel * panels_.blocks() + index;
+      const Block block(panels_.form, row + index * bytes_of(panels_.form));
+      auto* const scales = reinterpret_cast<uint16_t*>(scales_.data()) + at * panels_.scales_per_block();
+      scales[lane] = block.scale;
+      if (panels_.form == BlockForm::kQ4_1) scales[kPanelRows + lane] = block.minimum;
+      auto* const words = reinterpret_cast<uint16_t*>(codes_.data()) + at * panels_.words_per_block();
+      for (size_t i = 0; i < kBlockLength; ++i) {
+        const size_t vector = i / (2 * pairs);
+        const size_t pair = i / 2 % pairs;
+        words[(vector * kPanelRows + lane) * 2 + i % 2] |= static_cast<uint16_t>(block.codes[i] << (pair * bits));
+      }
+    }
+  }
+}
+
+}  // namespace heddle

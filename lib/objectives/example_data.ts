@@ -1,0 +1,106 @@
+/** Examples of any task in memory, made from the rows of data files, and their batches in an order set by the seed. */
+import { openRows, type RowSource, type SkippedRow } from '../data/rows.js'
+import { permutation } from '../data/shuffle.js'
+import { HeddleError } from '../errors.js'
+import type { BatchOrder, OpenOptions, TrainingData } from './objective.js'
+
+/** How examples of one kind are counted and become batches. */
+export interface ExampleKind<T, B> {
+  readonly maxLength: number
+  /** Tokens of an example. */
+  tokens(example: T): number
+  /** A batch of these examples; an absent one fills the last batch of an epoch up and must weigh nothing. */
+  collate(examples: readonly (T | undefined)[]): B
+}
+
+/** What a row is for a task: an example, or why it is none. */
+export type Parsed<T> = { readonly example: T } | { readonly reason: string }
+
+/** Examples to train or evaluate on. */
+export class ExampleData<T, B> implements TrainingData<B> {
+  readonly examples: readonly T[]
+  /** Rows of the file that could not be used. */
+  readonly skipped: readonly SkippedRow[]
+  readonly evaluation: ExampleData<T, B> | undefined
+  readonly maxLength: number
+  readonly #kind: ExampleKind<T, B>
+
+  constructor(
+    examples: readonly T[],
+    kind: ExampleKind<T, B>,
+    parts: { readonly skipped?: readonly SkippedRow[]; readonly evaluation?: ExampleData<T, B> | undefined } = {},
+  ) {
+    this.examples = examples
+    this.#kind = kind
+    this.maxLength = kind.maxLength
+    this.skipped = parts.skipped ?? []
+    this.evaluation = parts.evaluation
+  }
+
+  get size(): number {
+    return this.examples.length
+  }
+
+  get tokens(): number {
+    return this.examples.reduce((total, example) => total + this.#kind.tokens(example), 0)
+  }
+
+  batchCount(batchSize: number): number {
+    return Math.ceil(this.size / batchSize)
+  }
+
+  async *batches({ batchSize, shuffle = true, seed = 0, epoch = 0, start = 0 }: BatchOrder): AsyncGenerator<B> {
+    const order = shuffle ? await permutation(this.size, seed, epoch) : undefined
+    const at = (position: number): T | undefined => this.examples[order ? order[position]! : position]
+    for (let index = start; index < this.batchCount(batchSize); index += 1)
+      yield this.#kind.collate(Array.from({ length: batchSize }, (_, row) => at(index * batchSize + row)))
+  }
+
+  /** Some of the examples set aside as {@link evaluation}, chosen by the seed; at least one stays. */
+  async split(fraction: number, seed: number): Promise<ExampleData<T, B>> {
+    const count = fraction === 0 ? 0 : Math.min(this.size - 1, Math.ceil(this.size * fraction))
+    if (count === 0) return this
+    const chosen = new Set((await permutation(this.size, seed, splitStream)).subarray(0, count))
+    const part = (aside: boolean): T[] => this.examples.filter((_, index) => chosen.has(index) === aside)
+    const evaluation = new ExampleData(part(true), this.#kind)
+    return new ExampleData(part(false), this.#kind, { skipped: this.skipped, evaluation })
+  }
+}
+
+/** An epoch number that no training reaches, for the order that decides what is set aside. */
+const splitStream = 0xffffffff
+
+/**
+ * Reads a source's rows into examples; those that are none are listed in `skipped`.
+ * @throws ERR_HEDDLE_FORMAT when no row is an example, with the first reason
+ */
+export async function openExamples<T, B>(
+  source: RowSource,
+  parse: (row: Readonly<Record<string, unknown>>) => Promise<Parsed<T>>,
+  kind: ExampleKind<T, B>,
+  options: Pick<OpenOptions, 'evaluationFraction' | 'seed' | 'signal' | 'onProgress'>,
+): Promise<ExampleData<T, B>> {
+  const examples: T[] = []
+  const skipped: SkippedRow[] = []
+  for await (const block of openRows(source, { signal: options.signal })) {
+    skipped.push(...block.skipped)
+    // The rows of a block go to the tokenizer's worker together.
+    const parsed = await Promise.all(block.rows.map(({ value }) => parse(value)))
+    for (const [index, each] of parsed.entries())
+      if ('example' in each) examples.push(each.example)
+      else skipped.push({ file: block.file, line: block.rows[index]!.line, reason: each.reason })
+    options.onProgress?.(block.progress)
+  }
+  if (examples.length === 0) throw noExample(source, skipped)
+  return new ExampleData(examples, kind, { skipped }).split(options.evaluationFraction, options.seed)
+}
+
+function noExample(source: RowSource, skipped: readonly SkippedRow[]): HeddleError {
+  const [first] = skipped
+  const name = typeof source === 'string' ? source : 'the rows'
+  return new HeddleError('ERR_HEDDLE_FORMAT', {
+    place: first ? `${first.file}:${first.line}` : name,
+    expected: 'at least one example',
+    got: first ? `${skipped.length} unusable rows, the first because: ${first.reason}` : 'no rows',
+  })
+}

@@ -1,0 +1,140 @@
+/** Classification of whole texts: cross-entropy over the labels of a {@link ClassifierNetwork}. */
+import { argmax, sum } from '../graph/ops/reduce.js'
+import type { ClassifierNetwork } from '../models/sequence_classifier.js'
+import { crossEntropy } from './causal_lm_loss.js'
+import { openExamples, type Parsed } from './example_data.js'
+import type { EvaluationResult, Objective, Scoreboard } from './objective.js'
+import { encodedText, type TextBatch, textBatch } from './text_batches.js'
+
+/** One text and its class, by index. */
+export interface LabelledText {
+  readonly ids: Int32Array
+  readonly label: number
+}
+
+/** Texts with their labels; -100 for rows of padding. */
+export interface ClassificationBatch extends TextBatch {
+  readonly labels: Int32Array
+}
+
+/** How well one class is told from the others. */
+export interface ClassScore {
+  /** Share of the texts taken for the class that are of it. */
+  readonly precision: number
+  /** Share of the class's texts that were taken for it. */
+  readonly recall: number
+  /** Harmonic mean of both. */
+  readonly f1: number
+  /** Texts of the class. */
+  readonly support: number
+}
+
+/** What scoring a classifier gives. */
+export interface ClassificationEvaluation extends EvaluationResult {
+  /** Mean −log p(label). */
+  readonly loss: number
+  readonly accuracy: number
+  /** Mean of the classes' F1. */
+  readonly f1: number
+  /** Texts that were scored. */
+  readonly examples: number
+  readonly perClass: Readonly<Record<string, ClassScore>>
+  /** `counts[true class][predicted class]` */
+  readonly confusion: { readonly labels: readonly string[]; readonly counts: readonly (readonly number[])[] }
+}
+
+/** Options of {@link sequenceClassification}. */
+export interface SequenceClassificationOptions {
+  /** Column of the text; default `text`. */
+  readonly textColumn?: string
+  /** Column of the label, a label's name or its index; default `label`. */
+  readonly labelColumn?: string
+}
+
+/** Mean −log p(label) over texts, for a model of `loadSequenceClassifier`. */
+export function sequenceClassification(
+  options: SequenceClassificationOptions = {},
+): Objective<ClassifierNetwork, ClassificationBatch, ClassificationEvaluation> {
+  const { textColumn = 'text', labelColumn = 'label' } = options
+  return {
+    name: 'sequence-classification',
+    config: {},
+    inputs: ['ids', 'mask', 'labels'],
+    arrays({ rows, length, ids, mask, labels }) {
+      const shape = [rows, length]
+      return { ids: { data: ids, shape }, mask: { data: mask, shape }, labels: { data: labels, shape: [rows] } }
+    },
+    weight: ({ labels }) => labels.filter((label) => label >= 0).length,
+    tokens: ({ tokens }) => tokens,
+    async loss(network, { ids, mask, labels }, forward) {
+      return sum(crossEntropy(await network.logits({ ids: ids!, mask: mask! }, forward), labels!))
+    },
+    async scores(network, { ids, mask, labels }, forward) {
+      const logits = await network.logits({ ids: ids!, mask: mask! }, forward)
+      return { loss: sum(crossEntropy(logits, labels!)), predicted: argmax(logits) }
+    },
+    scoreboard: ({ labels }) => confusionScoreboard(labels),
+    open(path, { tokenizer, network, maxLength, ...rest }) {
+      const kind = {
+        maxLength,
+        tokens: ({ ids }: LabelledText) => ids.length,
+        collate: (examples: readonly (LabelledText | undefined)[]): ClassificationBatch => ({
+          ...textBatch(
+            examples.map((example) => example?.ids),
+            maxLength,
+          ),
+          labels: Int32Array.from(examples, (example) => example?.label ?? -100),
+        }),
+      }
+      const parse = async (row: Readonly<Record<string, unknown>>): Promise<Parsed<LabelledText>> => {
+        const text = row[textColumn]
+        const label = labelIndex(row[labelColumn], network.labels)
+        if (typeof text !== 'string') return { reason: `expected "${textColumn}" as a string` }
+        if (label === undefined)
+          return { reason: `expected "${labelColumn}" as one of ${network.labels.join(', ')}, or its index` }
+        return { example: { ids: await encodedText(tokenizer, text, maxLength), label } }
+      }
+      return openExamples(path, parse, kind, rest)
+    },
+  }
+}
+
+/** A label's index, given its name, or the index as a number or as CSV has it. */
+function labelIndex(value: unknown, labels: readonly string[]): number | undefined {
+  const named = labels.indexOf(String(value))
+  const index = named >= 0 ? named : typeof value === 'boolean' || value === '' ? Number.NaN : Number(value)
+  return Number.isInteger(index) && index >= 0 && index < labels.length && value !== null ? index : undefined
+}
+
+function confusionScoreboard(labels: readonly string[]): Scoreboard<ClassificationBatch, ClassificationEvaluation> {
+  const counts = labels.map(() => new Array<number>(labels.length).fill(0))
+  let total = 0
+  return {
+    add(batch, outputs) {
+      total += outputs.loss![0]!
+      for (const [row, label] of batch.labels.entries()) if (label >= 0) counts[label]![outputs.predicted![row]!]! += 1
+    },
+    result() {
+      const rowSums = counts.map((row) => row.reduce((a, b) => a + b, 0))
+      const columnSums = labels.map((_, column) => counts.reduce((sum, row) => sum + row[column]!, 0))
+      const examples = rowSums.reduce((a, b) => a + b, 0)
+      const scores = labels.map((_, i): ClassScore => {
+        const right = counts[i]![i]!
+        return {
+          precision: right / Math.max(1, columnSums[i]!),
+          recall: right / Math.max(1, rowSums[i]!),
+          f1: (2 * right) / Math.max(1, rowSums[i]! + columnSums[i]!),
+          support: rowSums[i]!,
+        }
+      })
+      return {
+        loss: total / Math.max(1, examples),
+        accuracy: counts.reduce((sum, row, i) => sum + row[i]!, 0) / Math.max(1, examples),
+        f1: scores.reduce((sum, { f1 }) => sum + f1, 0) / labels.length,
+        examples,
+        perClass: Object.fromEntries(labels.map((label, i) => [label, scores[i]!])),
+        confusion: { labels, counts: counts.map((row) => [...row]) },
+      }
+    },
+  }
+}

@@ -1,0 +1,15 @@
+/** A batch on its way into a program: arrays to tensors outside, values to names inside. */
+import type { Sym } from '../graph/sym.js'
+import type { Network } from '../nn/network.js'
+import type { Objective, Syms } from '../objectives/objective.js'
+import { type Tensor, tensor } from '../tensor/tensor.js'
+
+/** The batch's tensors in the order of the objective's inputs. */
+export function batchTensors<N extends Network, B>(objective: Objective<N, B>, batch: B): Tensor[] {
+  const arrays = objective.arrays(batch)
+  return objective.inputs.map((name) => tensor(arrays[name]!.data, arrays[name]!.shape))
+}
+
+/** The traced inputs by the objective's names for them. */
+export const namedInputs = ({ inputs }: Pick<Objective, 'inputs'>, arrays: readonly Sym[]): Syms =>
+  Object.fromEntries(inputs.map((name, i) => [name, arrays[i]!]))

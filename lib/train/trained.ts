@@ -1,0 +1,119 @@
+/** What a run trains: an adapter's tensors, or all weights of the network, and the optimizer bound to them. */
+import type { Adapter } from '../adapters/adapter.js'
+import { lora } from '../adapters/lora.js'
+import { HeddleError } from '../errors.js'
+import { copy } from '../graph/ops/index.js'
+import { pause } from '../graph/pause.js'
+import { program } from '../graph/program.js'
+import { read } from '../graph/sym.js'
+import type { Network } from '../nn/network.js'
+import type { Site, SiteHook } from '../nn/site.js'
+import { clipByGlobalNorm } from '../optim/clip.js'
+import { chain, type GradientTransform } from '../optim/gradient_transform.js'
+import { loraPlusGroups, type ParameterGroup, withParameterGroups } from '../optim/parameter_groups.js'
+import type { Tensor } from '../tensor/tensor.js'
+import type { TrainSettings } from './options.js'
+import type { Trainable } from './trainable.js'
+
+/** What is trained. */
+export interface Trained {
+  readonly parameters: Readonly<Record<string, Tensor>>
+  readonly adapter: Adapter | undefined
+  readonly hook: SiteHook | undefined
+  /** Groups that follow from what is trained; the user's own come before them. */
+  readonly groups: readonly ParameterGroup[]
+  /** For the comparison at resume. */
+  readonly description: unknown
+}
+
+/** Finds or makes what the settings say is to be trained. @throws ERR_HEDDLE_ARGUMENT */
+export const trainedPart = (model: Trainable, settings: TrainSettings): Promise<Trained> =>
+  settings.full ? wholeModel(model.network) : oneAdapter(model, settings)
+
+/** The update rule of a run: clipping, then the user's optimizer with its groups. */
+export function optimizerOf(settings: TrainSettings, { parameters, groups }: Trained): GradientTransform {
+  const { optimizer, clip, loraplusLrRatio, parameterGroups } = settings
+  if (loraplusLrRatio !== undefined && !optimizer.learningRate)
+    throw misuse('train.loraplusLrRatio', 'an optimizer with a learning rate', optimizer.name)
+  const all = [
+    ...parameterGroups,
+    ...(loraplusLrRatio === undefined ? [] : loraPlusGroups(optimizer.learningRate!, loraplusLrRatio)),
+    ...(optimizer.withWeightDecay ? groups : []),
+  ]
+  const grouped = withParameterGroups(optimizer, all, Object.keys(parameters))
+  return clip > 0 ? chain(clipByGlobalNorm(clip), grouped) : grouped
+}
+
+async function oneAdapter(model: Trainable, settings: TrainSettings): Promise<Trained> {
+  const adapter = settings.adapter ?? (await attachedOrFresh(model, settings))
+  if (adapter.model !== model.network)
+    throw misuse('train.adapter', 'an adapter of the model that is trained', "another model's")
+  if (adapter.isMerged) throw misuse('train.adapter', 'an adapter that is not merged', 'a merged one')
+  const { name, config } = adapter.method
+  return {
+    parameters: Object.fromEntries(adapter.parameters()),
+    adapter,
+    hook: adapter.hook,
+    groups: [],
+    description: { name, config },
+  }
+}
+
+function attachedOrFresh(model: Trainable, { method, seed }: TrainSettings): Adapter | Promise<Adapter> {
+  const [only, ...more] = model.adapters
+  if (method || !only)
+    return model.attach(method ?? lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }), { seed })
+  if (more.length === 0) return only
+  throw misuse('train.adapter', 'the adapter to train', `none, and the model has ${model.adapters.length}`)
+}
+
+/** Gives the sites of the network writable tensors of their own: those of a file are read-only. */
+async function wholeModel(network: Network): Promise<Trained> {
+  const sites = new Set([...network.sites.values(), ...(network.outputSite ? [network.outputSite] : [])])
+  const own = new Map<Tensor, Tensor>()
+  const ownOf = async (original: Tensor): Promise<Tensor> => {
+    const made = own.get(original) ?? (await copyOf(original))
+    own.set(original, made)
+    return made
+  }
+  for (const site of sites) {
+    site.weight = await ownOf(site.weight)
+    if (site.bias) site.bias = await ownOf(site.bias)
+    await pause()
+  }
+  for (const original of own.keys()) original.dispose()
+  const writable = new Set(own.values())
+  const named = network.weights().flatMap(({ name, tensor }) => (writable.has(tensor) ? [[name, tensor] as const] : []))
+  const parameters = Object.fromEntries(named)
+  return {
+    parameters,
+    adapter: undefined,
+    hook: undefined,
+    groups: undecayed(Object.keys(parameters), sites),
+    description: 'all weights',
+  }
+}
+
+async function copyOf(original: Tensor): Promise<Tensor> {
+  const duplicate = program(() => copy(read(original)))
+  try {
+    return await duplicate()
+  } finally {
+    duplicate.dispose()
+  }
+}
+
+/** Norms, embeddings and biases have no weight decay unless a group of the user says so. */
+function undecayed(names: readonly string[], sites: ReadonlySet<Site>): ParameterGroup[] {
+  const spared = new Set(
+    [...sites].flatMap(({ path, kind }) => (kind === 'norm' || kind === 'embedding' ? [`${path}.weight`] : [])),
+  )
+  const chosen = names.filter((name) => spared.has(name) || name.endsWith('.bias'))
+  if (chosen.length === 0) return []
+  return [
+    { params: `^(?:${chosen.map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')).join('|')})$`, weightDecay: 0 },
+  ]
+}
+
+const misuse = (place: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_ARGUMENT', { place, expected, got })
