@@ -98,7 +98,6 @@ export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/ra
 export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
 export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteComputation, SiteHook, SiteKind } from './nn/site.js'
-export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
 export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
 export {

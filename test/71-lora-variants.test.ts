@@ -8,12 +8,8 @@ import { goldens, logits, shared, trainFiveSteps } from './support/adapter_golde
 /** PEFT starts these from the factors of the weight; the others from a file. */
 const startsFromWeight = (init: unknown): boolean => init === 'pissa' || init === 'olora'
 
-/** Variants that wait for their architecture. */
-const waiting = (name: string, base: string): boolean => name === 'norms' || /gpt2|qwen2/u.test(base)
-
 for (const [name, variant] of Object.entries(goldens.variants)) {
   const { base, options, ids } = variant
-  if (waiting(name, base)) continue
   const isFresh = startsFromWeight(options.init_lora_weights)
 
   test(`${name}: PEFT's adapter gives PEFT's logits to 1e-4, with as many parameters`, async (t) => {

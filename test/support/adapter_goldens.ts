@@ -7,6 +7,7 @@ import { reshape } from '../../lib/graph/ops/reduce.js'
 import { program } from '../../lib/graph/program.js'
 import type { CausalLm } from '../../lib/models/causal_lm.js'
 import type { SiteHook } from '../../lib/nn/site.js'
+import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../../lib/optim/clip.js'
 import { chain } from '../../lib/optim/gradient_transform.js'
@@ -77,6 +78,7 @@ export async function trainFiveSteps(model: CausalLm, adapter: Adapter, variant:
   const { lr, eps, weight_decay: weightDecay } = goldens.optimizer
   const step = await trainingStep({
     network: model,
+    objective: causalLm(),
     hook: adapter.hook,
     parameters: [...adapter.parameters().values()],
     optimizer: chain(clipByGlobalNorm(goldens.clip), adamw({ lr, eps, weightDecay })),
