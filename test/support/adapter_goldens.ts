@@ -1,4 +1,5 @@
 /** The variants of LoRA that test/golden/make_adapters.py makes, and running a tiny model with them. */
+
 import type { Adapter } from '../../lib/adapters/adapter.js'
 import type { LoraOptions } from '../../lib/adapters/lora_config.js'
 import type { Batch } from '../../lib/data/dataset.js'
