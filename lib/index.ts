@@ -92,6 +92,22 @@ export {
 export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
 export { type LowRankOptions, svdLowRank } from './linalg/low_rank.js'
 export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
+export {
+  type DecoderEmbedOptions,
+  type DecoderPooling,
+  type FinishReason,
+  type GenerateBatchOptions,
+  type GeneratedText,
+  type GeneratedToken,
+  type GenerateOptions,
+  type GenerateTokensOptions,
+  type JsonSchema,
+  type LoadOptions,
+  loadModel,
+  Model,
+  type Prompt,
+  type ResponseFormat,
+} from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'

@@ -3,6 +3,7 @@ import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
 import type { RowBlock } from '../data/rows.js'
 import { HeddleError, type HeddleErrorCode } from '../errors.js'
 import type { ChatMessage } from './chat_template.js'
+import type { ConstraintRequest } from './grammar/constraints.js'
 import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
 
 /** Where a tokenizer is read from. */
@@ -20,6 +21,12 @@ export interface Operations {
   render: { ask: { readonly messages: readonly ChatMessage[]; readonly addGenerationPrompt: boolean }; answer: string }
   encodeChat: { ask: { readonly messages: readonly ChatMessage[] }; answer: EncodedChat }
   fingerprint: { ask: null; answer: string }
+  /** Starts a text that must have a form; answers with its number. */
+  constrain: { ask: ConstraintRequest; answer: number }
+  constraintMask: { ask: { readonly id: number; readonly remaining: number }; answer: Uint32Array }
+  /** Answers whether the text is complete. */
+  constraintAdvance: { ask: { readonly id: number; readonly token: number }; answer: boolean }
+  constraintClose: { ask: { readonly id: number }; answer: null }
   save: { ask: { readonly folder: string }; answer: null }
   /** Answers in parts, then ends. */
   encodeRows: { ask: EncodeRows; answer: EncodedChunk }

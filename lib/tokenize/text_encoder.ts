@@ -6,6 +6,7 @@ import { Tokenizer as Library } from '@huggingface/tokenizers'
 import { HeddleError } from '../errors.js'
 import { formatError } from '../formats/byte_source.js'
 import { type ChatMessage, ChatTemplate } from './chat_template.js'
+import { tokenBytesOf } from './token_bytes.js'
 import type { Json, TokenizerFiles } from './tokenizer_files.js'
 
 /** A conversation as token ids; `loss` is 1 at the tokens that the assistant wrote. */
@@ -74,6 +75,11 @@ export class TextEncoding {
       skip_special_tokens: skipSpecialTokens,
       clean_up_tokenization_spaces: this.#cleansUpSpaces,
     })
+  }
+
+  /** The bytes that each token stands for, by id; undefined for special tokens. */
+  tokenBytes(): (Uint8Array | undefined)[] {
+    return tokenBytesOf(this.#files.tokenizer)
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when it refuses the messages */

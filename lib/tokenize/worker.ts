@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { parentPort } from 'node:worker_threads'
 import { type EncodedChunk, RowEncoder } from '../data/encode.js'
 import { readGgufTokenizer } from './gguf_tokenizer.js'
+import { Constraints } from './grammar/constraints.js'
 import {
   type Cancel,
   type EncodeRows,
@@ -17,6 +18,7 @@ import { readTokenizerFolder } from './tokenizer_files.js'
 const port = parentPort!
 const cancelled = new Set<number>()
 let encoding: TextEncoding | undefined
+let constraints: Constraints | undefined
 
 port.on('message', (message: Request | Cancel) => {
   if ('cancel' in message) cancelled.add(message.cancel)
@@ -70,6 +72,15 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
       return loaded().encodeChat(request.ask.messages)
     case 'fingerprint':
       return loaded().fingerprint()
+    case 'constrain':
+      return opened().open(request.ask)
+    case 'constraintMask':
+      return opened().mask(request.ask.id, request.ask.remaining)
+    case 'constraintAdvance':
+      return opened().advance(request.ask.id, request.ask.token)
+    case 'constraintClose':
+      opened().close(request.ask.id)
+      return null
     case 'save':
       loaded().save(request.ask.folder)
       return null
@@ -83,6 +94,12 @@ async function load({ kind, path }: TokenizerSource): Promise<TextEncoding> {
 function loaded(): TextEncoding {
   if (encoding) return encoding
   throw new Error('the tokenizer has not been loaded')
+}
+
+/** Made when first needed: sorting a vocabulary takes a while. */
+function opened(): Constraints {
+  constraints ??= new Constraints(loaded().tokenBytes(), loaded().info.eosTokenIds)
+  return constraints
 }
 
 function reply(message: Reply, transfer: readonly ArrayBufferLike[] = []): void {
