@@ -1,16 +1,25 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
-export { Adapter, type AttachOptions } from './adapters/adapter.js'
+export { type ActiveAdapters, hookOf } from './adapters/active.js'
+export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export type {
+  Conversion,
+  InitContext,
+  MergeContext,
+  Merged,
   ParameterDeclaration,
   Parametrization,
   ParametrizationType,
+  PrepareContext,
+  Prepared,
   SiteContext,
+  SitePart,
   SitePlan,
   TargetModules,
 } from './adapters/parametrization.js'
+export type { SaveOptions } from './adapters/peft_folder.js'
 export { parametrizations } from './adapters/registry.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
@@ -95,14 +104,31 @@ export {
   loadImageClassifier,
 } from './image_model.js'
 export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
+export { type LowRankOptions, svdLowRank } from './linalg/low_rank.js'
 export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
+export {
+  type DecoderEmbedOptions,
+  type DecoderPooling,
+  type FinishReason,
+  type GenerateBatchOptions,
+  type GeneratedText,
+  type GeneratedToken,
+  type GenerateOptions,
+  type GenerateTokensOptions,
+  type JsonSchema,
+  type LoadOptions,
+  loadModel,
+  Model,
+  type Prompt,
+  type ResponseFormat,
+} from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export type { ImageClassifier } from './models/image_classifier.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
 export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
 export type { Network } from './nn/network.js'
-export type { Forward, Site, SiteHook, SiteKind } from './nn/site.js'
+export type { Forward, Site, SiteComputation, SiteHook, SiteKind } from './nn/site.js'
 export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
 export {

@@ -5,14 +5,27 @@ import type { Parametrization } from './adapters/parametrization.js'
 import { HeddleError } from './errors.js'
 import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
-import { generateText } from './generate/generate.js'
-import { type GenerateOptions, parseGenerateOptions } from './generate/options.js'
-import { Session } from './generate/session.js'
+import { bestOf, collectTexts, type GeneratedText } from './generate/batch.js'
+import { DecoderEmbedder, type DecoderPooling } from './generate/embed.js'
+import { generateTokens } from './generate/generate.js'
+import {
+  type GenerateBatchOptions,
+  type GenerateOptions,
+  type GenerateSettings,
+  type GenerateTokensOptions,
+  parseBatchOptions,
+  parseGenerateOptions,
+  parseTokenOptions,
+} from './generate/options.js'
+import { SessionPool } from './generate/session_pool.js'
+import type { GeneratedToken } from './generate/text_in_progress.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { buildNetwork } from './models/build.js'
 import type { CausalLm } from './models/causal_lm.js'
 import { decoders } from './models/registry.js'
 import { disposeWeights, type SavedDType, saveNetwork } from './models/save.js'
+import { type Tensor, tensor } from './tensor/tensor.js'
+import type { Constraint } from './tokenize/constraint.js'
 import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
 
 /** Options of {@link loadModel}. */
@@ -22,12 +35,35 @@ export interface LoadOptions extends HubOptions {
    * from a quantised `.gguf`: single tokens are computed from its own blocks, long prompts in bf16.
    */
   readonly precision?: Precision
+  /** Most bytes of keys and values of earlier texts that are kept for later ones; default 512 MiB. */
+  readonly cacheBytes?: number
 }
 
-export type { GenerateOptions } from './generate/options.js'
+export type {
+  GenerateBatchOptions,
+  GenerateOptions,
+  GenerateTokensOptions,
+  JsonSchema,
+  ResponseFormat,
+  SamplingOptions,
+} from './generate/options.js'
+export type { FinishReason } from './generate/text_in_progress.js'
+export type { DecoderPooling, GeneratedText, GeneratedToken }
 
-/** Idle caches kept for the next text, one per text that was made at the same time. */
-const idleSessions = 4
+/** What can be asked: a text, or a conversation. */
+export type Prompt = string | readonly ChatMessage[]
+
+/** What `model.embed` can be asked for. */
+export interface DecoderEmbedOptions {
+  /** The mean of the last hidden states (default), or the last token's. */
+  readonly pooling?: DecoderPooling
+  /** Scale vectors to length 1; default true. */
+  readonly normalize?: boolean
+  readonly adapter?: Adapter | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+const defaultCacheBytes = 2 ** 29
 
 /**
  * Loads a model: a folder in Hugging Face layout, a `.gguf` file, or a Hugging Face id. Weights are memory-mapped and
@@ -35,13 +71,14 @@ const idleSessions = 4
  * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, ERR_HEDDLE_NETWORK
  */
 export async function loadModel(source: string, options: LoadOptions = {}): Promise<Model> {
-  const { precision = 'f32', ...hub } = options
+  const { precision = 'f32', cacheBytes = defaultCacheBytes, ...hub } = options
   if (precision !== 'f32' && precision !== 'bf16' && precision !== 'stored')
     throw misuse('loadModel.precision', '"f32", "bf16" or "stored"', JSON.stringify(precision))
   const checkpoint = await openCheckpoint(source, hub)
   try {
     const network = buildNetwork(decoders, checkpoint)
-    return new Model(checkpoint.modelId, network, await Tokenizer.load(checkpoint.tokenizerSource), precision)
+    const tokenizer = await Tokenizer.load(checkpoint.tokenizerSource)
+    return new Model(checkpoint.modelId, network, tokenizer, precision, cacheBytes)
   } finally {
     checkpoint.close()
   }
@@ -50,17 +87,10 @@ export async function loadModel(source: string, options: LoadOptions = {}): Prom
 const misuse = (place: string, expected: string, got: string): HeddleError =>
   new HeddleError('ERR_HEDDLE_ARGUMENT', { place, expected, got })
 
-interface SessionEntry {
-  readonly capacity: number
-  readonly adapter: Adapter | undefined
-  readonly session: Session
-}
-
 /** A causal language model; made by {@link loadModel}. */
 export class Model {
   readonly #adapted: AdaptedNetwork
-  readonly #idle: SessionEntry[] = []
-  #disposed = false
+  readonly #sessions: SessionPool
 
   constructor(
     /** Folder, file or hub id that the model came from. */
@@ -68,8 +98,10 @@ export class Model {
     readonly network: CausalLm,
     readonly tokenizer: Tokenizer,
     readonly precision: Precision,
+    cacheBytes: number = defaultCacheBytes,
   ) {
     this.#adapted = new AdaptedNetwork(network, source)
+    this.#sessions = new SessionPool(network, precision, cacheBytes)
   }
 
   /** Adapters attached or loaded so far. */
@@ -88,31 +120,64 @@ export class Model {
   }
 
   /** Yields text as it is made. @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED */
-  async *generate(
-    prompt: string | readonly ChatMessage[],
-    options: GenerateOptions = {},
-  ): AsyncGenerator<string, void, void> {
-    const settings = parseGenerateOptions(options)
-    const { adapter, chat, maxTokens } = settings
-    this.#adapted.expectUsable('generate.adapter', adapter)
-    const ids = await this.#promptIds(prompt, chat ?? this.tokenizer.hasChatTemplate)
-    const entry = await this.#session(ids.length + maxTokens, adapter)
+  async *generate(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<string, void, void> {
+    for await (const { text } of this.#tokens([prompt], parseGenerateOptions(options))) if (text) yield text
+  }
+
+  /**
+   * Yields every token as it is made, with its text and, on request, log-probabilities; the last one says why the text
+   * ended. An end token is yielded too.
+   * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
+   */
+  async *generateTokens(
+    prompt: Prompt,
+    options: GenerateTokensOptions = {},
+  ): AsyncGenerator<GeneratedToken, void, void> {
+    yield* this.#tokens([prompt], parseTokenOptions(options))
+  }
+
+  /**
+   * Makes the texts of several prompts at once: one forward pass per token serves them all. Each text is what its prompt
+   * would give alone, up to the rounding of sums.
+   * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
+   */
+  async generateBatch(prompts: readonly Prompt[], options: GenerateBatchOptions = {}): Promise<GeneratedText[]> {
+    const { bestOf: candidates, ...given } = parseBatchOptions(options)
+    if (prompts.length === 0) return []
+    const settings = candidates > 1 ? { ...given, logProbabilities: given.logProbabilities ?? 1 } : given
+    const texts = await collectTexts(this.#tokens(prompts, settings, candidates), prompts.length * candidates)
+    return prompts.map((_, index) => bestOf(texts.slice(index * candidates, (index + 1) * candidates)))
+  }
+
+  /**
+   * One vector per text from the last hidden states, `[hidden size]` each; texts go in as they are, without a template.
+   * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
+   */
+  async embed(texts: readonly string[], options: DecoderEmbedOptions = {}): Promise<Float32Array[]> {
+    const { pooling = 'mean', normalize = true, adapter, signal } = options
+    if (pooling !== 'mean' && pooling !== 'last')
+      throw misuse('embed.pooling', '"mean" or "last"', JSON.stringify(pooling))
+    this.#adapted.expectUsable('embed.adapter', adapter)
+    const forward = { precision: this.precision, hook: adapter?.hook }
+    const embedder = new DecoderEmbedder(this.network, forward, pooling, normalize)
     try {
-      yield* generateText(entry.session, this.tokenizer, ids, settings)
+      const vectors: Float32Array[] = []
+      for (const text of texts) vectors.push(await embedder.embed(await this.#promptIds('embed', text, false), signal))
+      return vectors
     } finally {
-      this.#release(entry)
+      embedder.dispose()
     }
   }
 
   /** Merges an adapter into the weights; {@link unmerge} takes it out again exactly. */
   async merge(adapter: Adapter): Promise<void> {
     await adapter.merge()
-    this.#dropSessions()
+    this.#sessions.drop()
   }
 
   /** Undoes {@link merge}. */
   unmerge(adapter: Adapter): void {
-    this.#dropSessions()
+    this.#sessions.drop()
     adapter.unmerge()
   }
 
@@ -127,52 +192,86 @@ export class Model {
 
   /** Frees weights, caches and adapters, and ends the tokenizer's worker. */
   async dispose(): Promise<void> {
-    this.#disposed = true
-    this.#dropSessions()
+    this.#sessions.close()
     this.#adapted.dispose()
     await disposeWeights(this.network)
     await this.tokenizer.close()
   }
 
+  /** Tokens of `streams` texts per prompt, as they are made. */
+  async *#tokens(
+    given: readonly Prompt[],
+    settings: GenerateSettings,
+    streams = 1,
+  ): AsyncGenerator<GeneratedToken, void, void> {
+    const { adapter, maxTokens } = settings
+    this.#adapted.expectUsable('generate.adapter', adapter)
+    const chat = settings.chat ?? this.tokenizer.hasChatTemplate
+    const encoded = await Promise.all(given.map((prompt) => this.#promptIds('generate', prompt, chat)))
+    const prompts = encoded.flatMap((tokens) => Array.from({ length: streams }, (_, stream) => ({ tokens, stream })))
+    const longest = Math.max(...encoded.map(({ length }) => length))
+    const bias = this.#biasOf(settings)
+    const constraints = await this.#constraintsOf(settings, prompts.length, longest)
+    const request = { tokens: longest + maxTokens, batch: prompts.length, adapter }
+    try {
+      const lease = await this.#sessions.take(prompts.length === 1 ? { ...request, prompt: encoded[0]! } : request)
+      const { session } = lease
+      const { vocabularySize } = this.network
+      try {
+        yield* generateTokens({
+          session,
+          tokenizer: this.tokenizer,
+          vocabularySize,
+          prompts,
+          settings,
+          bias,
+          constraints,
+        })
+      } finally {
+        this.#sessions.release(lease)
+      }
+    } finally {
+      bias?.dispose()
+      // Closing waits for the worker, which may be gone.
+      for (const constraint of constraints ?? []) constraint.close().catch(() => {})
+    }
+  }
+
+  #biasOf({ logitBias }: GenerateSettings): Tensor | undefined {
+    if (!logitBias || Object.keys(logitBias).length === 0) return undefined
+    const bias = new Float32Array(this.network.vocabularySize)
+    for (const [id, value] of Object.entries(logitBias)) {
+      if (Number(id) >= bias.length) throw misuse('generate.logitBias', `token ids below ${bias.length}`, id)
+      bias[Number(id)] = value
+    }
+    return tensor(bias)
+  }
+
+  async #constraintsOf(settings: GenerateSettings, count: number, longest: number): Promise<Constraint[] | undefined> {
+    const { responseFormat: form, minTokens } = settings
+    if (!form) return undefined
+    if (minTokens > 0) throw misuse('generate.minTokens', 'none together with responseFormat', `${minTokens}`)
+    const { maxPositions, vocabularySize } = this.network
+    const maxTokens = Math.min(settings.maxTokens, maxPositions - longest + 1)
+    const texts = Array.from({ length: count }, () => this.tokenizer.constrain({ form, maxTokens, vocabularySize }))
+    return Promise.all(texts)
+  }
+
   /** @throws ERR_HEDDLE_ARGUMENT when there is nothing to go on from, or too much */
-  async #promptIds(prompt: string | readonly ChatMessage[], chat: boolean): Promise<Int32Array> {
-    const ids = await this.#encode(prompt, chat)
+  async #promptIds(place: string, prompt: Prompt, chat: boolean): Promise<Int32Array> {
+    const ids = await this.#encode(place, prompt, chat)
     const { maxPositions } = this.network
     if (ids.length === 0 || ids.length > maxPositions)
-      throw misuse('generate.prompt', `1 to ${maxPositions} tokens, the model's maximum`, `${ids.length}`)
+      throw misuse(`${place}.prompt`, `1 to ${maxPositions} tokens, the model's maximum`, `${ids.length}`)
     return ids
   }
 
-  async #encode(prompt: string | readonly ChatMessage[], chat: boolean): Promise<Int32Array> {
+  async #encode(place: string, prompt: Prompt, chat: boolean): Promise<Int32Array> {
     if (typeof prompt === 'string' && !chat) return this.tokenizer.encode(prompt)
     const messages = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt
     if (!Array.isArray(messages) || messages.length === 0)
-      throw misuse('generate.prompt', 'a string or an array of messages', JSON.stringify(prompt) ?? 'nothing')
+      throw misuse(`${place}.prompt`, 'a string or an array of messages', JSON.stringify(prompt) ?? 'nothing')
     const text = await this.tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true })
     return this.tokenizer.encode(text, { addSpecialTokens: false })
-  }
-
-  /** An idle session for texts of this length, or a new one. */
-  async #session(tokens: number, adapter: Adapter | undefined): Promise<SessionEntry> {
-    const capacity = Math.min(this.network.maxPositions, 2 ** Math.ceil(Math.log2(Math.max(256, tokens))))
-    this.#dropSessions(({ session }) => !session.isCurrent)
-    const index = this.#idle.findIndex((entry) => entry.capacity === capacity && entry.adapter === adapter)
-    if (index >= 0) return this.#idle.splice(index, 1)[0]!
-    const forward = { precision: this.precision, hook: adapter?.hook }
-    return { capacity, adapter, session: await Session.create(this.network, forward, capacity) }
-  }
-
-  #release(entry: SessionEntry): void {
-    if (this.#disposed) entry.session.dispose()
-    else this.#idle.push(entry)
-    if (this.#idle.length > idleSessions) this.#idle.shift()?.session.dispose()
-  }
-
-  #dropSessions(which: (entry: SessionEntry) => boolean = () => true): void {
-    const dropped = this.#idle.filter(which)
-    for (const entry of dropped) {
-      this.#idle.splice(this.#idle.indexOf(entry), 1)
-      entry.session.dispose()
-    }
   }
 }

@@ -30,6 +30,8 @@ export interface NativeTensor {
   readonly shape: readonly number[]
   readonly dtype: DType
   readonly byteLength: number
+  /** Grows whenever the contents may have changed. */
+  readonly version: number
   readonly disposed: boolean
   dispose(): void
 }

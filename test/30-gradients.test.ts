@@ -338,11 +338,8 @@ const refusals: Readonly<Record<string, (x: Sym) => Sym>> = {
 }
 
 const samplingOf = () => ({
-  seed: read(tensor(Uint32Array.of(1, 2))),
-  step: read(tensor(Int32Array.of(0), [])),
-  temperature: read(tensor([1], [])),
-  topK: read(tensor(Int32Array.of(0), [])),
-  topP: read(tensor([1], [])),
+  draws: read(tensor(new Uint32Array(4), [1, 4])),
+  settings: read(tensor([1, 0, 1, 0, 1, 0, 0], [1, 7])),
 })
 
 for (const name of operators.keys()) {

@@ -9,6 +9,7 @@ import { adamw, type GenerateOptions, HeddleError, loadModel, lora, type Model, 
 import { linear } from '../lib/nn/site.js'
 import { train } from '../lib/train/train.js'
 import { fetchModel } from './models/fetch.js'
+import { nextToken } from './support/next_token.js'
 import { proverbs, textFile, tinyModelFolder } from './tiny_model.js'
 
 const plain = { precision: 'f32', training: false } as const
@@ -51,8 +52,7 @@ async function freshText(model: Model, hook?: NonNullable<GenerateOptions['adapt
 
 async function greedyIds(session: Session, from: Int32Array, count: number): Promise<number[]> {
   const ids: number[] = []
-  for (let fed = from; ids.length < count; fed = Int32Array.of(ids.at(-1)!))
-    ids.push(await session.next(fed, { temperature: 0, topK: 0, topP: 1, seed: 0 }))
+  for (let fed = from; ids.length < count; fed = Int32Array.of(ids.at(-1)!)) ids.push(await nextToken(session, fed))
   return ids
 }
 
@@ -134,8 +134,8 @@ test('topK and topP draw from just the tokens they allow', async (t) => {
   ] as const) {
     const drawn = new Set<number>()
     for (let seed = 0; seed < 200; seed += 1) {
-      session.reset()
-      drawn.add(await session.next(from, { temperature, seed, ...limits }))
+      session.truncate(0)
+      drawn.add(await nextToken(session, from, { temperature, seed, ...limits }))
     }
     t.true([...drawn].every((id) => allowed.includes(id)))
     t.true(drawn.size > Math.min(allowed.length, 10) / 2)
@@ -261,7 +261,7 @@ test('a real model: sampled pieces make up the text that their tokens stand for'
   const session = await Session.create(model.network, { precision: 'f32' }, 256)
   const ids: number[] = []
   for (let fed = await model.tokenizer.encode(from); ids.length < 40; fed = Int32Array.of(ids.at(-1)!)) {
-    const token = await session.next(fed, options)
+    const token = await nextToken(session, fed, { temperature: 1, topK: 50, topP: 0.9, seed: 3 })
     if (model.tokenizer.eosTokenIds.includes(token)) break
     ids.push(token)
   }

@@ -1,5 +1,6 @@
-// `sample_token`: temperature, top-k and top-p in the order Hugging Face transformers applies them, then one Philox
-// draw per row. Both filters only ever remove the smallest logits, so together they come down to one threshold.
+// `sample_token`, in the order in which Hugging Face transformers applies its processors: bias, repetition penalty,
+// presence and frequency penalties, mask; then temperature, top-k, top-p, min-p and one Philox draw per row. The three
+// filters only ever remove the smallest logits, so together they come down to one threshold.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/sample.cpp"
 #include "hwy/foreach_target.h"
@@ -79,12 +80,26 @@ namespace {
 
 HWY_EXPORT(exp_weights);
 
+/// A row of the settings.
 struct Settings {
-  uint64_t seed, step;
   float temperature;
-  int32_t top_k;
+  float top_k;
   float top_p;
+  float min_p;
+  float repetition_penalty;
+  float presence_penalty;
+  float frequency_penalty;
 };
+constexpr size_t kSettings = 7;
+static_assert(sizeof(Settings) == kSettings * sizeof(float));
+
+/// A row of the draw: 64 bits of seed, the index of the token in its text, and the number of the text.
+struct Draw {
+  uint32_t seed[2];
+  uint32_t step;
+  uint32_t stream;
+};
+constexpr size_t kDraw = 4;
 
 /// Tokens at or above it stay; among equal logits those with an index up to `last` do.
 struct Threshold {
@@ -182,14 +197,54 @@ double kept_weight(std::span<const float> x, const float* weights, const Thresho
   return sum;
 }
 
-/// `scratch`: 8 bytes per logit for candidates or the heap, behind 4 bytes per logit for weights.
-size_t sample_row(std::span<const float> x, size_t row, const Settings& settings, float* weights,
+/// Calls apply(token, times) for every different token of `history`, sorting it in `sorted`.
+template <class Apply>
+void each_token(std::span<const int32_t> history, size_t width, int32_t* sorted, const Apply& apply) {
+  size_t count = 0;
+  for (const int32_t token : history)
+    if (token >= 0 && static_cast<size_t>(token) < width) sorted[count++] = token;
+  std::sort(sorted, sorted + count);
+  for (size_t i = 0; i < count;) {
+    const int32_t* const end = std::upper_bound(sorted + i, sorted + count, sorted[i]);
+    const auto times = static_cast<size_t>(end - (sorted + i));
+    apply(static_cast<size_t>(sorted[i]), times);
+    i += times;
+  }
+}
+
+/// What a row's logits are changed by before they are sampled; null where there is nothing.
+struct Edits {
+  const float* bias = nullptr;
+  const uint32_t* mask = nullptr;
+  std::span<const int32_t> history;
+  /// Tokens of the history that were not generated.
+  size_t prompt = 0;
+};
+
+void apply_edits(const Edits& edits, const Settings& settings, std::span<float> x, int32_t* sorted) {
+  if (edits.bias != nullptr)
+    for (size_t i = 0; i < x.size(); ++i) x[i] += edits.bias[i];
+  if (const float penalty = settings.repetition_penalty; penalty > 0.0F && penalty != 1.0F)
+    each_token(edits.history, x.size(), sorted,
+               [&](size_t token, size_t) { x[token] = x[token] < 0.0F ? x[token] * penalty : x[token] / penalty; });
+  if (settings.presence_penalty != 0.0F || settings.frequency_penalty != 0.0F)
+    each_token(edits.history.subspan(std::min(edits.prompt, edits.history.size())), x.size(), sorted,
+               [&](size_t token, size_t times) {
+                 x[token] -= settings.presence_penalty + settings.frequency_penalty * static_cast<float>(times);
+               });
+  if (edits.mask != nullptr)
+    for (size_t i = 0; i < x.size(); ++i)
+      if ((edits.mask[i / 32] >> (i % 32) & 1U) == 0) x[i] = kLowest;
+}
+
+/// `candidates` also has room for the heap: 8 bytes per logit.
+size_t sample_row(std::span<const float> x, const Draw& random, const Settings& settings, float* weights,
                   Candidate* candidates) {
   const size_t best = argmax(x);
   if (!(settings.temperature > 0.0F) || !std::isfinite(x[best])) return best;
   double total = HWY_DYNAMIC_DISPATCH(exp_weights)(x.data(), x.size(), x[best], 1.0F / settings.temperature, weights);
   Threshold kept;
-  if (settings.top_k > 0 && static_cast<size_t>(settings.top_k) < x.size()) {
+  if (settings.top_k >= 1.0F && settings.top_k < static_cast<float>(x.size())) {
     kept.value = kth_largest(x, static_cast<size_t>(settings.top_k), reinterpret_cast<float*>(candidates));
     total = kept_weight(x, weights, kept);
   }
@@ -197,69 +252,151 @@ size_t sample_row(std::span<const float> x, size_t row, const Settings& settings
     kept = top_p_threshold(x, weights, kept, total, std::max(0.0F, settings.top_p), candidates);
     total = kept_weight(x, weights, kept);
   }
-  const float u = uniform_from_bits(philox(settings.seed, settings.step, row)[0]);
+  if (settings.min_p > 0.0F) {
+    const float least = x[best] + settings.temperature * std::log(std::min(1.0F, settings.min_p));
+    if (least > kept.value) kept = {least};
+    total = kept_weight(x, weights, kept);
+  }
+  const uint64_t seed = random.seed[0] | static_cast<uint64_t>(random.seed[1]) << 32;
+  const float u = uniform_from_bits(philox(seed, random.step, random.stream)[0]);
   return draw(x, weights, kept, static_cast<double>(u) * total);
 }
 
-/// Logarithm of the token's probability under the logits as they came.
-float log_probability(std::span<const float> x, size_t token, float* weights) {
-  const float top = x[argmax(x)];
-  const double total = HWY_DYNAMIC_DISPATCH(exp_weights)(x.data(), x.size(), top, 1.0F, weights);
-  return static_cast<float>(static_cast<double>(x[token]) - static_cast<double>(top) - std::log(total));
+/// Logarithms of probabilities under the logits as they came.
+class LogProbabilities {
+ public:
+  LogProbabilities(std::span<const float> x, float* weights) : x_(x), top_(x[argmax(x)]) {
+    total_ = std::log(HWY_DYNAMIC_DISPATCH(exp_weights)(x.data(), x.size(), top_, 1.0F, weights));
+  }
+  float operator()(size_t token) const {
+    return static_cast<float>(static_cast<double>(x_[token]) - static_cast<double>(top_) - total_);
+  }
+
+ private:
+  std::span<const float> x_;
+  float top_;
+  double total_;
+};
+
+/// The `count` largest logits, the first of equal ones first; NaN counts as minus infinity.
+void largest(std::span<const float> x, std::span<int32_t> tokens, Candidate* candidates) {
+  for (size_t i = 0; i < x.size(); ++i) candidates[i] = {x[i] == x[i] ? x[i] : kLowest, static_cast<int32_t>(i)};
+  std::partial_sort(candidates, candidates + tokens.size(), candidates + x.size(),
+                    [](const Candidate& a, const Candidate& b) {
+                      return a.weight > b.weight || (a.weight == b.weight && a.index < b.index);
+                    });
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = candidates[i].index;
 }
 
-void require_scalar(const KernelRequest& request, size_t input, DType dtype, const char* what) {
-  const Operand& operand = request.inputs[input];
-  request.check(operand.present && operand.dtype == dtype && operand.shape.count() == 1,
-                std::string(what) + " as one " + dtype_name(dtype), operand.shape.str());
+enum Input : uint8_t { kLogits, kDraws, kAllSettings, kBias, kMask, kHistory, kPrompt, kInputs };
+enum Output : uint8_t { kToken, kLogProbability, kTop, kTopLogProbability, kOutputs };
+
+struct SamplePlan {
+  size_t batch = 0;
+  size_t width = 0;
+  size_t mask_words = 0;
+  size_t history = 0;
+  size_t top = 0;
+
+  size_t scratch() const {
+    const size_t logits = checked_mul(width, sizeof(Candidate) + 2 * sizeof(float), "sample_token");
+    return checked_add(logits, checked_mul(history, sizeof(int32_t), "sample_token"), "sample_token");
+  }
+};
+
+Edits edits_of(const SamplePlan& plan, const RunArguments& arguments, size_t row) {
+  Edits edits;
+  edits.bias = arguments.input<float>(kBias);
+  if (const auto* mask = arguments.input<uint32_t>(kMask)) edits.mask = mask + row * plan.mask_words;
+  if (const auto* history = arguments.input<int32_t>(kHistory)) {
+    edits.history = {history + row * plan.history, plan.history};
+    edits.prompt = static_cast<size_t>(std::max(0, arguments.input<int32_t>(kPrompt)[row]));
+  }
+  return edits;
+}
+
+void run_row(const SamplePlan& plan, const RunArguments& arguments, size_t row, size_t thread) {
+  const std::span<const float> x(arguments.input<float>(kLogits) + row * plan.width, plan.width);
+  const auto& settings = reinterpret_cast<const Settings*>(arguments.in[kAllSettings])[row];
+  const auto& draw = reinterpret_cast<const Draw*>(arguments.in[kDraws])[row];
+  auto* const candidates = arguments.thread_scratch<Candidate>(thread);
+  auto* const weights = reinterpret_cast<float*>(candidates + plan.width);
+  std::span<float> edited(weights + plan.width, plan.width);
+  const Edits edits = edits_of(plan, arguments, row);
+  const bool changes = edits.bias != nullptr || edits.mask != nullptr || !edits.history.empty();
+  if (changes) {
+    std::copy(x.begin(), x.end(), edited.begin());
+    apply_edits(edits, settings, edited, reinterpret_cast<int32_t*>(edited.data() + plan.width));
+  }
+  const size_t chosen = sample_row(changes ? edited : x, draw, settings, weights, candidates);
+  arguments.output<int32_t>(kToken)[row] = static_cast<int32_t>(chosen);
+  float* const probability = arguments.output<float>(kLogProbability);
+  auto* const top = arguments.output<int32_t>(kTop);
+  auto* const top_probability = arguments.output<float>(kTopLogProbability);
+  if (probability == nullptr && top == nullptr && top_probability == nullptr) return;
+  const LogProbabilities of(x, weights);
+  if (probability != nullptr) probability[row] = of(chosen);
+  if (top == nullptr || top_probability == nullptr) return;
+  const std::span<int32_t> tokens(top + row * plan.top, plan.top);
+  largest(x, tokens, candidates);
+  for (size_t i = 0; i < plan.top; ++i) top_probability[row * plan.top + i] = of(static_cast<size_t>(tokens[i]));
+}
+
+void check_operand(const KernelRequest& request, const Operand& operand, DType dtype, const Shape& shape,
+                   const char* what) {
+  request.check(operand.present && operand.dtype == dtype && operand.shape == shape,
+                std::string(what) + " " + dtype_name(dtype) + " " + shape.str(), operand.shape.str());
+}
+
+void check_edits(const KernelRequest& request, SamplePlan& plan) {
+  const Operand& history = request.inputs[kHistory];
+  const auto batch = static_cast<int64_t>(plan.batch);
+  if (request.inputs[kBias].present)
+    check_operand(request, request.inputs[kBias], DType::kF32, Shape({static_cast<int64_t>(plan.width)}), "a bias");
+  plan.mask_words = (plan.width + 31) / 32;
+  if (request.inputs[kMask].present)
+    check_operand(request, request.inputs[kMask], DType::kU32, Shape({batch, static_cast<int64_t>(plan.mask_words)}),
+                  "a mask");
+  request.check(history.present == request.inputs[kPrompt].present, "a history with the lengths of its prompts",
+                "one without the other");
+  if (!history.present) return;
+  request.check(history.dtype == DType::kI32 && history.shape.rank() == 2 && history.shape[0] == batch,
+                "a history i32 [batch, length]", history.shape.str());
+  check_operand(request, request.inputs[kPrompt], DType::kI32, Shape({batch}), "lengths of prompts");
+  plan.history = static_cast<size_t>(history.shape[1]);
 }
 
 CompiledKernel compile_sample_token(const KernelRequest& request) {
-  request.check(request.inputs.size() == 6 && (request.outputs.size() == 1 || request.outputs.size() == 2),
-                "6 inputs and 1 or 2 outputs", std::to_string(request.inputs.size()));
-  const Operand& logits = request.inputs[0];
-  const Operand& seed = request.inputs[1];
+  request.expect_counts(kInputs, kOutputs);
+  const Operand& logits = request.inputs[kLogits];
   request.check(logits.present && logits.dtype == DType::kF32 && logits.shape.rank() == 2,
                 "f32 logits [batch, vocabulary]", logits.shape.str());
-  request.check(seed.present && seed.dtype == DType::kU32 && seed.shape == Shape({2}), "a seed of u32 [2]",
-                seed.shape.str());
-  require_scalar(request, 2, DType::kI32, "step");
-  require_scalar(request, 3, DType::kF32, "temperature");
-  require_scalar(request, 4, DType::kI32, "top_k");
-  require_scalar(request, 5, DType::kF32, "top_p");
-  const Shape rows({logits.shape[0]});
-  const Operand& token = request.outputs[0];
-  request.check(token.present && token.dtype == DType::kI32 && token.shape == rows, "tokens i32 " + rows.str(),
-                token.shape.str());
-  const bool wants_probability = request.outputs.size() == 2 && request.outputs[1].present;
-  if (wants_probability)
-    request.check(request.outputs[1].dtype == DType::kF32 && request.outputs[1].shape == rows,
-                  "logprob f32 " + rows.str(), request.outputs[1].shape.str());
-  const auto batch = static_cast<size_t>(logits.shape[0]);
-  const auto width = static_cast<size_t>(logits.shape[1]);
-  request.check(batch == 0 || (width > 0 && width <= std::numeric_limits<int32_t>::max()),
+  const int64_t batch = logits.shape[0];
+  SamplePlan plan{.batch = static_cast<size_t>(batch), .width = static_cast<size_t>(logits.shape[1])};
+  request.check(batch == 0 || (plan.width > 0 && plan.width <= std::numeric_limits<int32_t>::max()),
                 "a vocabulary of 1 to 2^31 - 1 tokens", logits.shape.str());
+  check_operand(request, request.inputs[kDraws], DType::kU32, Shape({batch, kDraw}), "draws");
+  check_operand(request, request.inputs[kAllSettings], DType::kF32, Shape({batch, kSettings}), "settings");
+  check_edits(request, plan);
+  check_operand(request, request.outputs[kToken], DType::kI32, Shape({batch}), "tokens");
+  if (request.outputs[kLogProbability].present)
+    check_operand(request, request.outputs[kLogProbability], DType::kF32, Shape({batch}), "log-probabilities");
+  const int64_t top = request.attributes.integer("top");
+  request.check(top >= 1 && (batch == 0 || static_cast<size_t>(top) <= plan.width),
+                "top from 1 to the vocabulary's size", std::to_string(top));
+  plan.top = static_cast<size_t>(top);
+  request.check(request.outputs[kTop].present == request.outputs[kTopLogProbability].present,
+                "the most likely tokens with their log-probabilities", "one without the other");
+  if (request.outputs[kTop].present) {
+    check_operand(request, request.outputs[kTop], DType::kI32, Shape({batch, top}), "the most likely tokens");
+    check_operand(request, request.outputs[kTopLogProbability], DType::kF32, Shape({batch, top}), "log-probabilities");
+  }
 
   CompiledKernel kernel;
-  kernel.scratch_per_thread = batch == 0 ? 0 : checked_mul(width, sizeof(float) + sizeof(Candidate), "sample_token");
-  kernel.run = [batch, width, wants_probability](const RunArguments& arguments) {
-    if (batch == 0) return;
-    const auto* seed_words = arguments.input<uint32_t>(1);
-    const Settings settings{seed_words[0] | static_cast<uint64_t>(seed_words[1]) << 32,
-                            static_cast<uint32_t>(*arguments.input<int32_t>(2)), *arguments.input<float>(3),
-                            *arguments.input<int32_t>(4), *arguments.input<float>(5)};
-    const auto run = [&](size_t row, size_t thread) {
-      const std::span<const float> x(arguments.input<float>(0) + row * width, width);
-      auto* candidates = arguments.thread_scratch<Candidate>(thread);
-      auto* weights = reinterpret_cast<float*>(candidates + width);
-      const size_t chosen = sample_row(x, row, settings, weights, candidates);
-      arguments.output<int32_t>(0)[row] = static_cast<int32_t>(chosen);
-      if (wants_probability) arguments.output<float>(1)[row] = log_probability(x, chosen, weights);
-    };
-    if (batch == 1)
-      run(0, 0);
-    else
-      arguments.pool.run(batch, [r = &run](size_t row, size_t thread) { (*r)(row, thread); });
+  kernel.scratch_per_thread = batch == 0 ? 0 : plan.scratch();
+  kernel.run = [plan](const RunArguments& arguments) {
+    const auto run = [&](size_t row, size_t thread) { run_row(plan, arguments, row, thread); };
+    arguments.pool.run(plan.batch, [r = &run](size_t row, size_t thread) { (*r)(row, thread); });
   };
   return kernel;
 }

@@ -20,7 +20,7 @@ class NativeTensor : public Napi::ObjectWrap<NativeTensor> {
         env, "NativeTensor",
         {InstanceAccessor<&NativeTensor::shape>("shape"), InstanceAccessor<&NativeTensor::dtype>("dtype"),
          InstanceAccessor<&NativeTensor::byte_length>("byteLength"),
-         InstanceAccessor<&NativeTensor::disposed>("disposed"), InstanceMethod<&NativeTensor::dispose>("dispose")});
+         InstanceAccessor<&NativeTensor::version>("version"), InstanceAccessor<&NativeTensor::disposed>("disposed"), InstanceMethod<&NativeTensor::dispose>("dispose")});
   }
 
   explicit NativeTensor(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -46,6 +46,10 @@ class NativeTensor : public Napi::ObjectWrap<NativeTensor> {
   Napi::Value dtype(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), dtype_name(tensor_.dtype)); }
   Napi::Value byte_length(const Napi::CallbackInfo& info) {
     return Napi::Number::New(info.Env(), static_cast<double>(tensor_.shape.bytes(tensor_.dtype)));
+  }
+  Napi::Value version(const Napi::CallbackInfo& info) {
+    const uint64_t version = tensor_.storage ? tensor_.storage->version() : 0;
+    return Napi::Number::New(info.Env(), static_cast<double>(version));
   }
   Napi::Value disposed(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), !tensor_.storage); }
   Napi::Value dispose(const Napi::CallbackInfo& info) {

@@ -270,8 +270,9 @@ async function initialise(attachments: readonly Attachment[], seed: number): Pro
   compute.dispose()
 }
 
-/** The site with the adapter's tensors in the place of its own. */
+/** The site with the adapter's tensors in the place of its own; the site itself where there are none. */
 function replaced(site: Site, { trained, weight }: Attachment): Site {
+  if (!weight && !trained.weight && !trained.bias) return site
   return { ...site, weight: trained.weight ?? weight ?? site.weight, bias: trained.bias ?? site.bias }
 }
 

@@ -147,17 +147,17 @@ export function knownFields(config: unknown): Record<string, unknown> {
   return { ...Object.fromEntries(kept), init_lora_weights: storedInit(fields.init_lora_weights) }
 }
 
-/** Whatever else A and B began with, the file has their values; only a changed base must be made again. */
+/** Kept where it is known here; of others only those matter that changed the base: the file has A and B. */
 function storedInit(value: unknown): LoraInit {
   const init = typeof value === 'string' ? value.toLowerCase() : value
-  if (init === 'pissa' || init === 'olora') return init
   if (typeof init === 'string' && lostBases.test(init))
     unsupported(
       'init_lora_weights',
       'an adapter for the original base; PEFT makes one with path_initial_model_for_weight_conversion',
       init,
     )
-  return true
+  const known = initialisation.safeParse(init)
+  return known.success ? known.data : true
 }
 
 function unsupported(name: string, expected: string, got: string): never {

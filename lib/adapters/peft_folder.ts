@@ -54,6 +54,8 @@ export async function writeAdapter(
   const config = {
     ...(conversion?.config ?? adapter.method.config),
     base_model_name_or_path: adapter.baseModel,
+    // A module here knows how its weight is stored; PEFT is told.
+    ...('fan_in_fan_out' in adapter.method.config ? { fan_in_fan_out: isTransposed(adapter) } : {}),
     inference_mode: true,
     peft_type: peftType,
     target_modules: targetNames(adapter),
@@ -75,6 +77,9 @@ export async function readMethod(
   const method = byPeftType(config.peft_type, path).create(config, { lenient: true })
   return { method, taskType: typeof config.task_type === 'string' ? config.task_type : 'CAUSAL_LM' }
 }
+
+const isTransposed = ({ attachments }: Adapter): boolean =>
+  [...attachments.values()].some(({ site, plan }) => plan !== undefined && site.transposed === true)
 
 /** What the conversion makes of every site that has a weight of its own. */
 async function convertedTensors(adapter: Adapter, { tensors }: Conversion): Promise<Map<string, Tensor>> {

@@ -1,53 +1,111 @@
-/** A key–value cache with the program that runs on it: takes tokens, gives the next one. Serves one text at a time. */
-import { seedTensor } from '../adapters/adapter.js'
+/** A key–value cache of one or several texts with the program that runs on it: takes tokens, gives the next ones. */
 import { HeddleError } from '../errors.js'
 import { gatherRows } from '../graph/ops/index.js'
-import { sampleToken } from '../graph/ops/sample.js'
+import { type SampledToken, sampleToken, settingNames } from '../graph/ops/sample.js'
 import { type OperatorTime, type Program, program } from '../graph/program.js'
 import type { Sym } from '../graph/sym.js'
 import type { CausalLm, KeyValueCache } from '../models/causal_lm.js'
-import type { Forward } from '../nn/site.js'
+import { type Forward, linear } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
-import type { GenerateSettings } from './options.js'
 
-/** Prompts are padded to these lengths, so that few programs are ever traced; longer ones go in pieces. */
-const promptBuckets = [1, 16, 64, 256]
+/** Tokens are padded to these lengths, so that few programs are ever traced; longer texts go in pieces. */
+const lengthBuckets = [1, 16, 64, 256]
 
-/** What decides the next token, besides the text. */
-type Sampling = Pick<GenerateSettings, 'temperature' | 'topK' | 'topP' | 'seed' | 'signal'>
+/** How the next token of one text is drawn, see {@link sampleToken}. */
+export type DrawSettings = Readonly<Record<(typeof settingNames)[number], number>> & {
+  readonly seed: number
+  /** Number of the text among those that are made from one prompt with one seed. */
+  readonly stream: number
+}
+
+/** What one step appends to one text, and how its next token is drawn. */
+export interface Row {
+  /** Tokens to append; none for a text that is finished. */
+  readonly tokens: Int32Array
+  readonly settings: DrawSettings
+  /** One bit per token that may be drawn; all of them without it. */
+  readonly mask?: Uint32Array | undefined
+  /** The text so far, `tokens` included, for penalties; and how many tokens of it are the prompt's. */
+  readonly history?: { readonly tokens: readonly number[]; readonly promptLength: number } | undefined
+}
+
+/** What all texts of a step share. */
+export interface StepOptions {
+  /** `f32 [vocabulary]`, added to the logits. */
+  readonly bias?: Tensor | undefined
+  /** So many of the most likely tokens are reported; 0 reports no log-probability at all. */
+  readonly top?: number | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+/** A drawn token. */
+export interface Drawn {
+  readonly token: number
+  /** Under the model's own distribution; only when it was asked for. */
+  readonly logProbability?: number
+  /** The most likely tokens, best first. */
+  readonly top?: readonly { readonly token: number; readonly logProbability: number }[]
+}
+
+/** Which optional inputs and outputs a program has. */
+interface Variant {
+  readonly bias: boolean
+  readonly mask: boolean
+  readonly history: boolean
+  readonly top: number
+}
 
 export class Session {
   readonly capacity: number
   readonly #model: CausalLm
+  readonly #forward: Forward
   readonly #cache: KeyValueCache
-  readonly #step: Program<Sym>
+  readonly #programs = new Map<string, Program<Sym[]>>()
   /** The weights that the compiled programs hold. */
   readonly #weights: readonly Tensor[]
-  /** Tokens in the cache. */
-  #length = 0
+  /** Tokens in the cache, by text. */
+  readonly #texts: number[][]
 
-  private constructor(model: CausalLm, forward: Omit<Forward, 'training'>, cache: KeyValueCache) {
+  private constructor(model: CausalLm, forward: Omit<Forward, 'training'>, cache: KeyValueCache, batch: number) {
     this.capacity = cache.capacity
     this.#model = model
+    this.#forward = { ...forward, training: false }
     this.#cache = cache
     this.#weights = weightsOf(model)
-    this.#step = program(async (ids, position, last, seed, step, temperature, topK, topP) => {
-      const context = { ...forward, training: false }
-      const hidden = await model.hidden({ ids: ids!, position: position!, cache }, context)
-      const logits = model.logits(gatherRows(hidden, last!), context)
-      const options = { seed: seed!, step: step!, temperature: temperature!, topK: topK!, topP: topP! }
-      return sampleToken(logits, options).token
-    })
+    this.#texts = Array.from({ length: batch }, () => [])
   }
 
   /** @param capacity most tokens of a text, prompt included */
-  static async create(model: CausalLm, forward: Omit<Forward, 'training'>, capacity: number): Promise<Session> {
-    return new Session(model, forward, await model.createCache(1, capacity))
+  static async create(
+    model: CausalLm,
+    forward: Omit<Forward, 'training'>,
+    capacity: number,
+    batch = 1,
+  ): Promise<Session> {
+    return new Session(model, forward, await model.createCache(batch, capacity), batch)
+  }
+
+  /** Number of texts. */
+  get batch(): number {
+    return this.#texts.length
+  }
+
+  /** Bytes of the cache. */
+  get byteLength(): number {
+    return this.#cache.layers.reduce(
+      (sum, { keys, values }) => sum + keys.native.byteLength + values.native.byteLength,
+      0,
+    )
   }
 
   /** Time per operator so far. */
   profile(): readonly OperatorTime[] {
-    return this.#step.profile()
+    return [...this.#programs.values()].flatMap((each) => each.profile())
+  }
+
+  /** Changes with the contents of the weights: what the cache holds is then of another model. */
+  get weightVersions(): number {
+    return this.#weights.reduce((sum, { native }) => sum + native.version, 0)
   }
 
   /** False once a weight of the model was replaced, as merging and training do: start a new session then. */
@@ -55,66 +113,167 @@ export class Session {
     return weightsOf(this.#model).every((weight, index) => weight === this.#weights[index])
   }
 
-  /** Forgets all tokens. */
-  reset(): void {
-    this.#length = 0
+  /** How many tokens at the start of `tokens` the cache holds at the start of the first text. */
+  commonPrefix(tokens: Int32Array): number {
+    const differs = this.#texts[0]!.findIndex((token, index) => token !== tokens[index])
+    return differs < 0 ? Math.min(this.#texts[0]!.length, tokens.length) : differs
+  }
+
+  /** Forgets all tokens but the first `length` of each text. */
+  truncate(length: number): void {
+    for (const text of this.#texts) text.length = Math.min(length, text.length)
   }
 
   /**
-   * Appends tokens to the text and draws the one that follows.
+   * Appends tokens to the texts and draws the one that follows in each; undefined for texts without new tokens.
    * @throws ERR_HEDDLE_ARGUMENT when the cache is full, ERR_HEDDLE_ABORTED
    */
-  async next(tokens: Int32Array, sampling: Sampling): Promise<number> {
-    let token = 0
-    for (let start = 0; start < tokens.length; ) {
-      const rest = tokens.length - start
-      const room = this.capacity - this.#length
-      const size = promptBuckets.find((bucket) => bucket >= rest && bucket <= room) ?? largestFitting(rest, room)
-      const part = tokens.subarray(start, start + Math.min(size, rest))
-      token = await this.#run(part, size, sampling)
-      start += part.length
+  async next(rows: readonly Row[], options: StepOptions = {}): Promise<(Drawn | undefined)[]> {
+    const drawn: (Drawn | undefined)[] = rows.map(() => undefined)
+    const fed = rows.map(() => 0)
+    for (;;) {
+      const rest = rows.map(({ tokens }, index) => tokens.length - fed[index]!)
+      const longest = Math.max(...rest)
+      if (longest === 0) return drawn
+      // A finished text may lie anywhere: what is written behind it is never read.
+      const live = this.#texts.filter((_, index) => rows[index]!.tokens.length > 0)
+      const filled = Math.max(...live.map(({ length }) => length))
+      const size = bucketFor(longest, this.capacity - filled)
+      const parts = rows.map(({ tokens }, index) =>
+        tokens.subarray(fed[index]!, fed[index]! + Math.min(size, rest[index]!)),
+      )
+      const results = await this.#run(rows, parts, size, options)
+      for (const [index, part] of parts.entries()) {
+        fed[index]! += part.length
+        if (part.length > 0 && fed[index] === rows[index]!.tokens.length) drawn[index] = results[index]
+      }
     }
-    return token
   }
 
   dispose(): void {
-    this.#step.dispose()
+    for (const each of this.#programs.values()) each.dispose()
     for (const { keys, values } of this.#cache.layers) {
       keys.dispose()
       values.dispose()
     }
   }
 
-  async #run(part: Int32Array, size: number, sampling: Sampling): Promise<number> {
-    const ids = new Int32Array(size)
-    ids.set(part)
-    const end = this.#length + part.length
-    const inputs: Tensor[] = [
-      tensor(ids, [1, size]),
-      tensor(Int32Array.of(this.#length)),
-      tensor(Int32Array.of(part.length - 1)),
-      seedTensor(sampling.seed),
-      tensor(Int32Array.of(end), []),
-      tensor(Float32Array.of(sampling.temperature), []),
-      tensor(Int32Array.of(sampling.topK), []),
-      tensor(Float32Array.of(sampling.topP), []),
-    ]
+  async #run(
+    rows: readonly Row[],
+    parts: readonly Int32Array[],
+    size: number,
+    { bias, top = 0, signal }: StepOptions,
+  ): Promise<Drawn[]> {
+    const variant: Variant = {
+      bias: bias !== undefined,
+      mask: rows.some(({ mask }) => mask !== undefined),
+      history: rows.some(({ history }) => history !== undefined),
+      top,
+    }
+    const made = [...this.#textInputs(parts, size), ...this.#drawInputs(rows, parts, variant)]
     try {
-      const result = await this.#step.run(inputs, { signal: sampling.signal })
-      this.#length = end
-      const token = result.item()
-      result.dispose()
-      return token
+      const outputs = await this.#program(variant).run(bias ? [...made, bias] : made, { signal })
+      for (const [index, part] of parts.entries()) this.#texts[index]!.push(...part)
+      return await drawnOf(outputs as Tensor[], top)
     } finally {
-      for (const input of inputs) input.dispose()
+      for (const input of made) input.dispose()
     }
   }
+
+  /** ids, positions, and where the last token of each text lies. */
+  #textInputs(parts: readonly Int32Array[], size: number): Tensor[] {
+    const ids = new Int32Array(this.batch * size)
+    for (const [index, part] of parts.entries()) ids.set(part, index * size)
+    const positions = this.#texts.map(({ length }) => Math.min(length, this.capacity - size))
+    const last = parts.map((part, index) => index * size + Math.max(0, part.length - 1))
+    return [tensor(ids, [this.batch, size]), tensor(Int32Array.from(positions)), tensor(Int32Array.from(last))]
+  }
+
+  #drawInputs(rows: readonly Row[], parts: readonly Int32Array[], variant: Variant): Tensor[] {
+    const batch = rows.length
+    const draws = rows.map(({ settings: { seed, stream } }, index) => [
+      seed % 2 ** 32,
+      Math.floor(seed / 2 ** 32),
+      this.#texts[index]!.length + parts[index]!.length,
+      stream,
+    ])
+    const settings = rows.map((row) => settingNames.map((name) => row.settings[name]))
+    const inputs = [
+      tensor(Uint32Array.from(draws.flat()), [batch, 4]),
+      tensor(settings.flat(), [batch, settingNames.length]),
+    ]
+    if (variant.history) inputs.push(...this.#historyInputs(rows))
+    if (variant.mask) inputs.push(maskInput(rows, this.#model.vocabularySize))
+    return inputs
+  }
+
+  #historyInputs(rows: readonly Row[]): Tensor[] {
+    const history = new Int32Array(rows.length * this.capacity).fill(-1)
+    for (const [index, row] of rows.entries())
+      history.set((row.history?.tokens ?? []).slice(0, this.capacity), index * this.capacity)
+    const lengths = Int32Array.from(rows, (row) => row.history?.promptLength ?? 0)
+    return [tensor(history, [rows.length, this.capacity]), tensor(lengths)]
+  }
+
+  #program(variant: Variant): Program<Sym[]> {
+    const key = JSON.stringify(variant)
+    const known = this.#programs.get(key)
+    if (known) return known
+    const made = program(async (ids, position, last, draws, settings, ...more) => {
+      const hidden = await this.#model.hidden({ ids: ids!, position: position!, cache: this.#cache }, this.#forward)
+      const logits = linear(this.#model.outputSite, gatherRows(hidden, last!), this.#forward)
+      const [history, promptLength] = variant.history ? more.splice(0, 2) : []
+      const [mask] = variant.mask ? more.splice(0, 1) : []
+      const [bias] = more
+      const top = Math.max(1, variant.top)
+      const sampled = sampleToken(logits, {
+        draws: draws!,
+        settings: settings!,
+        bias,
+        mask,
+        history,
+        promptLength,
+        top,
+      })
+      return outputsOf(sampled, variant)
+    })
+    this.#programs.set(key, made)
+    return made
+  }
+}
+
+const outputsOf = (sampled: SampledToken, { top }: Variant): Sym[] =>
+  top === 0 ? [sampled.token] : [sampled.token, sampled.logProbability, sampled.topTokens, sampled.topLogProbabilities]
+
+async function drawnOf(outputs: readonly Tensor[], top: number): Promise<Drawn[]> {
+  const [tokens, logProbabilities, topTokens, topLogProbabilities] = await Promise.all(
+    outputs.map(async (output) => Array.from(await output.data(), Number)),
+  )
+  for (const output of outputs) output.dispose()
+  return tokens!.map((token, row) => {
+    if (top === 0) return { token }
+    const ranked = Array.from({ length: top }, (_, rank) => ({
+      token: topTokens![row * top + rank]!,
+      logProbability: topLogProbabilities![row * top + rank]!,
+    }))
+    return { token, logProbability: logProbabilities![row]!, top: ranked }
+  })
+}
+
+function maskInput(rows: readonly Row[], vocabulary: number): Tensor {
+  const words = Math.ceil(vocabulary / 32)
+  const all = new Uint32Array(rows.length * words).fill(2 ** 32 - 1)
+  for (const [index, { mask }] of rows.entries()) if (mask) all.set(mask, index * words)
+  return tensor(all, [rows.length, words])
 }
 
 const weightsOf = (model: CausalLm): Tensor[] => [...model.sites.values(), model.outputSite].map(({ weight }) => weight)
 
-function largestFitting(rest: number, room: number): number {
-  const size = promptBuckets.findLast((bucket) => bucket <= rest && bucket <= room)
+/** The number of tokens that the next step takes per text: what is left, padded, or as much as there is room for. */
+function bucketFor(rest: number, room: number): number {
+  const size =
+    lengthBuckets.find((bucket) => bucket >= rest && bucket <= room) ??
+    lengthBuckets.findLast((bucket) => bucket <= rest && bucket <= room)
   if (size === undefined)
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
       place: 'generate',

@@ -4,6 +4,7 @@ import type { RowBlock } from '../data/rows.js'
 import { HeddleError, type HeddleErrorCode } from '../errors.js'
 import type { GgufBlock } from '../formats/gguf_writer.js'
 import type { ChatMessage } from './chat_template.js'
+import type { ConstraintRequest } from './grammar/constraints.js'
 import type { EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo } from './text_encoder.js'
 
 /** Where a tokenizer is read from. */
@@ -25,6 +26,12 @@ export interface Operations {
     answer: EncodedBatch
   }
   fingerprint: { ask: null; answer: string }
+  /** Starts a text that must have a form; answers with its number. */
+  constrain: { ask: ConstraintRequest; answer: number }
+  constraintMask: { ask: { readonly id: number; readonly remaining: number }; answer: Uint32Array }
+  /** Answers whether the text is complete. */
+  constraintAdvance: { ask: { readonly id: number; readonly token: number }; answer: boolean }
+  constraintClose: { ask: { readonly id: number }; answer: null }
   save: { ask: { readonly folder: string }; answer: null }
   ggufVocabulary: { ask: { readonly size: number }; answer: GgufBlock }
   /** Answers in parts, then ends. */

@@ -7,6 +7,7 @@ import { bucketLength } from '../data/collate.js'
 import { HeddleError } from '../errors.js'
 import { formatError } from '../formats/byte_source.js'
 import { type ChatMessage, ChatTemplate } from './chat_template.js'
+import { tokenBytesOf } from './token_bytes.js'
 import type { Json, TokenizerFiles } from './tokenizer_files.js'
 
 /** A conversation as token ids; `loss` is 1 at the tokens that the assistant wrote. */
@@ -97,6 +98,11 @@ export class TextEncoding {
     })
   }
 
+  /** The bytes that each token stands for, by id; undefined for special tokens. */
+  tokenBytes(): (Uint8Array | undefined)[] {
+    return tokenBytesOf(this.#files.tokenizer)
+  }
+
   /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when it refuses the messages */
   applyChatTemplate(messages: readonly ChatMessage[], addGenerationPrompt: boolean): string {
     return this.#chatTemplate().render(messages, { addGenerationPrompt })
@@ -157,7 +163,7 @@ export class TextEncoding {
 
   /** A hash of everything that decides which tokens a text becomes. */
   fingerprint(): string {
-    const { tokenizer, config, chatTemplate, eosTokenIds } = this.#files
+    const { tokenizer, config, chatTemplate, eosTokenIds } = this.files
     return createHash('sha256')
       .update(JSON.stringify([tokenizer, config, chatTemplate, eosTokenIds]))
       .digest('hex')

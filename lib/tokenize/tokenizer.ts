@@ -3,6 +3,8 @@ import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
 import type { RowBlock } from '../data/rows.js'
 import type { GgufBlock } from '../formats/gguf_writer.js'
 import type { ChatMessage } from './chat_template.js'
+import { Constraint } from './constraint.js'
+import type { ConstraintRequest } from './grammar/constraints.js'
 import type { TokenizerSource } from './protocol.js'
 import type { EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo } from './text_encoder.js'
 import { WorkerClient } from './worker_client.js'
@@ -138,6 +140,14 @@ export class Tokenizer {
   /** Text from a stream of tokens, piece by piece. */
   decodeStream({ skipSpecialTokens = true }: { readonly skipSpecialTokens?: boolean } = {}): TokenStream {
     return new TokenStream((ids) => this.decode(ids, { skipSpecialTokens }))
+  }
+
+  /**
+   * Starts a text that must have a form, for constrained generation.
+   * @throws ERR_HEDDLE_ARGUMENT when no text of at most `maxTokens` tokens has it
+   */
+  async constrain(request: ConstraintRequest): Promise<Constraint> {
+    return new Constraint(this.#client, await this.#client.call('constrain', request))
   }
 
   /** Writes tokenizer.json and tokenizer_config.json (with the chat template) into a folder. @throws ERR_HEDDLE_IO */

@@ -4,6 +4,7 @@ import { parentPort } from 'node:worker_threads'
 import { type EncodedChunk, RowEncoder } from '../data/encode.js'
 import { readGgufTokenizer } from './gguf_tokenizer.js'
 import { ggufVocabulary } from './gguf_vocabulary.js'
+import { Constraints } from './grammar/constraints.js'
 import {
   type Cancel,
   type EncodeRows,
@@ -19,6 +20,7 @@ const port = parentPort!
 const cancelled = new Set<number>()
 let encoding: TextEncoding | undefined
 let origin: TokenizerSource | undefined
+let constraints: Constraints | undefined
 
 port.on('message', (message: Request | Cancel) => {
   if ('cancel' in message) cancelled.add(message.cancel)
@@ -75,6 +77,15 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
       return loaded().encodeBatch(request.ask.texts, request.ask.options)
     case 'fingerprint':
       return loaded().fingerprint()
+    case 'constrain':
+      return opened().open(request.ask)
+    case 'constraintMask':
+      return opened().mask(request.ask.id, request.ask.remaining)
+    case 'constraintAdvance':
+      return opened().advance(request.ask.id, request.ask.token)
+    case 'constraintClose':
+      opened().close(request.ask.id)
+      return null
     case 'save':
       loaded().save(request.ask.folder)
       return null
@@ -90,6 +101,12 @@ async function load({ kind, path }: TokenizerSource): Promise<TextEncoding> {
 function loaded(): TextEncoding {
   if (encoding) return encoding
   throw new Error('the tokenizer has not been loaded')
+}
+
+/** Made when first needed: sorting a vocabulary takes a while. */
+function opened(): Constraints {
+  constraints ??= new Constraints(loaded().tokenBytes(), loaded().info.eosTokenIds)
+  return constraints
 }
 
 function reply(message: Reply, transfer: readonly ArrayBufferLike[] = []): void {

@@ -467,6 +467,20 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
   }),
   sample_token: (random) => {
     const [b, v] = [small(random), size(random)]
-    return plain([f32(b, v), u32(2), i32(), f32(), i32(), f32()], [i32(b), f32(b)])
+    const [history, top] = [flag(random) === 1, 1 + random.below(Math.min(v, 5))]
+    const ranked = flag(random) === 1
+    return {
+      inputs: [
+        f32(b, v),
+        u32(b, 4),
+        f32(b, 7),
+        maybe(random, f32(v)),
+        maybe(random, u32(b, Math.ceil(v / 32))),
+        history ? i32(b, small(random)) : null,
+        history ? i32(b) : null,
+      ],
+      outputs: [i32(b), maybe(random, f32(b)), ranked ? i32(b, top) : null, ranked ? f32(b, top) : null],
+      attributes: [['top', top]],
+    }
   },
 }

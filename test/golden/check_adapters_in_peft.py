@@ -1,0 +1,52 @@
+"""Loads every adapter of adapters-heddle/ (make_adapters_heddle.ts) into real PEFT, refuses what check_in_peft.py
+refuses, and writes adapters-heddle.golden.safetensors: `<variant>.logits` of every eighth position.
+
+Run: OMP_NUM_THREADS=1 python check_adapters_in_peft.py
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from check_in_peft import HARMLESS, compare, load_base
+
+HERE = Path(__file__).parent
+# Said of the options, whoever wrote the folder.
+OF_THE_OPTIONS = ("has no bias. This means that merging", "have invalid shape", "`ensure_weight_tying` is not set")
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    goldens = json.loads((HERE / "adapters.golden.json").read_text())["variants"]
+    tensors, failed = {}, False
+    for name, variant in goldens.items():
+        logits, problems = check(HERE / "adapters-heddle" / name, HERE / variant["base"], torch.tensor(variant["ids"]))
+        print(name, problems or "ok")
+        tensors[f"{name}.logits"] = logits
+        failed = failed or bool(problems)
+    save_file(tensors, HERE / "adapters-heddle.golden.safetensors")
+    (HERE / "adapters-heddle.golden.safetensors").chmod(0o644)
+    return int(failed)
+
+
+def check(folder: Path, base: Path, ids: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config = PeftConfig.from_pretrained(folder)
+        model = PeftModel.from_pretrained(load_base(base), folder, config=config).eval()
+        loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    problems = [f"warning: {w.message}" for w in caught
+                if not issubclass(w.category, HARMLESS) and not any(text in str(w.message) for text in OF_THE_OPTIONS)]
+    problems += compare(load_file(folder / "adapter_model.safetensors"), loaded)
+    with torch.no_grad():
+        return model(input_ids=ids).logits[:, ::8].contiguous(), problems
+
+
+if __name__ == "__main__":
+    sys.exit(main())
