@@ -61,6 +61,7 @@ export {
 export * from './graph/ops/attention.js'
 export { moveAxis } from './graph/ops/axes.js'
 export * from './graph/ops/conv.js'
+export * from './graph/ops/einsum.js'
 export * from './graph/ops/elementwise.js'
 export * from './graph/ops/gather.js'
 export * from './graph/ops/index.js'

@@ -207,7 +207,39 @@ def indexing():
     return cases, table
 
 
-FAMILIES = {f.__name__: f for f in (activations, norms, convolutions, images, indexing)}
+def einsums():
+    cases = []
+    for equation, *shapes in (
+        ("ij,jk->ik", [3, 4], [4, 5]),
+        ("ij,kj", [3, 4], [5, 4]),
+        ("ji,jk->ki", [4, 3], [4, 5]),
+        ("bqhd,bkhd->bhqk", [2, 3, 2, 4], [2, 5, 2, 4]),
+        ("bhqk,bkhd->bqhd", [2, 2, 3, 5], [2, 5, 2, 4]),
+        ("i,j->ij", [3], [4]),
+        ("ij,ij->ij", [3, 4], [3, 4]),
+        ("ij,ij->", [3, 4], [3, 4]),
+        ("ij->ji", [3, 4]),
+        ("ij->", [3, 4]),
+        ("ij->j", [3, 4]),
+        ("ii->i", [4, 4]),
+        ("ii", [4, 4]),
+        ("iji->j", [3, 4, 3]),
+        ("iii->i", [3, 3, 3]),
+        ("...ij,...jk->...ik", [2, 1, 3, 4], [5, 4, 2]),
+        ("b...,b->b...", [2, 3, 4], [2]),
+        ("i...->...", [3, 4, 2]),
+        ("ij,jk,kl->il", [3, 4], [4, 5], [5, 2]),
+        ("ij,ik,i->jk", [3, 4], [3, 5], [3]),
+        ("bij,bjk,kb,l->il", [2, 3, 4], [2, 4, 5], [5, 2], [3]),
+        ("ijk,ik->j", [2, 3, 4], [2, 4]),
+        (" a b , b c -> c a ", [2, 3], [3, 4]),
+        ("Ba,aB->B", [2, 3], [3, 2]),
+    ):
+        cases.append(case("einsum", shapes, {"equation": equation}))
+    return cases, {"einsum": lambda *operands, equation: torch.einsum(equation, *operands)}
+
+
+FAMILIES = {f.__name__: f for f in (activations, norms, convolutions, images, indexing, einsums)}
 
 
 def case(op, shapes, options, **more):
