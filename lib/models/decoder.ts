@@ -337,7 +337,7 @@ interface View {
   readonly time: number
   readonly segments: Sym | undefined
   readonly position: Sym | undefined
-  /** `i32 [1 or b, t]` */
+  /** Of each token in its own text, `i32 [1 or b, t]`. */
   readonly positions: Sym
   /** Made once for each kind of rotation. */
   readonly table: (rotary: Rotary) => RopeTable
@@ -346,15 +346,16 @@ interface View {
 function viewOf({ ids, segments, position, positions: given }: DecoderInputs): View {
   const [batch, time] = ids.shape as [number, number]
   const steps = Int32Array.from({ length: time }, (_, i) => i)
-  const first = given ?? read(tensor(steps, [1, time]))
-  const positions = position ? cast(add(reshape(position, [-1, 1]), first), 'i32') : first
+  const row = read(tensor(steps, [1, time]))
+  const places = position ? cast(add(reshape(position, [-1, 1]), row), 'i32') : row
   const tables = new Map<Rotary, RopeTable>()
+  // Rotations matter by their differences only, so that places in the row serve all its texts with one table.
   const table = (rotary: Rotary): RopeTable => {
-    const made = tables.get(rotary) ?? ropeTable(positions, rotary.frequencies, rotary.scale)
+    const made = tables.get(rotary) ?? ropeTable(places, rotary.frequencies, rotary.scale)
     tables.set(rotary, made)
     return made
   }
-  return { batch, time, segments, position, positions, table }
+  return { batch, time, segments, position, positions: given ?? places, table }
 }
 
 async function createCache(spec: DecoderSpec, batch: number, capacity: number): Promise<KeyValueCache> {

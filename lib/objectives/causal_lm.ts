@@ -7,7 +7,7 @@ import { argmax, reshape, sum } from '../graph/ops/reduce.js'
 import type { Sym } from '../graph/sym.js'
 import type { CausalLm } from '../models/causal_lm.js'
 import type { Forward } from '../nn/site.js'
-import { hiddenLoss, type LossInputs } from './causal_lm_loss.js'
+import { causalLmLoss, hiddenLoss, type LossInputs } from './causal_lm_loss.js'
 import type { EvaluationResult, Objective, Syms } from './objective.js'
 
 /** What scoring a language model gives. */
@@ -33,20 +33,24 @@ export function causalLm({ accuracy = false }: CausalLmOptions = {}): Objective<
   return {
     name: 'causal-lm',
     config: {},
-    inputs: ['ids', 'targets', 'segments'],
-    arrays({ rows, length, inputIds, targets, segments }) {
+    inputs: ['ids', 'targets', 'segments', 'positions'],
+    arrays({ rows, length, inputIds, targets, segments, positions = rowPositions(rows, length) }) {
       const shape = [rows, length]
-      return { ids: { data: inputIds, shape }, targets: { data: targets, shape }, segments: { data: segments, shape } }
+      return {
+        ids: { data: inputIds, shape },
+        targets: { data: targets, shape },
+        segments: { data: segments, shape },
+        positions: { data: positions, shape },
+      }
     },
     weight: ({ tokens }) => tokens,
     tokens: ({ segments }) => segments.reduce((count, id) => count + (id >= 0 ? 1 : 0), 0),
     async loss(network, inputs, forward) {
-      const { ids, segments, targets } = lossInputs(inputs)
-      return hiddenLoss(network, await network.hidden({ ids, segments }, forward), targets, forward)
+      return causalLmLoss(network, lossInputs(inputs), forward)
     },
     async scores(network, inputs, forward) {
-      const { ids, segments, targets } = lossInputs(inputs)
-      const hidden = await network.hidden({ ids, segments }, forward)
+      const { targets, ...rest } = lossInputs(inputs)
+      const hidden = await network.hidden(rest, forward)
       const loss = hiddenLoss(network, hidden, targets, forward)
       return accuracy ? { loss, correct: correctTargets(network, hidden, targets, forward) } : { loss }
     },
@@ -71,11 +75,16 @@ export function causalLm({ accuracy = false }: CausalLmOptions = {}): Objective<
   }
 }
 
-const lossInputs = ({ ids, targets, segments }: Syms): LossInputs => ({
+const lossInputs = ({ ids, targets, segments, positions }: Syms): LossInputs => ({
   ids: ids!,
   targets: targets!,
   segments: segments!,
+  positions,
 })
+
+/** 0, 1, 2, … along each row, for rows that hold one sequence. */
+const rowPositions = (rows: number, length: number): Int32Array =>
+  Int32Array.from({ length: rows * length }, (_, i) => i % length)
 
 /** Rows whose logits are held at a time: 50 MB with a vocabulary of 49,152. */
 const chunkRows = 256
