@@ -106,7 +106,6 @@ export {
 } from './image_model.js'
 export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
 export { type LowRankOptions, svdLowRank } from './linalg/low_rank.js'
-export { type GenerateOptions, type LoadOptions, loadModel, Model } from './model.js'
 export {
   type DecoderEmbedOptions,
   type DecoderPooling,
