@@ -104,7 +104,7 @@ export class EncoderModel {
 
   /** Attaches a fresh adapter, e.g. `lora({ r: 16 })`. @throws ERR_HEDDLE_ARGUMENT when no module matches */
   attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    return this.#adapted.attach(method, options)
+    return this.#adapted.attach(method, { taskType: 'FEATURE_EXTRACTION', ...options })
   }
 
   /** Attaches an adapter from a PEFT folder. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT */

@@ -43,13 +43,16 @@ export {
   loadEncoder,
 } from './encoder_model.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
+export { type ExportGgufOptions, exportGguf, exportGgufLora } from './formats/gguf_export.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
+export type { RecomputePolicy } from './graph/compile.js'
 export { grad, gradients, hvp, jvp, type Traced, valueAndGrad, vjp } from './graph/grad.js'
 export {
   type AttributeType,
   type Decomposition,
   defineOperator,
+  type Flops,
   type OperatorDefinition,
   operators,
   type Vjp,
@@ -58,18 +61,24 @@ export {
 export * from './graph/ops/attention.js'
 export { moveAxis } from './graph/ops/axes.js'
 export * from './graph/ops/conv.js'
+export * from './graph/ops/einsum.js'
 export * from './graph/ops/elementwise.js'
+export * from './graph/ops/gather.js'
 export * from './graph/ops/index.js'
 export * from './graph/ops/loss.js'
 export * from './graph/ops/matmul.js'
 export * from './graph/ops/norm.js'
+export * from './graph/ops/pool.js'
 export * from './graph/ops/random.js'
 export * from './graph/ops/reduce.js'
 export * from './graph/ops/rope.js'
 export * from './graph/ops/sample.js'
+export * from './graph/ops/scan.js'
 export * from './graph/ops/softmax.js'
+export * from './graph/ops/sort.js'
 export * from './graph/ops/stop_gradient.js'
 export type { Padding, Pair } from './graph/ops/window.js'
+export type { ScopePattern } from './graph/passes/recompute_scopes.js'
 export {
   type Computed,
   type OperatorTime,
@@ -89,6 +98,12 @@ export {
   type SymType,
   type Trace,
 } from './graph/sym.js'
+export {
+  ImageModel,
+  type ImageScoreOptions,
+  type LoadImageClassifierOptions,
+  loadImageClassifier,
+} from './image_model.js'
 export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
 export { type LowRankOptions, svdLowRank } from './linalg/low_rank.js'
 export {
@@ -109,12 +124,20 @@ export {
 } from './model.js'
 export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
+export type { ImageClassifier } from './models/image_classifier.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
 export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
 export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteComputation, SiteHook, SiteKind } from './nn/site.js'
 export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'
+export {
+  type CosineSimilarityOptions,
+  cosineSimilarity,
+  type ScoredPair,
+  type ScoredPairBatch,
+  type SimilarityEvaluation,
+} from './objectives/cosine_similarity.js'
 export {
   type DpoLoss,
   type DpoOptions,
@@ -125,6 +148,13 @@ export {
   type PreferenceEvaluation,
 } from './objectives/dpo.js'
 export { ExampleData, type ExampleKind, openExamples, type Parsed } from './objectives/example_data.js'
+export {
+  type ContrastiveBatch,
+  type ContrastiveTexts,
+  type MultipleNegativesOptions,
+  multipleNegatives,
+  type RetrievalEvaluation,
+} from './objectives/multiple_negatives.js'
 export type {
   BatchArray,
   BatchOrder,
@@ -186,6 +216,8 @@ export { type DType, dtypeSize, dtypes, type TypedArray } from './tensor/dtype.j
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {
   type ChatMessage,
+  type EncodeBatchOptions,
+  type EncodedBatch,
   type EncodedChat,
   Tokenizer,
   type TokenizerInfo,

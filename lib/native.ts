@@ -45,6 +45,8 @@ export interface FileTensorOptions {
   readonly offset: number
   /** The rows of this 2-D tensor are in llama.cpp's interleaved rope order of so many heads. */
   readonly interleavedHeads?: number
+  /** Added to each decoded number. */
+  readonly addend?: number
 }
 
 export interface SafetensorsEntry {
@@ -52,6 +54,19 @@ export interface SafetensorsEntry {
   readonly tensor: NativeTensor
   /** Converts on the way out; default: the tensor's own. */
   readonly dtype?: 'f32' | 'bf16' | 'f16'
+}
+
+/** A tensor on its way into a file. */
+export interface TensorFileEntry {
+  /** For messages. */
+  readonly name: string
+  readonly tensor: NativeTensor
+  /** The tensor's own, or one of these from f32, f16 or bf16. */
+  readonly encoding: 'f32' | 'f16' | 'bf16' | 'q8_0'
+  /** Puts the rows into llama.cpp's interleaved rope order of so many heads. */
+  readonly interleavedHeads?: number
+  /** Added to each number. */
+  readonly addend?: number
 }
 
 export interface ProfileEntry {
@@ -102,6 +117,7 @@ interface RawAddon {
   ): Promise<void>
   svd(a: NativeTensor, full: boolean): Promise<{ u: NativeTensor; s: NativeTensor; vh: NativeTensor }>
   qr(a: NativeTensor): Promise<{ q: NativeTensor; r: NativeTensor }>
+  writeTensorFile(path: string, head: Uint8Array, alignment: number, entries: readonly TensorFileEntry[]): Promise<void>
   threads(): number
   setThreads(count: number): void
   cpuInfo(): CpuInfo
@@ -143,6 +159,14 @@ export const addon = {
     async(() => raw().svd(a, full)),
 
   qr: (a: NativeTensor): Promise<{ q: NativeTensor; r: NativeTensor }> => async(() => raw().qr(a)),
+
+  /** Writes the head and then every tensor, each padded to the alignment, as atomically as {@link addon.writeSafetensors}. */
+  writeTensorFile: (
+    path: string,
+    head: Uint8Array,
+    alignment: number,
+    entries: readonly TensorFileEntry[],
+  ): Promise<void> => async(() => raw().writeTensorFile(path, head, alignment, entries)),
 
   threads: (): number => sync(() => raw().threads()),
 

@@ -152,7 +152,8 @@ test('options out of range are ERR_HEDDLE_ARGUMENT', async (t) => {
 })
 
 test('targets are the inputs moved by one, where there is a loss', (t) => {
-  const batch = collate([[Int32Array.of(5, ~6, 7, 8)], []], { maxLength: 4, padId: 9 })
+  const sequence = { ids: Int32Array.of(5, 6, 7, 8), loss: Uint8Array.of(1, 0, 1, 1) }
+  const batch = collate([sequence, undefined], { maxLength: 4, padId: 9 })
   t.deepEqual([...batch.inputIds], [5, 6, 7, 9, 9, 9, 9, 9])
   t.deepEqual([...batch.targets], [-100, 7, 8, -100, -100, -100, -100, -100])
   t.deepEqual([...batch.segments], [0, 0, 0, -1, -1, -1, -1, -1])

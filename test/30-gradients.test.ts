@@ -7,16 +7,20 @@ import { operators } from '../lib/graph/operator.js'
 import { attention, attentionCached } from '../lib/graph/ops/attention.js'
 import { conv1d, conv2d } from '../lib/graph/ops/conv.js'
 import * as elementwise from '../lib/graph/ops/elementwise.js'
+import * as gather from '../lib/graph/ops/gather.js'
 import { identity } from '../lib/graph/ops/identity.js'
 import * as index from '../lib/graph/ops/index.js'
 import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { layerNorm, rmsNorm } from '../lib/graph/ops/norm.js'
+import { adaptiveAvgPool2d, maxPool2d, upsample2d } from '../lib/graph/ops/pool.js'
 import { randomNormal, randomUniform } from '../lib/graph/ops/random.js'
 import * as reduce from '../lib/graph/ops/reduce.js'
 import { rope, ropeTable } from '../lib/graph/ops/rope.js'
 import { sampleToken } from '../lib/graph/ops/sample.js'
+import { cumprod, cumsum, linearScan } from '../lib/graph/ops/scan.js'
 import { logSumExp, softmax } from '../lib/graph/ops/softmax.js'
+import { sort, topk } from '../lib/graph/ops/sort.js'
 import { stopGradient } from '../lib/graph/ops/stop_gradient.js'
 import { program } from '../lib/graph/program.js'
 import { assign, read, type Sym } from '../lib/graph/sym.js'
@@ -177,6 +181,46 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
     },
   ],
   rms_norm: [{ shapes: [[3, 8], [8]], fn: (x, w) => rmsNorm(x, w, 1e-5) }],
+  gather: [
+    { shapes: [[2, 3, 2]], fn: (x) => gather.gather(x, 1, ints([0, 2, 2, 1, 1, 0, 0, 0], [2, 2, 2])) },
+    { shapes: [[3, 4]], fn: (x) => gather.gather(x, 0, ints([0, 2, 2, 1], [2, 2])) },
+  ],
+  scatter_add: [{ shapes: [[2, 4]], fn: (x) => gather.scatterAdd(ints([0, 2, 2, 1, 1, 1, 1, 0], [2, 4]), x, 3, 1) }],
+  flip: [{ shapes: [[2, 3, 2]], fn: (x) => gather.flip(x, 1) }],
+  sort: [{ shapes: [[3, 5]], fn: (x) => sort(x, { axis: 0, descending: true }).values }],
+  top_k: [{ shapes: [[3, 5]], fn: (x) => topk(x, 2).values }],
+  cumsum: [
+    { shapes: [[2, 5, 3]], fn: (x) => cumsum(x, 1) },
+    { shapes: [[2, 5]], fn: (x) => cumsum(x, 1, { reverse: true }) },
+  ],
+  linear_scan: [
+    {
+      shapes: [
+        [2, 5, 3],
+        [2, 5, 3],
+        [2, 3],
+      ],
+      fn: (a, b, initial) => linearScan(a, b, { axis: 1, initial }),
+    },
+    {
+      shapes: [[4, 3], [4, 3], [3]],
+      fn: (a, b, initial) => linearScan(a, b, { axis: 0, initial, reverse: true }),
+    },
+    { shapes: [[2, 4]], fn: (x) => cumprod(x, 1) },
+    {
+      shapes: [
+        [2, 5],
+        [2, 5],
+        [2, 5],
+      ],
+      fn: (a, b, g) => gradientOf(linearScan(a, b, { axis: 1 }), g, a),
+    },
+  ],
+  max_pool2d: [{ shapes: [[1, 2, 5, 5]], fn: (x) => maxPool2d(x, 3, { stride: 2, padding: 1 }) }],
+  resample: [
+    { shapes: [[1, 2, 5, 4]], fn: (x) => adaptiveAvgPool2d(x, [3, 3]) },
+    { shapes: [[1, 2, 3, 4]], fn: (x) => upsample2d(x, [5, 9], { mode: 'bilinear' }) },
+  ],
   conv2d: [
     {
       shapes: [[2, 3, 5, 6], [4, 3, 3, 2], [4]],
@@ -275,7 +319,6 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
 /** Operators without a derivative: each refuses one and says why, or, giving integers or constants, passes on zeros. */
 const refusals: Readonly<Record<string, (x: Sym) => Sym>> = {
   constant: () => elementwise.constant(1),
-  arange: () => elementwise.cast(index.arange(2), 'f32'),
   sign: (x) => elementwise.sign(x),
   floor: (x) => elementwise.floor(x),
   greater: (x) => elementwise.greater(x, 0),
@@ -283,6 +326,7 @@ const refusals: Readonly<Record<string, (x: Sym) => Sym>> = {
   less: (x) => elementwise.less(x, 0),
   equal: (x) => elementwise.equal(x, 0),
   not_equal: (x) => elementwise.notEqual(x, 0),
+  arange: () => gather.arange(2, { dtype: 'f32' }),
   argmax: (x) => elementwise.cast(reduce.argmax(x), 'f32'),
   rope_table: (x) => ropeTable(elementwise.cast(x, 'i32'), [1]).cos,
   random_uniform: (x) => randomUniform(elementwise.cast(reduce.reshape(x, [2]), 'u32'), 0, [2]),

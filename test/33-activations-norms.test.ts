@@ -2,11 +2,11 @@
 import test from 'ava'
 import { gradients } from '../lib/graph/grad.js'
 import * as elementwise from '../lib/graph/ops/elementwise.js'
-import { layerNorm } from '../lib/graph/ops/norm.js'
+import { batchNorm, groupNorm, instanceNorm, layerNorm } from '../lib/graph/ops/norm.js'
 import { sum } from '../lib/graph/ops/reduce.js'
 import { logSoftmax, logSumExp, softmax } from '../lib/graph/ops/softmax.js'
 import { program } from '../lib/graph/program.js'
-import { tensor } from '../lib/tensor/tensor.js'
+import { tensor, zeros } from '../lib/tensor/tensor.js'
 import { randomNumbers } from './random_numbers.js'
 import { testAgainstTorch } from './support/golden_operators.js'
 
@@ -22,8 +22,13 @@ testAgainstTorch('activations', {
   softcap: ([x], { cap }) => elementwise.softcap(x!, cap),
 })
 
+const running = (channels: number) => ({ runningMean: zeros([channels]), runningVariance: zeros([channels]) })
+
 testAgainstTorch('norms', {
   layerNorm: ([x, w, b], { eps }) => layerNorm(x!, w, b, eps),
+  groupNorm: ([x, weight, bias], { groups, eps }) => groupNorm(x!, groups, { weight, bias, eps }),
+  instanceNorm: ([x, weight, bias]) => instanceNorm(x!, { weight, bias }),
+  batchNorm: ([x, weight, bias]) => batchNorm(x!, { weight, bias, training: true, ...running(x!.shape[1]!) }),
   softmax: ([x], { axis }) => softmax(x!, axis),
   logSoftmax: ([x], { axis }) => logSoftmax(x!, axis),
   logSumExp: ([x], { axis }) => logSumExp(x!, axis),
@@ -62,4 +67,19 @@ test('the rows of a softmax Jacobian add up to 0: the sum of a softmax has no gr
   const step = program(async (x) => gradients(sum(softmax(x!)), [x!]))
   const [dx] = await step(tensor(randomNumbers(12, 4), [3, 4]))
   t.true((await dx!.data()).every((value) => Math.abs(Number(value)) < 1e-7))
+})
+
+test('batchNorm lets running statistics follow the batches, and evaluates with them', async (t) => {
+  const state = { runningMean: tensor([1, 0]), runningVariance: tensor([1, 4]) }
+  const train = program((x) => batchNorm(x!, { ...state, training: true, momentum: 0.5, eps: 0 }))
+  const evaluate = program((x) => batchNorm(x!, { ...state, training: false, eps: 0 }))
+  const x = tensor([1, 0, 3, 0], [2, 2])
+  await train(x)
+  // Means 2 and 0; unbiased variances 2 and 0.
+  t.deepEqual([...(await state.runningMean.data())], [1.5, 0])
+  t.deepEqual([...(await state.runningVariance.data())], [1.5, 2])
+  const expected = [(1 - 1.5) / Math.sqrt(1.5), 0, (3 - 1.5) / Math.sqrt(1.5), 0]
+  const found = [...(await (await evaluate(x)).data())].map(Number)
+  t.true(found.every((value, i) => Math.abs(value - expected[i]!) < 1e-6))
+  t.deepEqual([...(await state.runningMean.data())], [1.5, 0])
 })

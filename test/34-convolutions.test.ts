@@ -3,9 +3,11 @@ import test from 'ava'
 import { gradients } from '../lib/graph/grad.js'
 import { conv1d, conv2d } from '../lib/graph/ops/conv.js'
 import { mul } from '../lib/graph/ops/elementwise.js'
+import { pad } from '../lib/graph/ops/gather.js'
+import { adaptiveAvgPool2d, avgPool2d, maxPool2d, upsample2d } from '../lib/graph/ops/pool.js'
 import { sum } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
-import { read } from '../lib/graph/sym.js'
+import { read, type Sym } from '../lib/graph/sym.js'
 import { addon } from '../lib/native.js'
 import { tensor } from '../lib/tensor/tensor.js'
 import { randomNumbers } from './random_numbers.js'
@@ -14,6 +16,14 @@ import { testAgainstTorch } from './support/golden_operators.js'
 testAgainstTorch('convolutions', {
   conv2d: ([x, w, bias], options) => conv2d(x!, w!, { ...options, bias }),
   conv1d: ([x, w, bias], options) => conv1d(x!, w!, { ...options, bias }),
+})
+
+testAgainstTorch('images', {
+  maxPool2d: ([x], { size, ...options }) => maxPool2d(x!, size, options),
+  avgPool2d: ([x], { size, ...options }) => avgPool2d(x!, size, options),
+  adaptiveAvgPool2d: ([x], { size }) => adaptiveAvgPool2d(x!, size),
+  upsample2d: ([x], { size, ...options }) => upsample2d(x!, size, options),
+  pad: ([x], { widths, ...options }) => pad(x!, widths, options),
 })
 
 test.serial('a convolution and its gradients are the same on one thread and on three', async (t) => {
@@ -65,4 +75,22 @@ test('channels, bias and windows that do not fit are refused', async (t) => {
   await refused({ stride: 0 })
   await refused({ padding: -1 })
   await refused({ padding: 'same', stride: 2 })
+})
+
+test('maxPool2d passes a NaN on and never gives its padding', async (t) => {
+  const pool = program((x) => maxPool2d(x!, 2, { padding: 1 }))
+  const y = await pool(tensor([-5, -6, NaN, -8], [1, 1, 2, 2]))
+  t.deepEqual([...(await y.data())], [-5, -6, NaN, -8])
+})
+
+test('pooling and padding refuse what would make no sense', async (t) => {
+  const x = tensor(randomNumbers(16, 1), [1, 1, 4, 4])
+  for (const fn of [
+    (value: Sym) => maxPool2d(value, 2, { padding: 2 }),
+    (value: Sym) => avgPool2d(value, 5),
+    (value: Sym) => pad(value, [[4, 0]], { mode: 'reflect' }),
+    (value: Sym) => pad(value, [[-1, 0]]),
+    (value: Sym) => upsample2d(value, 0),
+  ])
+    await t.throwsAsync(program((value) => fn(value!))(x), { code: 'ERR_HEDDLE_SHAPE' })
 })

@@ -4,6 +4,7 @@ import test from 'ava'
 import { grad, gradients, hvp, jvp, vjp } from '../lib/graph/grad.js'
 import { operators } from '../lib/graph/operator.js'
 import { attention, attentionCached } from '../lib/graph/ops/attention.js'
+import { conv2d } from '../lib/graph/ops/conv.js'
 import { add, cast, cos, div, exp, mul, relu, select, sin, square } from '../lib/graph/ops/elementwise.js'
 import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
@@ -193,6 +194,33 @@ const heads = [
 ] as const
 
 const calls: Readonly<Record<string, readonly Call[]>> = {
+  conv2d: [
+    {
+      shapes: [[3, 19, 9, 8], [34, 19, 3, 3], [34]],
+      fn: (x, w, bias) => conv2d(x!, w!, { bias, stride: [2, 1], padding: 1 }),
+    },
+    {
+      shapes: [
+        [2, 32, 7, 7],
+        [32, 1, 3, 3],
+      ],
+      fn: (x, w) => conv2d(x!, w!, { groups: 32 }),
+    },
+    {
+      shapes: [
+        [1, 8, 6, 6],
+        [16, 4, 3, 2],
+      ],
+      fn: (x, w) => conv2d(x!, w!, { groups: 2, dilation: 2 }),
+    },
+    {
+      shapes: [
+        [20, 3, 12, 12],
+        [8, 3, 1, 1],
+      ],
+      fn: (x, w) => conv2d(x!, w!),
+    },
+  ],
   rms_norm: rowsAndWidths.map(([n, d]) => ({ shapes: [[n, d], [d]], fn: (x, w) => rmsNorm(x!, w!, 1e-5) })),
   layer_norm: rowsAndWidths.slice(1).flatMap(([n, d]): Call[] => [
     { shapes: [[n, d], [d], [d]], fn: (x, w, b) => layerNorm(x!, w!, b!) },
@@ -257,7 +285,7 @@ const calls: Readonly<Record<string, readonly Call[]>> = {
 
 for (const [name, { decompose, vjp: rule }] of operators) {
   // An operator that is another one's gradient is reached through that one.
-  if (!decompose || rule === 'decomposition' || name === 'softmax_vjp') continue
+  if (!decompose || rule === 'decomposition' || name.endsWith('_vjp')) continue
   test(`${name}: the kernel and its gradient are what the operator decomposes into`, async (t) => {
     t.truthy(calls[name], `add ${name} to the calls of this file`)
     for (const { shapes, fn, forwardOnly } of calls[name] ?? []) {

@@ -30,7 +30,7 @@ async function changed(file: string, change: object): Promise<string> {
 }
 
 for (const [change, message] of [
-  [{ model_type: 'mamba' }, /architecture: expected a model_type of llama, got "mamba"/],
+  [{ model_type: 'mamba' }, /architecture: expected a model_type of llama, .*, gpt_neox, got "mamba"/],
   [{ model_type: 5 }, /architecture.* got 5/],
   [{ model_type: undefined, architectures: ['MambaForCausalLM'] }, /architecture.* got \["MambaForCausalLM"\]/],
   [{ model_type: undefined, architectures: undefined }, /architecture.* got a config\.json without model_type/],

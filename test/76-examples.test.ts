@@ -7,6 +7,7 @@ import type { DataTask, TaskExamples } from '../lib/data/shapes.js'
 import type { HeddleError } from '../lib/errors.js'
 import { ChatTemplate } from '../lib/tokenize/chat_template.js'
 import { Tokenizer } from '../lib/tokenize/tokenizer.js'
+import { goldenJson } from './golden.js'
 import { fetchModel } from './models/fetch.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { tinyModelFolder } from './tiny_model.js'
@@ -238,4 +239,43 @@ test('a model without a chat template learns answers after the prompt of Alpaca'
   const { text, learned } = await encoded(source, { instruction: 'Warp?', output: 'Lengthwise.' })
   t.regex(text, /^Below is an instruction.*\n\n### Instruction:\nWarp\?\n\n### Response:\nLengthwise\.$/)
   t.is(learned, 'Lengthwise.<eos>')
+})
+
+interface EncodeBatchGolden {
+  readonly texts: readonly string[]
+  readonly secondTexts: readonly string[]
+  readonly cases: readonly {
+    readonly maxLength: number
+    readonly pairs: boolean
+    readonly ids: readonly (readonly number[])[]
+    readonly tokenTypes: readonly (readonly number[])[]
+  }[]
+}
+
+test('batches of texts and of pairs are those of transformers, cut ones too', async (t) => {
+  const golden = goldenJson<EncodeBatchGolden>('encode-batch.json')
+  const tokenizer = await Tokenizer.load({ kind: 'folder', path: await fetchModel('minilm') })
+  try {
+    for (const { maxLength, pairs, ids, tokenTypes } of golden.cases) {
+      const batch = await tokenizer.encodeBatch(golden.texts, {
+        maxLength,
+        pairs: pairs ? golden.secondTexts : undefined,
+      })
+      const rowsOf = (values: Int32Array) =>
+        golden.texts.map((_, row) =>
+          [...values.subarray(row * batch.length, (row + 1) * batch.length)].filter(
+            (_, column) => batch.mask[row * batch.length + column] === 1,
+          ),
+        )
+      t.deepEqual(rowsOf(batch.ids), ids as number[][])
+      t.deepEqual(rowsOf(batch.tokenTypes), tokenTypes as number[][])
+      t.is(batch.length, Math.min(32, maxLength))
+    }
+    await t.throwsAsync(tokenizer.encodeBatch(['a'], { maxLength: 8, pairs: [] }), { message: /pairs: expected 1/ })
+    await t.throwsAsync(tokenizer.encodeBatch(['a'], { maxLength: 2 }), {
+      message: /more than 2, the number of special/,
+    })
+  } finally {
+    await tokenizer.close()
+  }
 })

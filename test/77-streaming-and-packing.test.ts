@@ -4,12 +4,20 @@ import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import test from 'ava'
 import fc from 'fast-check'
-import type { Batch } from '../lib/data/collate.js'
+import { lora } from '../lib/adapters/lora.js'
+import { type Batch, collate } from '../lib/data/collate.js'
 import { Dataset, type DatasetOptions } from '../lib/data/dataset.js'
 import { pack } from '../lib/data/packing.js'
 import { openRows } from '../lib/data/rows.js'
+import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import type { Model } from '../lib/model.js'
-import { evaluate } from '../lib/train/evaluate.js'
+import { buildNetwork } from '../lib/models/build.js'
+import { decoders } from '../lib/models/registry.js'
+import { causalLm } from '../lib/objectives/causal_lm.js'
+import { evaluate, evaluator } from '../lib/train/evaluate.js'
+import type { TrainOptions } from '../lib/train/options.js'
+import { train } from '../lib/train/train.js'
+import { golden } from './golden.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { tinyModel } from './tiny_model.js'
 
@@ -261,6 +269,38 @@ test('packed and unpacked have the same loss', async (t) => {
   const [first, second] = [await evaluate(model, apart), await evaluate(model, together)]
   t.is(first.tokens, second.tokens)
   t.true(Math.abs(first.loss - second.loss) < 1e-5, `${first.loss} and ${second.loss}`)
+})
+
+test('packed and unpacked have the same loss where positions are learned, too', async (t) => {
+  const network = buildNetwork(decoders, await openCheckpoint(golden('models/gpt2')))
+  const sequences = [3, 9, 5].map((length, row) => ({
+    ids: Int32Array.from({ length }, (_, i) => (7 * i + row) % 11),
+    loss: new Uint8Array(length).fill(1),
+  }))
+  const score = evaluator(network, { objective: causalLm() })
+  const lossOf = ({ positions: _, ...batch }: Batch, ownPositions: boolean) => {
+    async function* batches() {
+      yield ownPositions ? batch : { ...batch, positions: Int32Array.from(batch.segments, (_, i) => i % batch.length) }
+    }
+    const data = { size: 1, tokens: 17, maxLength: 32, batchCount: () => 1, batches }
+    return score.run(data).then(({ loss }) => loss)
+  }
+  const layout = { maxLength: 32, padId: 0 }
+  const apart = await lossOf(collate(sequences, layout), true)
+  t.true(Math.abs((await lossOf(collate([sequences], layout), true)) - apart) < 1e-5)
+  t.true(Math.abs((await lossOf(collate([sequences], layout), false)) - apart) > 1e-4)
+  score.dispose()
+})
+
+test('train takes packing for a data file, and refuses it where it would do nothing', async (t) => {
+  const path = jsonl()
+  const stepsOf = async (options: Partial<TrainOptions>) => {
+    const adapter = await model.attach(lora({ r: 2, target_modules: ['q_proj'] }))
+    for await (const { total } of train(model, { data: path, maxLength: 64, adapter, ...options })) return total
+    return 0
+  }
+  t.true((await stepsOf({ packing: true })) < (await stepsOf({})) / 2)
+  await t.throwsAsync(stepsOf({ packing: true, data: await open(path) }), { message: /train\.packing/ })
 })
 
 test('with packing, texts see only themselves, and long ones go on in windows of their own', async (t) => {

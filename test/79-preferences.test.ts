@@ -13,7 +13,7 @@ import { read } from '../lib/graph/sym.js'
 import { adamw, dpo, evaluate, HeddleError, type Objective, orpo, train } from '../lib/index.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
 import type { PreferenceEvaluation } from '../lib/objectives/dpo.js'
-import { type PreferenceBatch, type PreferencePair, rowsOf } from '../lib/objectives/preference_pairs.js'
+import type { PreferenceBatch, PreferencePair } from '../lib/objectives/preference_pairs.js'
 import { batchTensors, namedInputs } from '../lib/train/batch_tensors.js'
 import { golden, goldenJson, goldenLlama } from './golden.js'
 import { temporaryFolder } from './support/temporary_folder.js'
@@ -40,11 +40,15 @@ const { beta, pairs, cases } = goldenJson<Golden>('dpo.json')
 /** The golden pairs, and `filling` rows of nothing as the last batch of an epoch has them. */
 function goldenBatch(filling = 0): PreferenceBatch {
   const examples: (PreferencePair | undefined)[] = pairs.map(({ prompt, chosen, rejected }) => {
-    const sequence = (answer: readonly number[]) => Int32Array.from([...prompt.map((id) => ~id), ...answer])
+    const sequence = (answer: readonly number[]) => {
+      const ids = Int32Array.from([...prompt, ...answer])
+      return { ids, loss: new Uint8Array(ids.length).fill(1, prompt.length) }
+    }
     return { chosen: sequence(chosen), rejected: sequence(rejected) }
   })
   examples.push(...Array.from({ length: filling }, () => undefined))
-  return { ...collate(rowsOf(examples), { maxLength: 32, padId: 0 }), pairs: examples }
+  const rows = [...examples.map((pair) => pair?.chosen), ...examples.map((pair) => pair?.rejected)]
+  return { ...collate(rows, { maxLength: 32, padId: 0 }), pairs: examples }
 }
 
 const plain = { precision: 'f32', training: false } as const
@@ -98,7 +102,7 @@ test('rewards, margin and accuracy are those of trl', async (t) => {
     batch,
     Object.fromEntries(Object.entries(found).map(([name, each]) => [name, Float32Array.of(each.item())])),
   )
-  const result = board.result()
+  const result = await board.result()
   const mean = (list: readonly number[]): number => list.reduce((a, b) => a + b) / list.length
   const { chosen, rejected } = cases.sigmoid!
   t.true(Math.abs(result.rewardChosen - mean(chosen)) < 1e-4)

@@ -9,12 +9,19 @@ import { temporaryFolder } from './support/temporary_folder.js'
 
 const original = fileURLToPath(new URL('../../test/golden/tiny-llama', import.meta.url))
 
-/** A fresh folder for one test. */
-
 /** Makes the model's folder. */
 export async function tinyModelFolder(): Promise<string> {
   const folder = join(temporaryFolder(), 'tiny')
   await cp(original, folder, { recursive: true })
+  await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(byteTokenizer()))
+  await writeFile(join(folder, 'tokenizer_config.json'), JSON.stringify({ eos_token: '<eos>' }))
+  return folder
+}
+
+/** A folder of classifier-bert (random weights, 2 layers) with the same tokenizer. */
+export async function tinyEncoderFolder(): Promise<string> {
+  const folder = join(temporaryFolder(), 'tiny-encoder')
+  await cp(join(original, '..', 'classifier-bert'), folder, { recursive: true })
   await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(byteTokenizer()))
   await writeFile(join(folder, 'tokenizer_config.json'), JSON.stringify({ eos_token: '<eos>' }))
   return folder

@@ -142,10 +142,21 @@ const std::byte* Storage::load() {
   if (adopted_.data() != nullptr) return adopted_.data();
   if (kind_ == Kind::kDecoded && buffer_.size() != size_) {
     AlignedBuffer fresh(size_);
-    decoder_({fresh.data(), size_});
+    decoder_(0, {fresh.data(), size_});
     buffer_ = std::move(fresh);
   }
   return buffer_.data();
+}
+
+void Storage::read(size_t begin, std::span<std::byte> out) {
+  if (begin > size_ || out.size() > size_ - begin)
+    throw Error(ErrorCode::kInternal, "storage", "bytes inside " + std::to_string(size_),
+                std::to_string(out.size()) + " from byte " + std::to_string(begin));
+  const std::lock_guard lock(mutex_);
+  if (kind_ == Kind::kDecoded && buffer_.size() != size_)
+    decoder_(begin, out);
+  else if (!out.empty())
+    std::memcpy(out.data(), load() + begin, out.size());
 }
 
 std::byte* Storage::mutable_data() {

@@ -64,8 +64,9 @@ class EncodedRows {
 
 class Storage {
  public:
-  /// Fills the destination with the tensor's elements; called again after evict().
-  using Decoder = std::function<void(std::span<std::byte>)>;
+  /// Fills the destination with the tensor's bytes from `begin` on, which starts a row of the tensor (a multiple of
+  /// 4096 elements where it has but one dimension). Called again after evict().
+  using Decoder = std::function<void(size_t begin, std::span<std::byte> out)>;
 
   static std::shared_ptr<Storage> owned(size_t bytes);
   /// Read-only bytes inside memory that `keep_alive` holds (a file mapping).
@@ -89,6 +90,8 @@ class Storage {
 
   /// The elements. Materialises a decoded storage (thread-safe). The pointer stays valid while a Pin is held.
   const std::byte* data();
+  /// Copies bytes from `begin` on; what is not in memory is decoded for this alone, from where a Decoder can begin.
+  void read(size_t begin, std::span<std::byte> out);
   /// Throws kArgument unless writable().
   std::byte* mutable_data();
 

@@ -17,7 +17,7 @@ constexpr size_t kViewAlignment = 8;
 constexpr size_t kRun = 4096;
 
 bool is_own(const FileTensor& wanted) {
-  return is_dense(wanted.encoding) && dense_dtype(wanted.encoding) == wanted.dtype;
+  return is_dense(wanted.encoding) && dense_dtype(wanted.encoding) == wanted.dtype && wanted.addend == 0;
 }
 
 /// Everything that decoding needs, by value, for it happens later and perhaps again.
@@ -25,36 +25,38 @@ struct Source {
   std::shared_ptr<const MappedFile> file;
   std::span<const std::byte> bytes;
   FileTensor wanted;
-  /// Runs of elements: rows where rows are reordered, else pieces of a size that stays in the cache.
+  /// Elements decoded at a time: a row where rows are reordered, else a piece of a size that stays in the cache.
   size_t run = 0;
+  /// Of a row in the file.
   size_t run_bytes = 0;
 
-  /// Which run of the file holds run `index` of the tensor: element (half, j) of a head is at (j, half) there.
-  size_t run_in_file(size_t index) const {
-    if (wanted.interleaved_heads == 0) return index;
+  /// Where in the file element `index` of the tensor starts: element (half, j) of a head is at (j, half) there.
+  size_t bytes_before(size_t index) const {
+    if (wanted.interleaved_heads == 0) return index / block_elements(wanted.encoding) * block_bytes(wanted.encoding);
     const size_t head_rows = static_cast<size_t>(wanted.shape[0]) / wanted.interleaved_heads;
-    const size_t row = index % head_rows;
+    const size_t row = index / run % head_rows;
     const size_t half = row / (head_rows / 2);
-    return index - row + 2 * (row % (head_rows / 2)) + half;
+    return (index / run - row + 2 * (row % (head_rows / 2)) + half) * run_bytes;
   }
 
-  void decode(std::span<std::byte> out) const { decode_runs(0, wanted.shape.count(), out.data()); }
-
-  /// Elements [first, last), both at the start of a run or the end of the tensor.
-  void decode_runs(size_t first, size_t last, std::byte* out) const {
+  void decode(size_t first, std::span<std::byte> out) const {
     const size_t element = dtype_size(wanted.dtype);
+    const size_t count = out.size() / element;
     const bool as_is = is_own(wanted);
     std::vector<float> floats(wanted.dtype == DType::kBF16 && !as_is ? run : 0);
-    for (size_t begin = first, index = first / run; begin < last; begin += run, ++index) {
-      const size_t length = std::min(run, last - begin);
-      const std::byte* const from = bytes.data() + run_in_file(index) * run_bytes;
-      std::byte* const to = out + (begin - first) * element;
+    for (size_t begin = 0, length = 0; begin < count; begin += length) {
+      length = std::min(run, count - begin);
+      const std::byte* const from = bytes.data() + bytes_before(first / element + begin);
+      std::byte* const to = out.data() + begin * element;
       if (as_is) {
         std::memcpy(to, from, length * element);
       } else if (wanted.dtype == DType::kF32) {
-        decode_floats(wanted.encoding, from, reinterpret_cast<float*>(to), length);
+        auto* const numbers = reinterpret_cast<float*>(to);
+        decode_floats(wanted.encoding, from, numbers, length);
+        add_to_each({numbers, length}, wanted.addend);
       } else {
         decode_floats(wanted.encoding, from, floats.data(), length);
+        add_to_each({floats.data(), length}, wanted.addend);
         round_to_bf16(floats.data(), reinterpret_cast<uint16_t*>(to), length);
       }
     }
@@ -69,10 +71,11 @@ class BlockRows : public EncodedRows {
   std::string_view encoding() const override { return encoding_name(source_.wanted.encoding); }
   size_t columns() const override { return source_.run; }
   const std::byte* row(size_t index) const override {
-    return source_.bytes.data() + source_.run_in_file(index) * source_.run_bytes;
+    return source_.bytes.data() + source_.bytes_before(index * source_.run);
   }
   void decode_row(size_t index, std::byte* out) const override {
-    source_.decode_runs(index * source_.run, (index + 1) * source_.run, out);
+    const size_t row_bytes = source_.run * dtype_size(source_.wanted.dtype);
+    source_.decode(index * row_bytes, {out, row_bytes});
   }
   void drop_pages() const noexcept override { drop_file_pages(source_.bytes); }
 
@@ -110,7 +113,7 @@ Tensor tensor_from_file(std::shared_ptr<const MappedFile> file, const FileTensor
     return {wanted.dtype, wanted.shape, Storage::view(bytes, std::move(file))};
 
   Source source{std::move(file), bytes, wanted};
-  const bool by_rows = !is_dense(wanted.encoding) && wanted.shape.rank() == 2;
+  const bool by_rows = !is_dense(wanted.encoding) && wanted.shape.rank() == 2 && wanted.addend == 0;
   if (by_rows || (wanted.interleaved_heads != 0 && wanted.shape.rank() == 2))
     source.run = static_cast<size_t>(wanted.shape[1]);
   else
@@ -118,9 +121,10 @@ Tensor tensor_from_file(std::shared_ptr<const MappedFile> file, const FileTensor
   source.run_bytes = encoded_bytes(wanted.encoding, source.run, place);
   const size_t size = wanted.shape.bytes(wanted.dtype);
   auto rows = by_rows ? std::make_shared<const BlockRows>(source) : nullptr;
-  const auto decode = [source = std::move(source)](std::span<std::byte> out) {
-    source.decode(out);
-    drop_file_pages(source.bytes);
+  const auto decode = [source = std::move(source), size](size_t begin, std::span<std::byte> out) {
+    source.decode(begin, out);
+    // Whoever reads piece by piece has come to the end with the last one.
+    if (begin + out.size() == size) drop_file_pages(source.bytes);
   };
   return {wanted.dtype, wanted.shape, Storage::decoded(size, decode, std::move(rows))};
 }

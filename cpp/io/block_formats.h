@@ -19,6 +19,8 @@ struct FileTensor {
   size_t offset = 0;
   /// The rows are in llama.cpp's interleaved rope order of so many heads; 0: they are not.
   size_t interleaved_heads = 0;
+  /// Added to each decoded number; not 0 only where the encoding is a floating-point one.
+  float addend = 0;
 };
 
 /// A view where the bytes can be used as they are, else decoded when first needed. Throws on bounds, kinds and shapes

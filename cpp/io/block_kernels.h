@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "io/encoding.h"
 
@@ -17,5 +18,11 @@ void encode_floats(Encoding encoding, const float* from, std::byte* out, size_t 
 
 /// bf16, rounded to nearest even.
 void round_to_bf16(const float* from, uint16_t* out, size_t count);
+
+/// Nothing where `addend` is 0, not even to negative zeros.
+inline void add_to_each(std::span<float> numbers, float addend) {
+  if (addend == 0) return;
+  for (float& number : numbers) number += addend;
+}
 
 }  // namespace heddle

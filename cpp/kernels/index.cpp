@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <numeric>
 
 #include "kernels/kernel_table.h"
 #include "kernels/strided.h"
@@ -661,23 +660,6 @@ CompiledKernel compile_concat(const KernelRequest& request) {
   return kernel;
 }
 
-CompiledKernel compile_arange(const KernelRequest& request) {
-  request.expect_counts(0, 1);
-  require_present(request);
-  const Operand& y = request.outputs[0];
-  require_dtype(request, y, DType::kI32);
-  request.check(y.shape.rank() == 1, "one dimension", y.shape.str());
-  const size_t count = y.shape.count();
-  request.check(count <= std::numeric_limits<int32_t>::max(), "fewer than 2^31 elements", y.shape.str());
-  CompiledKernel kernel;
-  kernel.run = [count](const RunArguments& arguments) {
-    auto* out = arguments.output<int32_t>(0);
-    for_ranges(arguments.pool, count, kTileBytes / sizeof(int32_t),
-               [&](size_t begin, size_t end) { std::iota(out + begin, out + end, static_cast<int32_t>(begin)); });
-  };
-  return kernel;
-}
-
 struct CachePlan {
   size_t batch, slots, fresh, width;  // width: elements of one position, heads * head size
   bool bf16;
@@ -748,7 +730,6 @@ void register_index(KernelTable& table) {
   table["transpose"] = compile_transpose;
   table["broadcast_to"] = compile_broadcast_to;
   table["copy"] = compile_copy;
-  table["arange"] = compile_arange;
   table["cache_update"] = compile_cache_update;
 }
 

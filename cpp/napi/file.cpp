@@ -4,6 +4,7 @@
 #include "io/block_formats.h"
 #include "io/mapped_file.h"
 #include "io/safetensors_writer.h"
+#include "io/tensor_writer.h"
 #include "napi/classes.h"
 
 namespace heddle {
@@ -11,6 +12,13 @@ namespace heddle {
 namespace {
 
 constexpr size_t kMaxRead = size_t{64} << 20;
+
+float addend_argument(const Napi::Object& options) {
+  const Napi::Value addend = options.Get("addend");
+  if (addend.IsUndefined()) return 0;
+  if (!addend.IsNumber()) reject_argument("addend", "a number", addend);
+  return addend.As<Napi::Number>().FloatValue();
+}
 
 class NativeFile : public Napi::ObjectWrap<NativeFile> {
  public:
@@ -57,6 +65,7 @@ class NativeFile : public Napi::ObjectWrap<NativeFile> {
       wanted.offset = size_argument(options.Get("offset"), "offset");
       const Napi::Value heads = options.Get("interleavedHeads");
       if (!heads.IsUndefined()) wanted.interleaved_heads = size_argument(heads, "interleavedHeads");
+      wanted.addend = addend_argument(options);
       return Addon::of(info.Env()).wrap(info.Env(), tensor_from_file(live(), wanted));
     });
   }
@@ -126,6 +135,41 @@ Napi::Value write_safetensors_file(const Napi::CallbackInfo& info) {
   });
 }
 
+TensorEntry tensor_entry_argument(const Napi::Value& value) {
+  const Napi::Object object = object_argument(value, "entry");
+  TensorEntry entry;
+  entry.name = string_argument(object.Get("name"), "entry name");
+  entry.tensor = tensor_argument(object.Get("tensor"), entry.name);
+  entry.encoding = encoding_from_name(string_argument(object.Get("encoding"), entry.name));
+  const Napi::Value heads = object.Get("interleavedHeads");
+  if (!heads.IsUndefined()) entry.interleaved_heads = size_argument(heads, "interleavedHeads");
+  entry.addend = addend_argument(object);
+  return entry;
+}
+
+Napi::Value write_tensor_file_call(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    if (!info[1].IsTypedArray()) reject_argument("head", "a Uint8Array", info[1]);
+    const auto view = info[1].As<Napi::Uint8Array>();
+    const auto* const begin = reinterpret_cast<const std::byte*>(view.Data());
+    std::vector<std::byte> head(begin, begin + view.ByteLength());
+    const size_t alignment = size_argument(info[2], "alignment");
+    if (alignment == 0 || alignment > (size_t{1} << 20)) reject_argument("alignment", "1 to 2^20", info[2]);
+    if (!info[3].IsArray()) reject_argument("entries", "an array", info[3]);
+    const auto array = info[3].As<Napi::Array>();
+    std::vector<TensorEntry> entries;
+    for (uint32_t i = 0; i < array.Length(); ++i) entries.push_back(tensor_entry_argument(array.Get(i)));
+    return Addon::of(info.Env())
+        .async(
+            info.Env(),
+            [path = string_argument(info[0], "path"), head = std::move(head), alignment, entries = std::move(entries)] {
+              write_tensor_file(path, head, alignment, entries);
+              return true;
+            },
+            [](Napi::Env env, bool) { return env.Undefined(); });
+  });
+}
+
 }  // namespace
 
 void define_file(Napi::Env env, Addon& addon, Napi::Object exports) {
@@ -133,6 +177,7 @@ void define_file(Napi::Env env, Addon& addon, Napi::Object exports) {
   exports.Set("NativeFile", addon.file_class.Value());
   exports.Set("openFile", Napi::Function::New<open_file>(env, "openFile"));
   exports.Set("writeSafetensors", Napi::Function::New<write_safetensors_file>(env, "writeSafetensors"));
+  exports.Set("writeTensorFile", Napi::Function::New<write_tensor_file_call>(env, "writeTensorFile"));
 }
 
 }  // namespace heddle

@@ -52,7 +52,10 @@ export function withRequired(to: Command, ...options: readonly Option[]): Comman
 }
 
 export const dataOption = (): Option =>
-  new Option('-d, --data <file>', '.jsonl (messages, prompt and completion, or text), .txt or .md')
+  new Option(
+    '-d, --data <file>',
+    'file, folder or glob of .jsonl, .json, .csv, .tsv, .parquet, .txt, .md (docs/data.md)',
+  )
 
 export const precisionOption = (): Option =>
   new Option('--precision <type>', 'operands of matrix products; sums are always f32')

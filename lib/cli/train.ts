@@ -34,6 +34,7 @@ interface Flags extends CommonFlags, ModelFlags {
   readonly batchSize: number
   readonly accumulation: number
   readonly maxLength?: number
+  readonly packing?: boolean
   readonly learningRate: number
   readonly weightDecay: number
   readonly schedule: ScheduleName
@@ -76,6 +77,7 @@ export const trainCommand = (): Command =>
     .option('--batch-size <n>', 'sequences per batch', integerFrom(1), 4)
     .option('--accumulation <n>', 'batches per optimizer step', integerFrom(1), 1)
     .option('--max-length <n>', "most tokens per sequence (default: 256, or the model's maximum)", integerFrom(1))
+    .option('--packing', 'several sequences in one row, each seeing itself only: little padding')
     .option('--learning-rate <rate>', 'peak learning rate of AdamW', numberFrom(0), 2e-4)
     .option('--weight-decay <rate>', 'decoupled weight decay', numberFrom(0), 0.01)
     .addOption(
@@ -111,7 +113,8 @@ Ctrl-C stops after the running step, saves it, and prints the command that goes 
         const adapter = await model.attach(method, { seed: flags.seed })
         const maxLength = flags.maxLength ?? defaultLength(model)
         const evaluationFraction = flags.evalData === undefined ? flags.evalFraction : 0
-        const data = await session.openData(model, flags.data, { maxLength, evaluationFraction, seed: flags.seed })
+        const { packing = false, seed } = flags
+        const data = await session.openData(model, flags.data, { maxLength, packing, evaluationFraction, seed })
         const { evalData } = flags
         const run: TrainingRunOptions = {
           model,
@@ -122,7 +125,7 @@ Ctrl-C stops after the running step, saves it, and prints the command that goes 
           options: {
             ...(evalData === undefined
               ? {}
-              : { evaluationData: await session.openData(model, evalData, { maxLength }) }),
+              : { evaluationData: await session.openData(model, evalData, { maxLength, packing }) }),
             epochs: flags.epochs,
             maxSteps: flags.maxSteps,
             batchSize: flags.batchSize,

@@ -1,7 +1,10 @@
 /** Sequences to the rectangular inputs of a training program. */
 
-/** Token ids; one that is not to be learned is stored as its complement `~id`. */
-export type Sequence = Int32Array
+/** Token ids, and which of them are to be learned. */
+export interface Sequence {
+  readonly ids: Int32Array
+  readonly loss: Uint8Array
+}
 
 /** One batch; all arrays are row-major [rows, length]. */
 export interface Batch {
@@ -23,36 +26,43 @@ export const ignoredTarget = -100
 
 /**
  * Lays sequences out in rows, shifted by one between inputs and targets, and pads the rows to a common length. A row
- * may hold several sequences, or none.
+ * may hold several sequences, or none: then it is padding.
  */
 export function collate(
-  packed: readonly (readonly Sequence[])[],
+  given: readonly (Sequence | readonly Sequence[] | undefined)[],
   { maxLength, padId }: { readonly maxLength: number; readonly padId: number },
 ): Batch {
+  const packed = given.map((row) => [row ?? []].flat())
   const rows = packed.length
-  const inputsOf = (row: readonly Sequence[]): number => row.reduce((sum, { length }) => sum + length - 1, 0)
+  const inputsOf = (row: readonly Sequence[]): number => row.reduce((sum, { ids }) => sum + ids.length - 1, 0)
   const length = bucketLength(Math.max(...packed.map(inputsOf)), maxLength)
   const inputIds = new Int32Array(rows * length).fill(padId)
   const targets = new Int32Array(rows * length).fill(ignoredTarget)
   const segments = new Int32Array(rows * length).fill(-1)
-  const positions = new Int32Array(rows * length)
   let tokens = 0
   for (const [index, row] of packed.entries()) {
     let start = index * length
-    for (const [segment, sequence] of row.entries()) {
-      for (let i = 0; i + 1 < sequence.length; i++) {
-        const [input, target] = [sequence[i]!, sequence[i + 1]!]
-        inputIds[start + i] = input < 0 ? ~input : input
-        segments[start + i] = segment
-        positions[start + i] = i
-        if (target < 0) continue
-        targets[start + i] = target
+    for (const [segment, { ids, loss }] of row.entries()) {
+      const end = start + ids.length - 1
+      inputIds.set(ids.subarray(0, -1), start)
+      segments.fill(segment, start, end)
+      for (let i = 1; i < ids.length; i++) {
+        if (!loss[i]) continue
+        targets[start + i - 1] = ids[i]!
         tokens++
       }
-      start += sequence.length - 1
+      start = end
     }
   }
-  return { rows, length, inputIds, targets, segments, positions, tokens }
+  return { rows, length, inputIds, targets, segments, positions: positionsOf(segments, length), tokens }
+}
+
+/** Places of tokens within their own segments, from `segments [rows, length]`; 0 for padding. */
+export function positionsOf(segments: Int32Array, length: number): Int32Array {
+  const positions = new Int32Array(segments.length)
+  for (let i = 1; i < segments.length; i++)
+    if (i % length > 0 && segments[i]! >= 0 && segments[i] === segments[i - 1]) positions[i] = positions[i - 1]! + 1
+  return positions
 }
 
 const shortest = 32

@@ -184,9 +184,15 @@ export class Dataset {
   #row(index: number): Promise<Sequence[]> {
     const { store, order, packing } = this.#part
     const positions = packing ? [...packing.row(index)] : [index]
-    return Promise.all(positions.map((position) => store.read(order.at(position))))
+    return Promise.all(positions.map(async (position) => sequenceOf(await store.read(order.at(position)))))
   }
 }
+
+/** The sequence of stored tokens, of which a complement `~id` is none that is learned. */
+const sequenceOf = (tokens: Int32Array): Sequence => ({
+  ids: tokens.map((token) => (token < 0 ? ~token : token)),
+  loss: Uint8Array.from(tokens, (token) => (token < 0 ? 0 : 1)),
+})
 
 interface DatasetParts {
   readonly summary: ReadingSummary

@@ -5,7 +5,8 @@ import { HeddleError } from '../errors.js'
 import type { TokenizerSource } from '../tokenize/tokenizer.js'
 import { formatError } from './byte_source.js'
 import { openGguf } from './gguf.js'
-import { llamaConfigOf, llamaTensorsOf } from './gguf_llama.js'
+import { ggufConfig } from './gguf_architectures.js'
+import { ggufTensors } from './gguf_names.js'
 import { fetchFromHub, type HubOptions, isHubId } from './hub.js'
 import { openSafetensors } from './safetensors.js'
 import type { StoredTensor } from './tensor_archive.js'
@@ -32,7 +33,7 @@ export interface Checkpoint {
 }
 
 /**
- * Opens a model: a folder with config.json and safetensors, a `.gguf` file of the llama architecture, or a hub id.
+ * Opens a model: a folder with config.json and safetensors, a `.gguf` file, or a hub id.
  * @throws ERR_HEDDLE_ARGUMENT when `source` is none of these, ERR_HEDDLE_FORMAT when a file is damaged,
  *   ERR_HEDDLE_IO when one is missing, ERR_HEDDLE_NETWORK and ERR_HEDDLE_ABORTED from the hub
  */
@@ -81,13 +82,13 @@ async function weightsOf(folder: string): Promise<string> {
 async function openGgufModel(path: string): Promise<Checkpoint> {
   const file = await openGguf(path)
   try {
-    const config = llamaConfigOf(file)
+    const config = await ggufConfig(file)
     return {
       modelId: path,
       path,
       config,
       generationConfig: { bos_token_id: config.bos_token_id, eos_token_id: config.eos_token_id },
-      tensors: llamaTensorsOf(file, config),
+      tensors: ggufTensors(file, config),
       tokenizerSource: { kind: 'gguf', path },
       close: () => file.close(),
     }

@@ -30,7 +30,17 @@ export interface GgufTensorInfo {
 export interface GgufHeader {
   readonly version: number
   readonly metadata: GgufMetadata
+  /** Where each key with its value stands in the file. */
+  readonly places: ReadonlyMap<string, { readonly start: number; readonly end: number }>
   readonly tensors: ReadonlyMap<string, GgufTensorInfo>
+}
+
+/** How a file's tensor differs from the checkpoint's. */
+export interface GgufForm {
+  /** Its rows are in llama.cpp's rotary order of so many heads. */
+  readonly interleavedHeads?: number | undefined
+  /** What to add to each of its numbers. */
+  readonly addend?: number | undefined
 }
 
 /** An open GGUF file. */
@@ -38,8 +48,8 @@ export interface GgufFile {
   readonly path: string
   readonly metadata: GgufMetadata
   readonly tensors: ReadonlyMap<string, GgufTensorInfo>
-  /** A tensor of the file. `interleavedHeads` says that its rows are in llama.cpp's rotary order of so many heads. */
-  tensor(info: GgufTensorInfo, interleavedHeads?: number): StoredTensor
+  /** A tensor of the file, which may hold it in another form than is wanted. */
+  tensor(info: GgufTensorInfo, form?: GgufForm): StoredTensor
   close(): void
 }
 
@@ -133,7 +143,7 @@ export async function openGguf(path: string): Promise<GgufFile> {
       path,
       metadata: header.metadata,
       tensors: header.tensors,
-      tensor: (info, interleavedHeads) => storedTensor(file, info, interleavedHeads),
+      tensor: (info, form) => storedTensor(file, info, form),
       close: () => file.close(),
     }
   } catch (error) {
@@ -149,9 +159,10 @@ export async function readGgufHeader(source: ByteSource): Promise<GgufHeader> {
   const version = readVersion(cursor)
   const tensorCount = countOf(cursor, 'the number of tensors', 24)
   const valueCount = countOf(cursor, 'the number of metadata values', 13)
-  const metadata = await readMetadata(cursor, pacer, valueCount)
+  const { metadata, places } = await readMetadata(cursor, pacer, valueCount)
   const infos = await readTensorInfos(cursor, pacer, tensorCount)
-  return { version, metadata, tensors: placeTensors(source, cursor.position, alignmentOf(source, metadata), infos) }
+  const tensors = placeTensors(source, cursor.position, alignmentOf(source, metadata), infos)
+  return { version, metadata, places, tensors }
 }
 
 /** The numbers of a metadata array. @throws ERR_HEDDLE_FORMAT when it holds no numbers */
@@ -188,16 +199,23 @@ function countOf(cursor: ByteCursor, what: string, least: number): number {
   return count
 }
 
-async function readMetadata(cursor: ByteCursor, pacer: Pacer, count: number): Promise<GgufMetadata> {
+async function readMetadata(
+  cursor: ByteCursor,
+  pacer: Pacer,
+  count: number,
+): Promise<Pick<GgufHeader, 'metadata' | 'places'>> {
   const metadata = new Map<string, GgufScalar | GgufArray>()
+  const places = new Map<string, { start: number; end: number }>()
   for (let index = 0; index < count; index++) {
+    const start = cursor.position
     const key = readString(cursor, 'a metadata key', maxKeyBytes)
     if (metadata.has(key)) throw cursor.error('the metadata', 'every key once', `"${key}" twice`)
     const type = readValueType(cursor, key)
     metadata.set(key, type === 'array' ? await locateArray(cursor, pacer, key) : readScalar(cursor, type))
+    places.set(key, { start, end: cursor.position })
     if (pacer.due()) await pacer.turn()
   }
-  return metadata
+  return { metadata, places }
 }
 
 async function locateArray(cursor: ByteCursor, pacer: Pacer, key: string): Promise<GgufArray> {
@@ -324,8 +342,9 @@ function placeTensors(
   return new Map(tensors.map((tensor) => [tensor.name, tensor]))
 }
 
-function storedTensor(file: NativeFile, info: GgufTensorInfo, interleavedHeads?: number): StoredTensor {
+function storedTensor(file: NativeFile, info: GgufTensorInfo, form: GgufForm = {}): StoredTensor {
   const { name, shape, encoding, offset } = info
+  const { interleavedHeads, addend } = form
   return {
     name,
     shape,
@@ -337,6 +356,7 @@ function storedTensor(file: NativeFile, info: GgufTensorInfo, interleavedHeads?:
         shape: [...shape],
         offset,
         ...(interleavedHeads === undefined ? {} : { interleavedHeads }),
+        ...(addend === undefined ? {} : { addend }),
       }),
   }
 }

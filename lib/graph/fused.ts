@@ -1,16 +1,22 @@
 /** Instructions that no one writes but the passes: their attributes, and what their kernels may compute in place. */
-import type { AttributeType } from './operator.js'
+import { elementCount } from '../tensor/dtype.js'
+import type { AttributeType, Flops } from './operator.js'
 
 export interface FusedInstruction {
   readonly attributes: Readonly<Record<string, AttributeType>>
   /** (input, output) pairs that may share memory; `alike`: any of equal shape and dtype. */
   readonly inPlace: readonly (readonly [number, number])[] | 'alike'
+  readonly flops: Flops
 }
 
-export const fusedInstructions: ReadonlyMap<string, FusedInstruction> = new Map([
+export const fusedInstructions: ReadonlyMap<string, FusedInstruction> = new Map<string, FusedInstruction>([
   [
     'elementwise',
-    { attributes: { ops: 'string[]', operands: 'i64[]', constants: 'f64[]', results: 'i64[]' }, inPlace: 'alike' },
+    {
+      attributes: { ops: 'string[]', operands: 'i64[]', constants: 'f64[]', results: 'i64[]' },
+      inPlace: 'alike',
+      flops: (_, [y], { ops }) => elementCount(y!.shape) * (ops as readonly string[]).length,
+    },
   ],
   [
     'low_rank_matmul',
@@ -24,6 +30,10 @@ export const fusedInstructions: ReadonlyMap<string, FusedInstruction> = new Map(
         precision: 'string',
       },
       inPlace: [[4, 0]],
+      flops: ([a], [y, z]) => {
+        const [rows, depth] = a!.shape as [number, number]
+        return 2 * rows * (depth * y!.shape[1]! + z!.shape[1]! * (depth + y!.shape[1]!))
+      },
     },
   ],
 ])

@@ -16,6 +16,8 @@ export interface Step {
   outputs: number[]
   attributes: Attributes
   readonly backward: boolean
+  /** Module path in which the step was traced. */
+  readonly scope: string
   /** The tensor of a `bound` leaf. */
   readonly tensor?: Tensor
 }
@@ -37,7 +39,7 @@ export interface Graph {
 }
 
 /** The declaration of a step's operator; leaves and fused instructions have none. */
-const declared = ({ op }: Step): OperatorDefinition | undefined =>
+export const declared = ({ op }: Pick<Step, 'op'>): OperatorDefinition | undefined =>
   op === 'input' || op === 'bound' || fusedInstructions.has(op) ? undefined : operatorOf(op)
 
 export const isElementwise = (step: Step): boolean => declared(step)?.kind === 'elementwise'
@@ -71,6 +73,7 @@ export async function graphOf(trace: Trace, outputs: readonly Sym[]): Promise<Gr
       outputs: node.outputs.map(idOf),
       attributes: node.attributes,
       backward: node.backward,
+      scope: node.scope,
       ...(node.tensor ? { tensor: node.tensor } : {}),
     })
     if (index % 16 === 0) await pause()

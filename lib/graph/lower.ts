@@ -1,34 +1,69 @@
 /**
  * From graph to instruction list: gives every value a buffer (reusing an input's where the kernel may work in place,
- * writing new states straight into their tensors where no one reads the old ones any more) and encodes it all.
+ * writing new states straight into their tensors where no one reads the old ones any more).
  */
 import { type DType, dtypeSize, elementCount, sameShape } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { type BufferDeclaration, type BufferKind, encode, type Instruction, type InstructionList } from './encode.js'
+import type { BufferDeclaration, BufferKind, Instruction, InstructionList } from './encode.js'
 import { fusedInstructions } from './fused.js'
 import { absent, addValue, type Graph, isAlias, mutates, type Step } from './graph.js'
 import { operatorOf } from './operator.js'
 import { pause } from './pause.js'
 
 export interface LoweredProgram {
-  readonly bytes: Uint8Array
+  readonly list: InstructionList
   /** Bound tensors in the order of their indices. */
   readonly bound: readonly Tensor[]
-  readonly instructions: number
 }
 
+/** Leaves the graph as it is. */
 export async function lower(graph: Graph): Promise<LoweredProgram> {
-  separateResults(graph)
+  const own: Graph = {
+    ...graph,
+    values: [...graph.values],
+    steps: [...graph.steps],
+    assignments: graph.assignments.map((assignment) => ({ ...assignment })),
+  }
+  separateResults(own)
   await pause()
-  const placement = new Placement(graph)
+  const placement = new Placement(own)
   await pause()
-  for (const [index, step] of graph.steps.entries()) {
+  for (const [index, step] of own.steps.entries()) {
     placement.place(step, index)
     if (index % 16 === 0) await pause()
   }
-  const list = await placement.finish()
-  return { bytes: await encode(list), bound: placement.bound, instructions: list.instructions.length }
+  return { list: await placement.finish(), bound: placement.bound }
 }
+
+/** The most bytes of temporaries that are alive at once: what the arena of a run takes, gaps aside. */
+export function liveBytes({ buffers, instructions }: InstructionList): number {
+  const rootOf = (id: number): number => (buffers[id]!.kind === 'alias' ? rootOf(buffers[id]!.index) : id)
+  const lives = new Map<number, [first: number, last: number]>()
+  for (const [index, { inputs, outputs }] of instructions.entries())
+    for (const id of [...inputs, ...outputs]) {
+      const root = id < 0 ? id : rootOf(id)
+      if (root < 0 || buffers[root]!.kind !== 'temp') continue
+      const life = lives.get(root)
+      if (life) life[1] = index
+      else lives.set(root, [index, index])
+    }
+  const change = new Array<number>(instructions.length + 1).fill(0)
+  for (const [root, [first, last]] of lives) {
+    const { dtype, shape } = buffers[root]!
+    const bytes = Math.ceil((elementCount(shape) * dtypeSize(dtype)) / arenaAlignment) * arenaAlignment
+    change[first]! += bytes
+    change[last + 1]! -= bytes
+  }
+  let [live, most] = [0, 0]
+  for (const bytes of change) {
+    live += bytes
+    most = Math.max(most, live)
+  }
+  return most
+}
+
+/** Of cpp/core/memory_plan.cpp. */
+const arenaAlignment = 64
 
 /**
  * A value can leave the program through one door only, and states must all be read before any is replaced: adds
@@ -46,7 +81,7 @@ function separateResults(graph: Graph): void {
       return value
     }
     const copy = addValue(graph, graph.values[value]!)
-    graph.steps.push({ op: 'copy', inputs: [value], outputs: [copy], attributes: {}, backward: false })
+    graph.steps.push({ op: 'copy', inputs: [value], outputs: [copy], attributes: {}, backward: false, scope: '' })
     taken.add(copy)
     return copy
   }

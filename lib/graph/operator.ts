@@ -26,6 +26,13 @@ export type Decomposition = (
   attributes: Attributes,
 ) => readonly (Sym | undefined)[]
 
+/** Floating-point operations from the types of operands. */
+export type Flops = (
+  inputs: readonly (SymType | undefined)[],
+  outputs: readonly (SymType | undefined)[],
+  attributes: Attributes,
+) => number
+
 /** An operator, declared once; its CPU kernel has the same name. */
 export interface OperatorDefinition {
   readonly name: string
@@ -54,6 +61,8 @@ export interface OperatorDefinition {
   readonly mutates?: boolean
   /** Outputs that may be left out when nobody reads them. */
   readonly optionalOutputs?: readonly number[]
+  /** Floating-point operations of one application; default: one per element read or written. */
+  readonly flops?: Flops
   /** Cheap enough to be computed again in the backward pass instead of being kept. Elementwise operators always are. */
   readonly recompute?: boolean
 }

@@ -1,16 +1,9 @@
 /** `program(fn)`: traces a function once per input type, compiles it, and runs it natively off the event loop. */
 import { HeddleError } from '../errors.js'
-import { addon, NativeAbort, type NativeProgram } from '../native.js'
+import { NativeAbort } from '../native.js'
 import { Tensor } from '../tensor/tensor.js'
-import { graphOf } from './graph.js'
-import { lower } from './lower.js'
+import { type CompiledGraph, compileTrace, type RecomputePolicy } from './compile.js'
 import { typeText } from './operator.js'
-import { mergeCommonSubexpressions } from './passes/common_subexpression.js'
-import { removeDeadCode } from './passes/dead_code.js'
-import { fuseElementwise } from './passes/fuse_elementwise.js'
-import { fuseLowRankMatmuls } from './passes/low_rank_matmul.js'
-import { fuseMatmulAddends } from './passes/matmul_addend.js'
-import { recomputeCheapValues } from './passes/recompute.js'
 import { turn } from './pause.js'
 import { Sym, Trace } from './sym.js'
 
@@ -29,6 +22,12 @@ export interface ProgramPlan {
   readonly instructions: number
   /** Bytes that a run needs beyond parameters and inputs: arena, scratch and results. */
   readonly peakBytes: number
+  /** Floating-point operations per run, those of recomputed scopes included. */
+  readonly flops: number
+  /** Module paths whose activations are computed again in the backward pass, see {@link RecomputePolicy}. */
+  readonly recomputed: readonly string[]
+  /** Floating-point operations that this adds. */
+  readonly recomputedFlops: number
 }
 
 /** Seconds spent per operator since the program was made. */
@@ -56,13 +55,14 @@ export interface Program<O> {
 export interface ProgramOptions {
   /** Compiled forms kept, one per distinct input type; the least recently used is dropped. Default 8. */
   readonly cacheSize?: number
-  /** Recompute cheap values in the backward pass instead of keeping them. Default true. */
-  readonly recompute?: boolean
+  /**
+   * Recompute cheap values in the backward pass instead of keeping them: norms and elementwise results. Default true. A
+   * policy also recomputes whole modules.
+   */
+  readonly recompute?: boolean | RecomputePolicy
 }
 
-interface Compiled {
-  readonly native: NativeProgram
-  readonly instructions: number
+interface Compiled extends CompiledGraph {
   /** Rebuilds the result structure from the flat outputs. */
   readonly assemble: (outputs: readonly Tensor[]) => unknown
 }
@@ -146,7 +146,13 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
   return Object.assign((...inputs: readonly Tensor[]) => run(inputs), {
     run,
     plan: (inputs: readonly Tensor[]) =>
-      using(inputs, ({ native, instructions }) => ({ instructions, peakBytes: native.peakBytes })),
+      using(inputs, ({ native, instructions, flops, recomputed, recomputedFlops }) => ({
+        instructions,
+        peakBytes: native.peakBytes,
+        flops,
+        recomputed,
+        recomputedFlops,
+      })),
     profile: () => [...used].flatMap(({ native }) => native.profile()),
     dispose: () => {
       for (const [key, entry] of cache) drop(key, entry)
@@ -184,27 +190,14 @@ function throwIfAborted(signal: AbortSignal | undefined): void {
 async function compile(
   fn: (...inputs: Sym[]) => unknown,
   inputs: readonly Tensor[],
-  recompute: boolean,
+  recompute: boolean | RecomputePolicy,
 ): Promise<Compiled> {
   await turn()
   const trace = new Trace()
   const result = await trace.run(async () => fn(...inputs.map((input) => trace.input(input))))
   const outputs: Sym[] = []
   const assemble = flatten(result, outputs)
-  const graph = await graphOf(trace, outputs)
-  await removeDeadCode(graph)
-  await mergeCommonSubexpressions(graph)
-  await fuseMatmulAddends(graph)
-  if (recompute) await recomputeCheapValues(graph)
-  await removeDeadCode(graph)
-  await fuseElementwise(graph)
-  await fuseLowRankMatmuls(graph)
-  const { bytes, bound, instructions } = await lower(graph)
-  const native = await addon.compile(
-    bytes,
-    bound.map((tensor) => tensor.native),
-  )
-  return { native, instructions, assemble }
+  return { ...(await compileTrace(trace, outputs, recompute)), assemble }
 }
 
 /** Collects the symbolic values of a result and gives the function that puts tensors in their places. */

@@ -68,7 +68,9 @@ const inert = new Set(
   summary_use_proj n_ctx reorder_and_upcast_attn scale_attn_by_inverse_layer_idx resid_pdrop embd_pdrop attn_pdrop
   attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob activation_dropout dropout
   layerdrop layer_drop classifier_dropout classifier_dropout_prob seq_classif_dropout qa_dropout gradient_clipping
-  transformers.js_config quantization_note cache_implementation mlp_dropout pooler_hidden_act`.split(/\s+/),
+  transformers.js_config quantization_note cache_implementation mlp_dropout pooler_hidden_act pooler_output_size pooler_act encoder_stride`.split(
+    /\s+/,
+  ),
 )
 
 const isInert = (name: string): boolean =>

@@ -345,12 +345,19 @@ interface View {
 
 function viewOf({ ids, segments, position, positions: given }: DecoderInputs): View {
   const [batch, time] = ids.shape as [number, number]
-  const steps = Int32Array.from({ length: time }, (_, i) => i)
-  const first = given ?? read(tensor(steps, [1, time]))
-  const positions = position ? cast(add(reshape(position, [-1, 1]), first), 'i32') : first
+  const steps = read(
+    tensor(
+      Int32Array.from({ length: time }, (_, i) => i),
+      [1, time],
+    ),
+  )
+  const shifted = (places: Sym): Sym => (position ? cast(add(reshape(position, [-1, 1]), places), 'i32') : places)
+  const positions = shifted(given ?? steps)
+  // Rotations see only differences: one table for the row serves every text in it.
+  const rotations = shifted(steps)
   const tables = new Map<Rotary, RopeTable>()
   const table = (rotary: Rotary): RopeTable => {
-    const made = tables.get(rotary) ?? ropeTable(positions, rotary.frequencies, rotary.scale)
+    const made = tables.get(rotary) ?? ropeTable(rotations, rotary.frequencies, rotary.scale)
     tables.set(rotary, made)
     return made
   }

@@ -8,7 +8,7 @@ import { addon } from '../native.js'
 import type { Network } from '../nn/network.js'
 import { elementCount } from '../tensor/dtype.js'
 import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
-import { type Architecture, architectureOf, decoders, encoders } from './registry.js'
+import { type Architecture, architectureOf, decoders, encoders, imageClassifiers } from './registry.js'
 import type { Initial, WeightSource } from './weights.js'
 
 /** Options of {@link writeRandomCheckpoint}. */
@@ -64,7 +64,7 @@ function parametersOf(config: Readonly<Record<string, unknown>>): Parameter[] {
       return stand
     },
   }
-  const known: readonly Architecture<Network>[] = [...decoders, ...encoders]
+  const known: readonly Architecture<Network>[] = [...decoders, ...encoders, ...imageClassifiers]
   architectureOf(known, config, 'config.json').build(config, source, 'config.json')
   stand.dispose()
   return asked

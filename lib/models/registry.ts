@@ -7,9 +7,11 @@ import type { Encoder } from './encoder.js'
 import { gemma, gemma2, gemma3 } from './gemma.js'
 import { gptNeox } from './gpt_neox.js'
 import { gpt2 } from './gpt2.js'
+import type { ImageClassifier } from './image_classifier.js'
 import { llama, mistral, qwen2, qwen3 } from './llama.js'
 import { opt } from './opt.js'
 import { phi, phi3 } from './phi.js'
+import { vit } from './vit.js'
 import type { CheckpointNames, WeightSource } from './weights.js'
 
 /** One architecture: how a checkpoint names it, and how its network is built. */
@@ -85,6 +87,17 @@ export const encoders: readonly Architecture<Encoder>[] = [
     basePrefix: 'distilbert',
     ignored: besidesEncoder,
     build: distilbert,
+  },
+]
+
+/** Image classifiers. */
+export const imageClassifiers: readonly Architecture<ImageClassifier>[] = [
+  {
+    modelType: 'vit',
+    classNames: ['ViTForImageClassification', 'ViTModel'],
+    basePrefix: 'vit',
+    ignored: /^(vit\.)?pooler\.|(^|\.)embeddings\.mask_token$/,
+    build: vit,
   },
 ]
 

@@ -1,4 +1,4 @@
-/** Writes a network with its tokenizer as a Hugging Face folder, and frees it. */
+/** Writes a network, with its tokenizer if it has one, as a Hugging Face folder, and frees it. */
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { writeJsonAtomic } from '../formats/atomic_file.js'
@@ -10,17 +10,17 @@ import type { Tokenizer } from '../tokenize/tokenizer.js'
 /** Element types of saved weights. */
 export type SavedDType = 'f32' | 'bf16' | 'f16'
 
-/** Writes config.json, model.safetensors and the tokenizer. @throws ERR_HEDDLE_IO */
+/** Writes config.json, model.safetensors and the tokenizer, where there is one. @throws ERR_HEDDLE_IO */
 export async function saveNetwork(
   network: Network,
-  tokenizer: Tokenizer,
+  tokenizer: Tokenizer | undefined,
   folder: string,
   dtype: SavedDType,
 ): Promise<void> {
   await mkdir(folder, { recursive: true })
   const entries = network.weights().map(({ name, tensor }) => ({ name, tensor: tensor.native, dtype }))
   await addon.writeSafetensors(join(folder, 'model.safetensors'), entries, { format: 'pt' })
-  await tokenizer.save(folder)
+  await tokenizer?.save(folder)
   const torchName = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' }[dtype]
   // Transformers 5 reads `dtype`, earlier ones `torch_dtype`.
   const config = { ...network.config, dtype: torchName, torch_dtype: torchName }

@@ -136,7 +136,7 @@ export async function decoderClassifier(base: CausalLm, options: HeadOptions): P
         [batch],
       )
       // A row of padding alone has no last token; its first place stands in.
-      const last = maximum(0, sub(sum(mask, { axes: [1] }), 1))
+      const last = maximum(0, sub(sum(cast(mask, 'f32'), { axes: [1] }), 1))
       return linear(score, gatherRows(hidden, cast(add(read(rows), last), 'i32')), forward)
     },
   }

@@ -1,7 +1,7 @@
 /** Where a network's builder gets its tensors from: a checkpoint, or nothing but a list of what is needed. */
 import { HeddleError } from '../errors.js'
 import type { StoredTensor } from '../formats/tensor_archive.js'
-import type { Site, SiteKind } from '../nn/site.js'
+import type { Site } from '../nn/site.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
 import { Tensor } from '../tensor/tensor.js'
 
@@ -96,8 +96,9 @@ export class SiteBuilder {
     return this.#add({ path, kind: 'norm' }, [dim], bias ? [dim] : undefined, initial)
   }
 
-  conv2d(path: string, shape: readonly [number, number, number, number], bias: boolean): Site {
-    return this.#add({ path, kind: 'conv2d' }, shape, bias ? [shape[0]] : undefined)
+  /** With a bias. @param shape `[out, in / groups, kh, kw]` */
+  conv2d(path: string, shape: readonly [number, number, number, number], window: NonNullable<Site['window']>): Site {
+    return this.#add({ path, kind: 'conv2d', window }, shape, [shape[0]])
   }
 
   /** A parameter that is no module's weight. */
@@ -117,7 +118,7 @@ export class SiteBuilder {
   }
 
   #add(
-    site: { path: string; kind: SiteKind; transposed?: boolean; isOutput?: boolean },
+    site: Omit<Site, 'weight' | 'bias'>,
     shape: readonly number[],
     bias?: readonly number[],
     initial: Initial = 'normal',

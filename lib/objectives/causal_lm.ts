@@ -1,6 +1,7 @@
 /** Next-token prediction as an objective: the loss of pretraining and of supervised fine-tuning. */
-import type { Batch } from '../data/collate.js'
+import { type Batch, positionsOf } from '../data/collate.js'
 import { Dataset } from '../data/dataset.js'
+import type { ColumnNames } from '../data/shapes.js'
 import { add, cast, equal, greaterEqual, mul } from '../graph/ops/elementwise.js'
 import { slice } from '../graph/ops/index.js'
 import { argmax, reshape, sum } from '../graph/ops/reduce.js'
@@ -26,27 +27,37 @@ export interface Evaluation extends EvaluationResult {
 export interface CausalLmOptions {
   /** Evaluations also say how often the target is the most likely token, which takes the logits a second time. */
   readonly accuracy?: boolean
+  /** Several sequences in one row of a data file's batches, as `packing` of {@link Dataset.open} says. Default false. */
+  readonly packing?: boolean
+  /** For a data file: parts of an example by the columns that hold them, as `columns` of {@link Dataset.open} says. */
+  readonly columns?: ColumnNames | undefined
 }
 
 /** Mean −log p(next token) over all positions that have a target. */
-export function causalLm({ accuracy = false }: CausalLmOptions = {}): Objective<CausalLm, Batch, Evaluation> {
+export function causalLm(given: CausalLmOptions = {}): Objective<CausalLm, Batch, Evaluation> {
+  const { accuracy = false, packing = false, columns } = given
   return {
     name: 'causal-lm',
     config: {},
-    inputs: ['ids', 'targets', 'segments'],
-    arrays({ rows, length, inputIds, targets, segments }) {
+    inputs: ['ids', 'targets', 'segments', 'positions'],
+    arrays({ rows, length, inputIds, targets, segments, positions = positionsOf(segments, length) }) {
       const shape = [rows, length]
-      return { ids: { data: inputIds, shape }, targets: { data: targets, shape }, segments: { data: segments, shape } }
+      return {
+        ids: { data: inputIds, shape },
+        targets: { data: targets, shape },
+        segments: { data: segments, shape },
+        positions: { data: positions, shape },
+      }
     },
     weight: ({ tokens }) => tokens,
     tokens: ({ segments }) => segments.reduce((count, id) => count + (id >= 0 ? 1 : 0), 0),
     async loss(network, inputs, forward) {
-      const { ids, segments, targets } = lossInputs(inputs)
-      return hiddenLoss(network, await network.hidden({ ids, segments }, forward), targets, forward)
+      const { targets, ...decoder } = lossInputs(inputs)
+      return hiddenLoss(network, await network.hidden(decoder, forward), targets, forward)
     },
     async scores(network, inputs, forward) {
-      const { ids, segments, targets } = lossInputs(inputs)
-      const hidden = await network.hidden({ ids, segments }, forward)
+      const { targets, ...decoder } = lossInputs(inputs)
+      const hidden = await network.hidden(decoder, forward)
       const loss = hiddenLoss(network, hidden, targets, forward)
       return accuracy ? { loss, correct: correctTargets(network, hidden, targets, forward) } : { loss }
     },
@@ -67,14 +78,16 @@ export function causalLm({ accuracy = false }: CausalLmOptions = {}): Objective<
         },
       }
     },
-    open: (path, { tokenizer, network: _, ...options }) => Dataset.open(path, tokenizer, options),
+    open: (path, { tokenizer, network: _, ...options }) =>
+      Dataset.open(path, tokenizer, { ...options, packing, columns }),
   }
 }
 
-const lossInputs = ({ ids, targets, segments }: Syms): LossInputs => ({
+const lossInputs = ({ ids, targets, segments, positions }: Syms): LossInputs & { readonly positions: Sym } => ({
   ids: ids!,
   targets: targets!,
   segments: segments!,
+  positions: positions!,
 })
 
 /** Rows whose logits are held at a time: 50 MB with a vocabulary of 49,152. */

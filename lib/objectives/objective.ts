@@ -31,7 +31,7 @@ export type ScoreArray = Float32Array | Int32Array
 export interface Scoreboard<B, E extends EvaluationResult> {
   /** Takes the outputs that {@link Objective.scores} traced, for one batch. */
   add(batch: B, outputs: Readonly<Record<string, ScoreArray>>): void
-  result(): E
+  result(): E | Promise<E>
 }
 
 /**

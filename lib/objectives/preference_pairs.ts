@@ -84,18 +84,13 @@ export function openPairs(
   const padId = tokenizer.padTokenId ?? tokenizer.eosTokenIds[0] ?? 0
   const kind = {
     maxLength,
-    tokens: ({ chosen, rejected }: PreferencePair) => chosen.length + rejected.length - 2,
+    tokens: ({ chosen, rejected }: PreferencePair) => chosen.ids.length + rejected.ids.length - 2,
     collate(pairs: readonly (PreferencePair | undefined)[]): PreferenceBatch {
-      return { ...collate(rowsOf(pairs), { maxLength, padId }), pairs }
+      const rows = [...pairs.map((pair) => pair?.chosen), ...pairs.map((pair) => pair?.rejected)]
+      return { ...collate(rows, { maxLength, padId }), pairs }
     },
   }
   return openExamples(path, (row) => pairOf(row, tokenizer, maxLength), kind, options)
-}
-
-/** All chosen, then all rejected answers, one a row; a missing pair is a row of padding. */
-export function rowsOf(pairs: readonly (PreferencePair | undefined)[]): readonly (readonly Sequence[])[] {
-  const rows = [...pairs.map((pair) => pair?.chosen), ...pairs.map((pair) => pair?.rejected)]
-  return rows.map((sequence) => (sequence ? [sequence] : []))
 }
 
 type Content = string | readonly ChatMessage[]
@@ -112,7 +107,7 @@ async function pairOf(
   try {
     const sequence = (answer: Content): Promise<Sequence> => encoded(prompt as Content | undefined, answer, tokenizer)
     const pair = { chosen: cut(await sequence(chosen as Content)), rejected: cut(await sequence(rejected as Content)) }
-    return [pair.chosen, pair.rejected].every((each) => each.some((id) => id >= 0))
+    return pair.chosen.loss.includes(1) && pair.rejected.loss.includes(1)
       ? { example: pair }
       : { reason: `no answer within the first ${maxLength} tokens` }
   } catch (error) {
@@ -120,21 +115,21 @@ async function pairOf(
     throw error
   }
 
-  function cut(sequence: Sequence): Sequence {
-    const end = sequence.findLastIndex((id) => id >= 0) + 1
-    return sequence.subarray(0, Math.min(end, maxLength + 1))
+  function cut({ ids, loss }: Sequence): Sequence {
+    const end = Math.min(loss.lastIndexOf(1) + 1, maxLength + 1)
+    return { ids: ids.subarray(0, end), loss: loss.subarray(0, end) }
   }
 }
 
 async function encoded(prompt: Content | undefined, answer: Content, tokenizer: Tokenizer): Promise<Sequence> {
   if (typeof answer !== 'string') {
     const { ids, loss } = await tokenizer.encodeChat([...((prompt ?? []) as readonly ChatMessage[]), ...answer])
-    const learned = lastTurn(loss)
-    return ids.map((id, index) => (learned[index] ? id : ~id))
+    return { ids, loss: lastTurn(loss) }
   }
   const before = await tokenizer.encode(prompt as string)
   const after = await tokenizer.encode(answer, { addSpecialTokens: false })
-  return Int32Array.of(...before.map((id) => ~id), ...after, ...tokenizer.eosTokenIds.slice(0, 1))
+  const ids = Int32Array.of(...before, ...after, ...tokenizer.eosTokenIds.slice(0, 1))
+  return { ids, loss: new Uint8Array(ids.length).fill(1, before.length) }
 }
 
 /** Only the last of the assistant's turns is the answer; those before it are the prompt's. */

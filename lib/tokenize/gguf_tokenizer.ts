@@ -56,6 +56,24 @@ const preTokenizations: ReadonlyMap<string, PreTokenization> = new Map([
   ['qwen2', qwen2],
 ])
 
+/** The name in `tokenizer.ggml.pre` of how a tokenizer.json cuts text, if llama.cpp has one. */
+export function preTokenizationName({ pre_tokenizer: pre, normalizer }: Json): string | undefined {
+  const steps = (pre as Json | null)?.type === 'Sequence' ? ((pre as Json).pretokenizers as readonly Json[]) : [pre]
+  const wanted = JSON.stringify([(normalizer as Json | null)?.type ?? null, ...steps.map(essence)])
+  const found = [...preTokenizations].find(
+    ([name, known]) =>
+      name !== 'default' && JSON.stringify([known.normalizer?.type ?? null, ...known.steps.map(essence)]) === wanted,
+  )
+  return found?.[0]
+}
+
+/** What of a step changes where words end. */
+function essence(step: unknown): unknown {
+  const { type, add_prefix_space, use_regex, pattern, behavior, invert, individual_digits } = (step ?? {}) as Json
+  if (type === 'ByteLevel') return { type, prefix: add_prefix_space === true, regex: use_regex !== false }
+  return { type, pattern, behavior, invert, individual_digits }
+}
+
 /** Values of `tokenizer.ggml.token_type` that are cut out of a text before anything else. */
 const controlToken = 3
 const userDefinedToken = 4

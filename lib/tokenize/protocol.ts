@@ -2,9 +2,10 @@
 import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
 import type { RowBlock } from '../data/rows.js'
 import { HeddleError, type HeddleErrorCode } from '../errors.js'
+import type { GgufBlock } from '../formats/gguf_writer.js'
 import type { ChatMessage } from './chat_template.js'
 import type { ConstraintRequest } from './grammar/constraints.js'
-import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
+import type { EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo } from './text_encoder.js'
 
 /** Where a tokenizer is read from. */
 export interface TokenizerSource {
@@ -20,6 +21,10 @@ export interface Operations {
   decode: { ask: { readonly ids: readonly number[]; readonly skipSpecialTokens: boolean }; answer: string }
   render: { ask: { readonly messages: readonly ChatMessage[]; readonly addGenerationPrompt: boolean }; answer: string }
   encodeChat: { ask: { readonly messages: readonly ChatMessage[] }; answer: EncodedChat }
+  encodeBatch: {
+    ask: { readonly texts: readonly string[]; readonly options: EncodeBatchOptions }
+    answer: EncodedBatch
+  }
   fingerprint: { ask: null; answer: string }
   /** Starts a text that must have a form; answers with its number. */
   constrain: { ask: ConstraintRequest; answer: number }
@@ -28,6 +33,7 @@ export interface Operations {
   constraintAdvance: { ask: { readonly id: number; readonly token: number }; answer: boolean }
   constraintClose: { ask: { readonly id: number }; answer: null }
   save: { ask: { readonly folder: string }; answer: null }
+  ggufVocabulary: { ask: { readonly size: number }; answer: GgufBlock }
   /** Answers in parts, then ends. */
   encodeRows: { ask: EncodeRows; answer: EncodedChunk }
 }

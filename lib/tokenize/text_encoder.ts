@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Tokenizer as Library } from '@huggingface/tokenizers'
+import { bucketLength } from '../data/collate.js'
 import { HeddleError } from '../errors.js'
 import { formatError } from '../formats/byte_source.js'
 import { type ChatMessage, ChatTemplate } from './chat_template.js'
@@ -13,6 +14,25 @@ import type { Json, TokenizerFiles } from './tokenizer_files.js'
 export interface EncodedChat {
   readonly ids: Int32Array
   readonly loss: Uint8Array
+}
+
+/** Texts, or pairs of texts, as the rows of an encoder's input; all arrays are row-major `[rows, length]`. */
+export interface EncodedBatch {
+  readonly rows: number
+  readonly length: number
+  readonly ids: Int32Array
+  /** 1 for tokens, 0 for padding. */
+  readonly mask: Int32Array
+  /** 1 for what the tokenizer counts to the second text, else 0. */
+  readonly tokenTypes: Int32Array
+}
+
+/** How {@link TextEncoding.encodeBatch} lays texts out. */
+export interface EncodeBatchOptions {
+  /** Second texts, one for each of the texts. */
+  readonly pairs?: readonly string[] | undefined
+  /** Most tokens of a row, special tokens included. */
+  readonly maxLength: number
 }
 
 /** What a tokenizer says about itself. */
@@ -32,14 +52,15 @@ const pieceLength = 32_768
 
 export class TextEncoding {
   readonly info: TokenizerInfo
-  readonly #files: TokenizerFiles
+  readonly files: TokenizerFiles
   readonly #library: Library
   readonly #template: ChatTemplate | undefined
   readonly #cleansUpSpaces: boolean
+  readonly #frames = new Map<boolean, Frame>()
 
   /** @throws ERR_HEDDLE_FORMAT when the library cannot make a tokenizer of the files */
   constructor(files: TokenizerFiles) {
-    this.#files = files
+    this.files = files
     this.#library = makeLibrary(files)
     const special = specialTokens(files.config)
     this.#template =
@@ -97,9 +118,52 @@ export class TextEncoding {
     return { ids, loss }
   }
 
+  /**
+   * Texts as rows of one length, the next of a few bucket lengths. A row that is too long loses tokens at the end of its
+   * longer text, one by one, as transformers' `longest_first` does; special tokens stay.
+   * @throws ERR_HEDDLE_ARGUMENT when there are not as many pairs as texts, or no room for special tokens
+   */
+  encodeBatch(texts: readonly string[], { pairs, maxLength }: EncodeBatchOptions): EncodedBatch {
+    if (pairs && pairs.length !== texts.length) throw misuse('pairs', `${texts.length} texts`, `${pairs.length}`)
+    const frame = this.#frame(pairs !== undefined)
+    const room = maxLength - frame.special
+    if (room < 1) throw misuse('maxLength', `more than ${frame.special}, the number of special tokens`, `${maxLength}`)
+    const encoded = texts.map((text, row) => {
+      const first = this.encode(text, false)
+      const second = this.encode(pairs?.[row] ?? '', false)
+      const [left, right] = truncated(first.length, second.length, room)
+      return frame.around(first.subarray(0, left), second.subarray(0, right))
+    })
+    const longest = encoded.reduce((most, { ids }) => Math.max(most, ids.length), 1)
+    const length = bucketLength(longest, maxLength)
+    const size = texts.length * length
+    const ids = new Int32Array(size).fill(this.info.padTokenId ?? this.info.eosTokenIds[0] ?? 0)
+    const [mask, tokenTypes] = [new Int32Array(size), new Int32Array(size)]
+    for (const [row, each] of encoded.entries()) {
+      ids.set(each.ids, row * length)
+      tokenTypes.set(each.types, row * length)
+      mask.fill(1, row * length, row * length + each.ids.length)
+    }
+    return { rows: texts.length, length, ids, mask, tokenTypes }
+  }
+
+  /** What the tokenizer puts around one text or two, seen on an example. */
+  #frame(isPair: boolean): Frame {
+    const known = this.#frames.get(isPair)
+    if (known) return known
+    const [first, second] = ['a', isPair ? 'b' : ''].map((text) => [...this.encode(text, false)])
+    const { ids, token_type_ids: types = [] } = this.#library.encode('a', {
+      ...(isPair ? { text_pair: 'b' } : {}),
+      return_token_type_ids: true,
+    })
+    const frame = new Frame({ ids, types }, first!, second!)
+    this.#frames.set(isPair, frame)
+    return frame
+  }
+
   /** A hash of everything that decides which tokens a text becomes. */
   fingerprint(): string {
-    const { tokenizer, config, chatTemplate, eosTokenIds } = this.#files
+    const { tokenizer, config, chatTemplate, eosTokenIds } = this.files
     return createHash('sha256')
       .update(JSON.stringify([tokenizer, config, chatTemplate, eosTokenIds]))
       .digest('hex')
@@ -107,7 +171,7 @@ export class TextEncoding {
 
   /** Writes the files of a Hugging Face tokenizer into an existing or new folder. */
   save(folder: string): void {
-    const { tokenizer, config, chatTemplate } = this.#files
+    const { tokenizer, config, chatTemplate } = this.files
     mkdirSync(folder, { recursive: true })
     const template = chatTemplate === undefined ? {} : { chat_template: chatTemplate }
     writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer))
@@ -117,7 +181,7 @@ export class TextEncoding {
   #chatTemplate(): ChatTemplate {
     if (this.#template) return this.#template
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
-      place: this.#files.place,
+      place: this.files.place,
       expected: 'a model with a chat template for messages',
       got: 'a tokenizer without one',
       hint: 'Use an instruction-tuned model, or give plain text',
@@ -132,6 +196,60 @@ export class TextEncoding {
     return differs < 0 ? prefix.length : differs
   }
 }
+
+interface TypedTokens {
+  readonly ids: readonly number[]
+  readonly types: readonly number[]
+}
+
+/** Special tokens before, between and after one or two texts. */
+class Frame {
+  readonly special: number
+  readonly #parts: readonly [TypedTokens, TypedTokens, TypedTokens]
+  readonly #types: readonly [number, number]
+
+  constructor(example: TypedTokens, first: readonly number[], second: readonly number[]) {
+    const { ids, types } = example
+    const firstAt = indexOfAll(ids, first, 0)
+    const secondAt = second.length > 0 ? indexOfAll(ids, second, firstAt + first.length) : firstAt + first.length
+    const part = (start: number, end?: number) => ({ ids: ids.slice(start, end), types: types.slice(start, end) })
+    this.#parts = [part(0, firstAt), part(firstAt + first.length, secondAt), part(secondAt + second.length)]
+    this.#types = [types[firstAt] ?? 0, types[secondAt] ?? 0]
+    this.special = ids.length - first.length - second.length
+  }
+
+  around(first: Int32Array, second: Int32Array): TypedTokens {
+    const [before, between, after] = this.#parts
+    const typesOf = ({ ids, types }: TypedTokens): readonly number[] => ids.map((_, index) => types[index] ?? 0)
+    const [left, right] = this.#types
+    return {
+      ids: [...before.ids, ...first, ...between.ids, ...second, ...after.ids],
+      types: [
+        ...typesOf(before),
+        ...Array<number>(first.length).fill(left),
+        ...typesOf(between),
+        ...Array<number>(second.length).fill(right),
+        ...typesOf(after),
+      ],
+    }
+  }
+}
+
+function indexOfAll(ids: readonly number[], wanted: readonly number[], from: number): number {
+  const at = ids.findIndex((_, start) => start >= from && wanted.every((id, index) => ids[start + index] === id))
+  if (at < 0) throw misuse('tokenizer', 'special tokens around a text only', 'one that changes the text itself')
+  return at
+}
+
+/** Tokens of two texts that fit: the longer one gives until both are equally long, then both do. */
+function truncated(first: number, second: number, room: number): readonly [number, number] {
+  if (first + second <= room) return [first, second]
+  const short = Math.min(first, second, Math.floor(room / 2))
+  return first > second ? [room - short, short] : [short, room - short]
+}
+
+const misuse = (place: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_ARGUMENT', { place: `encodeBatch: ${place}`, expected, got })
 
 /**
  * Cuts a long text at a space between two letters, where every pre-tokenizer starts a new word, so that the pieces give

@@ -1,14 +1,15 @@
 /** Text to token ids and back, and chat templates, in a worker thread: the event loop only sends and receives. */
 import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
 import type { RowBlock } from '../data/rows.js'
+import type { GgufBlock } from '../formats/gguf_writer.js'
 import type { ChatMessage } from './chat_template.js'
 import { Constraint } from './constraint.js'
 import type { ConstraintRequest } from './grammar/constraints.js'
 import type { TokenizerSource } from './protocol.js'
-import type { EncodedChat, TokenizerInfo } from './text_encoder.js'
+import type { EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo } from './text_encoder.js'
 import { WorkerClient } from './worker_client.js'
 
-export type { ChatMessage, EncodedChat, TokenizerInfo, TokenizerSource }
+export type { ChatMessage, EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo, TokenizerSource }
 
 /** A tokenizer of a checkpoint. An open one keeps a worker thread, but no process, alive; `close()` ends it. */
 export class Tokenizer {
@@ -90,6 +91,15 @@ export class Tokenizer {
   }
 
   /**
+   * Texts, or pairs of them, as rows of one length (the next of a few bucket lengths), with special tokens. A row that
+   * is too long loses tokens at the end of its longer text, as transformers' `longest_first` does.
+   * @throws ERR_HEDDLE_ARGUMENT when there are not as many pairs as texts, or no room for special tokens
+   */
+  encodeBatch(texts: readonly string[], options: EncodeBatchOptions): Promise<EncodedBatch> {
+    return this.#client.call('encodeBatch', { texts, options })
+  }
+
+  /**
    * Tokenizes the rows of a reading, block by block; `onChunk` gets the sequences in order.
    * @throws ERR_HEDDLE_ARGUMENT when the named columns make no example, ERR_HEDDLE_ABORTED
    */
@@ -143,6 +153,15 @@ export class Tokenizer {
   /** Writes tokenizer.json and tokenizer_config.json (with the chat template) into a folder. @throws ERR_HEDDLE_IO */
   async save(folder: string): Promise<void> {
     await this.#client.call('save', { folder })
+  }
+
+  /**
+   * The tokenizer as metadata of a GGUF file for a model of `size` ids.
+   * @internal
+   * @throws ERR_HEDDLE_FORMAT for a tokenizer that llama.cpp has no name for
+   */
+  ggufVocabulary(size: number): Promise<GgufBlock> {
+    return this.#client.call('ggufVocabulary', { size })
   }
 
   /** Ends the worker. */

@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { parentPort } from 'node:worker_threads'
 import { type EncodedChunk, RowEncoder } from '../data/encode.js'
 import { readGgufTokenizer } from './gguf_tokenizer.js'
+import { ggufVocabulary } from './gguf_vocabulary.js'
 import { Constraints } from './grammar/constraints.js'
 import {
   type Cancel,
@@ -18,6 +19,7 @@ import { readTokenizerFolder } from './tokenizer_files.js'
 const port = parentPort!
 const cancelled = new Set<number>()
 let encoding: TextEncoding | undefined
+let origin: TokenizerSource | undefined
 let constraints: Constraints | undefined
 
 port.on('message', (message: Request | Cancel) => {
@@ -61,6 +63,7 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
   switch (request.name) {
     case 'load':
       encoding = await load(request.ask.source)
+      origin = request.ask.source
       return encoding.info
     case 'encode':
       return loaded().encode(request.ask.text, request.ask.addSpecialTokens)
@@ -70,6 +73,8 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
       return loaded().applyChatTemplate(request.ask.messages, request.ask.addGenerationPrompt)
     case 'encodeChat':
       return loaded().encodeChat(request.ask.messages)
+    case 'encodeBatch':
+      return loaded().encodeBatch(request.ask.texts, request.ask.options)
     case 'fingerprint':
       return loaded().fingerprint()
     case 'constrain':
@@ -84,6 +89,8 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
     case 'save':
       loaded().save(request.ask.folder)
       return null
+    case 'ggufVocabulary':
+      return ggufVocabulary(origin!, loaded().files, request.ask.size)
   }
 }
 

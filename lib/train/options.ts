@@ -127,6 +127,8 @@ interface DataOptions<B, E extends EvaluationResult> {
 /** Options of {@link train} for next-token prediction. */
 export interface TrainOptions extends CommonTrainOptions, DataOptions<Batch, Evaluation> {
   readonly objective?: undefined
+  /** For data files: several sequences in one row, as `packing` of {@link Dataset.open} says. Default false. */
+  readonly packing?: boolean | undefined
 }
 
 /** Options of {@link train} for any objective. */
@@ -137,7 +139,7 @@ export interface ObjectiveTrainOptions<N extends Network, B, E extends Evaluatio
 }
 
 /** Options with every default filled in that does not depend on model or data. */
-export type TrainSettings = z.output<typeof schema>
+export type TrainSettings = Omit<z.output<typeof schema>, 'packing' | 'objective'> & { readonly objective: Objective }
 
 const integer = (least: number, most = 2 ** 32 - 1) => {
   const error = `an integer from ${least}${most < 2 ** 32 - 1 ? ` to ${most}` : ''}`
@@ -168,11 +170,12 @@ const schedulerOptions = z.strictObject({
 })
 
 const schema = z.strictObject({
+  packing: z.boolean().optional(),
   objective: z
     .custom<Objective>((value) => hasMethods(value, 'loss', 'scores', 'arrays'), {
       error: 'an objective such as dpo()',
     })
-    .default(() => causalLm()),
+    .optional(),
   data: dataSource,
   evaluationData: dataSource.optional(),
   evaluationFraction: number(0, 0.5).default(0),
@@ -218,7 +221,7 @@ const schema = z.strictObject({
 
 /** @throws ERR_HEDDLE_ARGUMENT naming the option, and the nearest known one for a typo */
 export function parseTrainOptions(options: unknown): TrainSettings {
-  const settings = parseConfig('train', schema, options)
+  const { packing, objective, ...settings } = parseConfig('train', schema, options)
   const { adapter, method, full, epochs, maxSteps, evaluationData, evaluationFraction, resume, outputFolder } = settings
   if (Number(adapter !== undefined) + Number(method !== undefined) + Number(full) > 1)
     refuse('train', 'one of adapter, method and full', 'more than one of them')
@@ -229,7 +232,10 @@ export function parseTrainOptions(options: unknown): TrainSettings {
     refuse('train.resume', 'an outputFolder with checkpoints, or the path of one', 'true without outputFolder')
   if (settings.loadBestModelAtEnd && outputFolder === undefined)
     refuse('train.loadBestModelAtEnd', 'an outputFolder, where the best checkpoint is kept', 'none')
-  return settings
+  if (packing !== undefined && objective) refuse('train.packing', 'next-token prediction', 'another objective')
+  if (packing !== undefined && typeof settings.data !== 'string')
+    refuse('train.packing', 'the path of a data file, or Dataset.open(…, { packing })', 'a dataset that is open')
+  return { ...settings, objective: objective ?? causalLm({ packing: packing ?? false }) }
 }
 
 /** The schedule of these settings for a run of `total` steps, with the number of warm-up steps it uses. */

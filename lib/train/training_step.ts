@@ -1,5 +1,6 @@
 /** One optimizer step over one or more batches, as compiled programs that update parameters and moments in place. */
 import { HeddleError } from '../errors.js'
+import type { RecomputePolicy } from '../graph/compile.js'
 import { gradients } from '../graph/grad.js'
 import { add, div, select } from '../graph/ops/elementwise.js'
 import type { Precision } from '../graph/ops/matmul.js'
@@ -24,6 +25,8 @@ export interface TrainingStepOptions<N extends Network = Network, B = unknown> {
   /** The adapter's part in the forward pass. */
   readonly hook?: SiteHook | undefined
   readonly precision?: Precision
+  /** What the backward pass computes again, see {@link RecomputePolicy}; default: cheap values only. */
+  readonly recompute?: RecomputePolicy | undefined
   /** Batches per step. Above 1, gradients are summed in tensors of their own. Default 1. */
   readonly accumulation?: number
 }
@@ -77,7 +80,7 @@ async function singleStep<N extends Network, B>(options: TrainingStepOptions<N, 
       const { loss, gradients: found } = await lossAndGradients(options, { normaliser, seed, arrays } as ForwardInputs)
       return { loss, gradientNorm: await applyUpdate(options, state.update, found, learningRate!, step!) }
     },
-    { cacheSize },
+    { cacheSize, recompute: options.recompute ?? true },
   )
   const inputsOf = (batch: B, request: Omit<StepRequest, 'batches'>): Tensor[] => [
     scalar(Math.max(1, objective.weight(batch))),
@@ -115,7 +118,7 @@ async function accumulatingStep<N extends Network, B>(options: TrainingStepOptio
       )
       return loss
     },
-    { cacheSize },
+    { cacheSize, recompute: options.recompute ?? true },
   )
   const update = program((learningRate, step) =>
     applyUpdate(options, state.update, sums.map(read), learningRate!, step!),

@@ -3,7 +3,8 @@
 models/<name>/config.json, model.safetensors   as save_pretrained writes them; weights are exact in bf16
 models/<name>/golden.safetensors               decoders: ids, logits; encoders: ids, mask, hidden; images: pixels, logits
 models/<name>/gradients.json                   for each parameter, |g| and sum(g * cos(0.7 i)) of the mean loss (decoders)
-                                               or of sum(hidden * cos(0.7 i)) over real tokens (encoders)
+                                               or of sum(y * cos(0.7 i)) with y the hidden states of real tokens
+                                               (encoders) or the logits (images)
 
 Run: OMP_NUM_THREADS=1 python make_models.py [name ...]
 """
@@ -72,19 +73,28 @@ ENCODERS = {
                                          "max_position_embeddings": 40}),
 }
 
+IMAGES = {
+    "vit": (tf.ViTConfig, {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                           "image_size": [16, 12], "patch_size": 4, "num_labels": 5}),
+}
+
 
 def main() -> None:
     torch.set_num_threads(1)
     chosen = sys.argv[1:]
-    for seed, (name, (config, fields)) in enumerate([*DECODERS.items(), *ENCODERS.items()]):
+    for seed, (name, (config, fields)) in enumerate([*DECODERS.items(), *ENCODERS.items(), *IMAGES.items()]):
         if not chosen or name in chosen:
-            make(name, config(**fields), seed, name in DECODERS)
+            make(name, config(**fields), seed)
 
 
-def make(name: str, config, seed: int, is_decoder: bool) -> None:
+def make(name: str, config, seed: int) -> None:
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
-    auto = tf.AutoModelForCausalLM if is_decoder else tf.AutoModel
+    auto, run = (
+        (tf.AutoModelForCausalLM, run_decoder) if name in DECODERS
+        else (tf.AutoModel, run_encoder) if name in ENCODERS
+        else (tf.AutoModelForImageClassification, run_images)
+    )
     model = auto.from_config(config, attn_implementation="eager")
     randomise(model, seed)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -93,7 +103,7 @@ def make(name: str, config, seed: int, is_decoder: bool) -> None:
                                        output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     model.eval()
-    golden, objective = run_decoder(model, seed) if is_decoder else run_encoder(model, seed)
+    golden, objective = run(model, seed)
     objective.backward()
     save_file(golden, folder / "golden.safetensors")
     gradients = {stored_name(model, n): probe(p.grad) for n, p in model.named_parameters() if p.grad is not None}
@@ -122,6 +132,13 @@ def run_encoder(model, seed: int):
     return {"ids": ids.int(), "mask": mask.int(), "hidden": hidden.detach().contiguous()}, objective
 
 
+def run_images(model, seed: int):
+    pixels = torch.randn((2, 3, 16, 12), generator=torch.Generator().manual_seed(1000 + seed))
+    logits = model(pixel_values=pixels).logits
+    weight = torch.cos(0.7 * torch.arange(logits.numel())).view(logits.shape)
+    return {"pixels": pixels, "logits": logits.detach().contiguous()}, (logits * weight).sum()
+
+
 def randomise(model, seed: int) -> None:
     """Weights that keep the signal at unit size, so that neither the outputs nor the attention are flat."""
     generator = torch.Generator().manual_seed(seed)
@@ -143,8 +160,17 @@ def randomise(model, seed: int) -> None:
 
 
 def stored_name(model, name: str) -> str:
-    """Transformers 5 renamed one module, but not in files."""
-    return "embed_out.weight" if model.config.model_type == "gpt_neox" and name == "lm_head.weight" else name
+    """Transformers 5 renamed some modules, but not in files."""
+    renamed = {
+        "gpt_neox": {"lm_head": "embed_out"},
+        "vit": {"vit.layers": "vit.encoder.layer", "attention.q_proj": "attention.attention.query",
+                "attention.k_proj": "attention.attention.key", "attention.v_proj": "attention.attention.value",
+                "attention.o_proj": "attention.output.dense", "mlp.fc1": "intermediate.dense",
+                "mlp.fc2": "output.dense"},
+    }
+    for now, stored in renamed.get(model.config.model_type, {}).items():
+        name = name.replace(now, stored)
+    return name
 
 
 def probe(g: torch.Tensor) -> list[float]:

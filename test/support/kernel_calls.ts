@@ -222,6 +222,11 @@ const convolutionOf =
     }
   }
 
+const scanAttributes = (random: Random): [string, Attribute][] => [
+  ['axis', random.below(3)],
+  ['reverse', flag(random)],
+]
+
 const plain = (inputs: Operand[], outputs: Operand[]): Call => ({ inputs, outputs, attributes: [] })
 
 /** The same call in f64, every other time. */
@@ -287,7 +292,6 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const shape = [size(random), size(random)]
     return plain([f32(...shape)], [f32(...shape)])
   },
-  arange: (random) => plain([], [i32(size(random))]),
   cache_update: (random) => {
     const [b, t, h, d] = [small(random), small(random), small(random), size(random)]
     const cache: Operand = { dtype: random.pick(['f32', 'bf16']), shape: [b, t + size(random), h, d] }
@@ -308,6 +312,99 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
   conv2d: convolutionOf('forward'),
   conv2d_input_vjp: convolutionOf('input'),
   conv2d_weight_vjp: convolutionOf('weight'),
+  gather: (random) => {
+    const [n, d, k] = [small(random), size(random), size(random)]
+    return {
+      inputs: [f32(n, 4 + small(random), d), i32(n, k, d)],
+      outputs: [f32(n, k, d)],
+      attributes: [['axis', 1]],
+    }
+  },
+  scatter_add: (random) => {
+    const [n, d, k] = [small(random), size(random), size(random)]
+    return {
+      inputs: [i32(n, k, d), f32(n, k, d)],
+      outputs: [f32(n, 4 + small(random), d)],
+      attributes: [['axis', 1]],
+    }
+  },
+  flip: (random) => {
+    const x = f32(small(random), size(random), size(random))
+    return { inputs: [x], outputs: [{ ...x }], attributes: [['axis', random.below(3)]] }
+  },
+  arange: (random) => ({
+    inputs: [],
+    outputs: [random.pick([f32, i32])(size(random))],
+    attributes: [
+      ['start', 0.5],
+      ['step', 2],
+    ],
+  }),
+  sort: (random) => {
+    const shape = [small(random), size(random)]
+    return {
+      inputs: [f32(...shape)],
+      outputs: [maybe(random, f32(...shape)), maybe(random, i32(...shape))],
+      attributes: [['descending', flag(random)]],
+    }
+  },
+  top_k: (random) => {
+    const [n, d] = [small(random), size(random)]
+    const k = random.below(d + 1)
+    return {
+      inputs: [f32(n, d)],
+      outputs: [maybe(random, f32(n, k)), maybe(random, i32(n, k))],
+      attributes: [
+        ['k', k],
+        ['descending', flag(random)],
+      ],
+    }
+  },
+  cumsum: (random) => {
+    const x = f32(small(random), size(random), size(random))
+    return { inputs: [x], outputs: [{ ...x }], attributes: scanAttributes(random) }
+  },
+  linear_scan: (random) => {
+    const [n, t, d] = [small(random), size(random), size(random)]
+    const attributes = scanAttributes(random)
+    const state = [n, t, d].filter((_, axis) => axis !== attributes[0]![1])
+    return {
+      inputs: [f32(n, t, d), f32(n, t, d), maybe(random, f32(...state))],
+      outputs: [f32(n, t, d)],
+      attributes,
+    }
+  },
+  max_pool2d: (random) => {
+    const [n, k, stride, h, w] = [small(random), small(random), small(random), size(random), size(random)]
+    const padding = Math.floor(k / 2)
+    const along = (length: number) => Math.floor((length + 2 * padding - k) / stride) + 1
+    const [oh, ow] = [along(h + 3), along(w + 3)]
+    return {
+      inputs: [f32(n, 2, h + 3, w + 3)],
+      outputs: [f32(n, 2, oh, ow), maybe(random, i32(n, 2, oh, ow))],
+      attributes: [
+        ['size', [k, k]],
+        ['stride', [stride, stride]],
+        ['padding', [padding, padding, padding, padding]],
+        ['dilation', [1, 1]],
+      ],
+    }
+  },
+  resample: (random) => {
+    const [n, d, rows] = [small(random), size(random), size(random)]
+    const x = f32(n, 4, d)
+    const columns = Array.from({ length: rows * 2 }, () => random.below(4))
+    return {
+      inputs: [x],
+      outputs: [f32(n, rows, d)],
+      attributes: [
+        ['axis', 1],
+        ['offsets', Array.from({ length: rows + 1 }, (_, i) => 2 * i)],
+        ['columns', columns],
+        ['weights', columns.map((column) => column + 0.5)],
+      ],
+    }
+  },
   layer_norm: (random) => {
     const [n, d] = [size(random), size(random)]
     return {

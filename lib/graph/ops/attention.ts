@@ -1,10 +1,11 @@
 /** Scaled dot-product attention without a kept score matrix (Dao 2023, arXiv 2307.08691); grouped-query heads. */
-import { sameShape, shapeText } from '../../tensor/dtype.js'
+import { elementCount, sameShape, shapeText } from '../../tensor/dtype.js'
 import { pullbackOf } from '../grad.js'
 import { type Decomposition, defineOperator, misuse } from '../operator.js'
-import type { Sym } from '../sym.js'
+import type { Attributes, Sym, SymType } from '../sym.js'
 import { add, cast, equal, exp, greaterEqual, mul, select, sub } from './elementwise.js'
-import { arange, transpose } from './index.js'
+import { arange } from './gather.js'
+import { transpose } from './index.js'
 import { matmul } from './matmul.js'
 import { reshape } from './reduce.js'
 import { logSumExp } from './softmax.js'
@@ -58,6 +59,10 @@ const decompose: Decomposition = ([q, k, v, segments], { causal, scale }) => {
   return explicitAttention([q!, k!, v!], scale as number, order && alike ? mul(order, alike) : (order ?? alike))
 }
 
+/** Products of a query's element with a key's, over all visible pairs. */
+const scorePairs = ([q, k]: readonly (SymType | undefined)[], { causal }: Attributes): number =>
+  (elementCount(q!.shape) * k!.shape[1]!) / (causal === 1 ? 2 : 1)
+
 const attentionOf = defineOperator({
   name: 'attention',
   attributes: { causal: 'i64', scale: 'f64', softcap: 'f64', window: 'i64' },
@@ -75,6 +80,7 @@ const attentionOf = defineOperator({
     ]
   },
   optionalOutputs: [1],
+  flops: (inputs, _, attributes) => 4 * scorePairs(inputs, attributes),
   decompose,
   vjp: ({ inputs: [q, k, v, segments], outputs: [o, lse], attributes, gradients: [g] }) => [
     ...attentionVjpOf([q, k, v, segments, o, lse, g], attributes),
@@ -86,6 +92,7 @@ const attentionVjpOf = defineOperator({
   name: 'attention_vjp',
   attributes: { causal: 'i64', scale: 'f64', softcap: 'f64', window: 'i64' },
   types: ([q, k, v]) => [q!, k!, v!],
+  flops: (inputs, _, attributes) => 10 * scorePairs(inputs, attributes),
   decompose: ([q, k, v, segments, , , g], attributes) =>
     pullbackOf((inputs) => decompose([...inputs, segments], attributes), [q!, k!, v!], [g]),
   vjp: 'decomposition',

@@ -1,9 +1,13 @@
 /** Convolutions of images and sequences. Both gradients are convolutions again, so any order of derivative exists. */
 import { sameShape } from '../../tensor/dtype.js'
-import { defineOperator, misuse, typeText } from '../operator.js'
+import { pullbackOf } from '../grad.js'
+import { type Decomposition, defineOperator, floatType, gradientType, misuse, typeText } from '../operator.js'
 import type { Attributes, Sym } from '../sym.js'
+import { add, broadcastTo, constant } from './elementwise.js'
+import { placeInZeros, type SliceRange, slice } from './index.js'
+import { matmul } from './matmul.js'
 import { reshape, sum } from './reduce.js'
-import { type Padding, type Pair, windowOf, windowOutput } from './window.js'
+import { type Padding, type Pair, type Window, windowOf, windowOutput } from './window.js'
 
 /** Options of {@link conv2d}. */
 export interface Conv2dOptions {
@@ -43,6 +47,38 @@ const geometry = ({ stride, padding, dilation, groups }: Attributes): Attributes
   groups: groups!,
 })
 
+/** Σ over the places (i, j) of a window: a product of w[:, :, i, j] and the pixels that it meets there, per group. */
+const windowProducts: Decomposition = ([x, w, bias], attributes) => {
+  const { stride, padding, dilation } = attributes as unknown as Window
+  const groups = attributes.groups as number
+  const [n, c, h, width] = x!.shape
+  const [o, perGroup, ...size] = w!.shape
+  const [oh, ow] = windowOutput('conv2d', [h!, width!], size, attributes)
+  const [top, bottom, left, right] = padding
+  const padded = placeInZeros(x!, [0, 0, top!, left!], [n!, c!, h! + top! + bottom!, width! + left! + right!])
+  const along = (axis: number, at: number, count: number): SliceRange => {
+    const [step, start] = [stride[axis]!, at * dilation[axis]!]
+    return { axis: axis + 2, start, end: start + (count - 1) * step + 1, step }
+  }
+  let y: Sym | undefined
+  for (let i = 0; i < size[0]!; i += 1)
+    for (let j = 0; j < size[1]!; j += 1) {
+      const pixels = reshape(slice(padded, [along(0, i, oh!), along(1, j, ow!)]), [n!, groups, perGroup!, oh! * ow!])
+      const tap = slice(w!, [
+        { axis: 2, start: i, end: i + 1 },
+        { axis: 3, start: j, end: j + 1 },
+      ])
+      const weight = broadcastTo(reshape(tap, [groups, o! / groups, perGroup!]), [n!, groups, o! / groups, perGroup!])
+      const product = matmul(weight, pixels)
+      y = y ? add(y, product) : product
+    }
+  const result = reshape(y!, [n!, o!, oh!, ow!])
+  return [bias ? add(result, reshape(bias, [o!, 1, 1])) : result]
+}
+
+/** Zeros of a shape in the dtype of x. */
+const zerosOf = (x: Sym, shape: readonly number[]): Sym => broadcastTo(constant(0, gradientType(x)), shape)
+
 const conv2dOf = defineOperator({
   name: 'conv2d',
   attributes: window,
@@ -53,8 +89,10 @@ const conv2dOf = defineOperator({
     const fits = x!.rank === 4 && w!.rank === 4 && groups >= 1 && perGroup! * groups === c && o! % groups === 0
     if (!fits) misuse('conv2d', `x [n, c, h, w] and w [o, c/${groups}, kh, kw]`, `${typeText(x)} and ${typeText(w)}`)
     if (bias && !sameShape(bias.shape, [o!])) misuse('conv2d', `a bias [${o}]`, typeText(bias))
-    return [{ shape: [n!, o!, ...windowOutput('conv2d', image, size, attributes)], dtype: 'f32' }]
+    const dtype = floatType('conv2d', [x, w, bias])
+    return [{ shape: [n!, o!, ...windowOutput('conv2d', image, size, attributes)], dtype }]
   },
+  decompose: windowProducts,
   vjp: ({ inputs: [x, w, bias], attributes, gradients: [g], wanted }) => [
     wanted[0] ? inputVjp(g!, w!, x!.shape, attributes) : undefined,
     wanted[1] ? weightVjp(x!, g!, w!.shape, attributes) : undefined,
@@ -65,7 +103,11 @@ const conv2dOf = defineOperator({
 const inputVjpOf = defineOperator({
   name: 'conv2d_input_vjp',
   attributes: { ...window, shape: 'i64[]' },
-  types: (_, { shape }) => [{ shape: shape as readonly number[], dtype: 'f32' }],
+  types: ([y], { shape }) => [{ shape: shape as readonly number[], dtype: gradientType(y!) }],
+  decompose: ([y, w], attributes) => {
+    const x = zerosOf(y!, attributes.shape as readonly number[])
+    return pullbackOf(([value]) => windowProducts([value, w], attributes), [x], [y])
+  },
   vjp: ({ inputs: [y, w], attributes, gradients: [g], wanted }) => [
     wanted[0] ? conv2dOf([g!, w!, undefined], geometry(attributes))[0]! : undefined,
     wanted[1] ? weightVjp(g!, y!, w!.shape, attributes) : undefined,
@@ -75,7 +117,11 @@ const inputVjpOf = defineOperator({
 const weightVjpOf = defineOperator({
   name: 'conv2d_weight_vjp',
   attributes: { ...window, shape: 'i64[]' },
-  types: (_, { shape }) => [{ shape: shape as readonly number[], dtype: 'f32' }],
+  types: ([x], { shape }) => [{ shape: shape as readonly number[], dtype: gradientType(x!) }],
+  decompose: ([x, y], attributes) => {
+    const w = zerosOf(x!, attributes.shape as readonly number[])
+    return pullbackOf(([value]) => windowProducts([x, value], attributes), [w], [y])
+  },
   vjp: ({ inputs: [x, y], attributes, gradients: [g], wanted }) => [
     wanted[0] ? inputVjp(y!, g!, x!.shape, attributes) : undefined,
     wanted[1] ? conv2dOf([x!, g!, undefined], geometry(attributes))[0]! : undefined,
@@ -91,7 +137,7 @@ const weightVjp = (x: Sym, y: Sym, shape: readonly number[], attributes: Attribu
   weightVjpOf([x, y], { ...geometry(attributes), shape })[0]!
 
 /**
- * Σ over (c, i, j) of w[o, c, i, j] · x[n, c, stride·y + dilation·i − padding, …] + bias[o], in f32.
+ * Σ over (c, i, j) of w[o, c, i, j] · x[n, c, stride·y + dilation·i − padding, …] + bias[o].
  * @param x `[n, c, h, w]`
  * @param w `[o, c/groups, kh, kw]`
  * @returns `[n, o, oh, ow]` with oh = ⌊(h + paddings − dilation·(kh − 1) − 1) / stride⌋ + 1

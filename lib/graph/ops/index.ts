@@ -90,6 +90,10 @@ const sliceVjpOf = defineOperator({
   ],
 })
 
+/** Zeros of a shape, with x's elements from `start` on: the adjoint of a {@link slice} without steps. */
+export const placeInZeros = (x: Sym, start: readonly number[], shape: readonly number[]): Sym =>
+  sliceVjpOf([x], { start, step: start.map(() => 1), shape })[0]!
+
 /** A range along one axis, for {@link slice}. */
 export interface SliceRange {
   readonly axis: number
@@ -178,16 +182,6 @@ const copyOf = defineOperator({
 
 /** The same elements in a buffer of their own. */
 export const copy = (x: Sym): Sym => copyOf([x])[0]!
-
-const arangeOf = defineOperator({
-  name: 'arange',
-  attributes: { count: 'i64' },
-  types: (_, { count }) => [{ shape: [count as number], dtype: 'i32' }],
-  vjp: { none: 'counting depends on nothing' },
-})
-
-/** 0, 1, … count − 1 as `i32 [count]`. */
-export const arange = (count: number): Sym => arangeOf([], { count })[0]!
 
 const cacheUpdateOf = defineOperator({
   name: 'cache_update',

@@ -1,5 +1,5 @@
 /** Cross-entropy fused with the output projection, so that logits over a large vocabulary are never kept. */
-import { sameShape, shapeText } from '../../tensor/dtype.js'
+import { elementCount, sameShape, shapeText } from '../../tensor/dtype.js'
 import { pullbackOf } from '../grad.js'
 import { type Decomposition, defineOperator, misuse } from '../operator.js'
 import type { Sym } from '../sym.js'
@@ -41,6 +41,7 @@ const apply = defineOperator({
     return [{ shape: rows, dtype: 'f32' }, { shape: rows, dtype: 'f32' }, x!]
   },
   optionalOutputs: [2],
+  flops: ([x, weight], [, , dx]) => (dx ? 4 : 2) * elementCount(x!.shape) * weight!.shape[0]!,
   decompose,
   vjp: ({ inputs: [x, weight, targets], outputs: [, lse, dx], attributes, gradients: [g], wanted }) => {
     const dw = wanted[1] ? applyVjp([x, weight, targets, lse, g], attributes) : undefined
@@ -55,6 +56,7 @@ const applyVjp = defineOperator({
   attributes: { precision: 'string' },
   types: ([x, weight]) => [x!, weight!],
   optionalOutputs: [0, 1],
+  flops: ([x, weight]) => 6 * elementCount(x!.shape) * weight!.shape[0]!,
   decompose: ([x, weight, targets, , g], attributes) =>
     pullbackOf((inputs) => decompose([...inputs, targets], attributes), [x!, weight!], [g]),
   vjp: 'decomposition',

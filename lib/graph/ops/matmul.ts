@@ -1,5 +1,5 @@
 /** Matrix products. Frozen right operands are packed once into the matmul library's own layout. */
-import { sameShape } from '../../tensor/dtype.js'
+import { elementCount, sameShape } from '../../tensor/dtype.js'
 import { defineOperator, floatType, misuse, typeText, type VjpContext } from '../operator.js'
 import type { Sym } from '../sym.js'
 import { mul } from './elementwise.js'
@@ -42,6 +42,7 @@ const apply = defineOperator({
   },
   vjp: matmulVjp,
   inPlace: [[2, 0]],
+  flops: ([a], [y], { transpose_a }) => 2 * elementCount(y!.shape) * a!.shape.at(transpose_a === 1 ? -2 : -1)!,
 })
 
 /** [columns, rows] of op(x) when `plain`, of its transpose otherwise. */

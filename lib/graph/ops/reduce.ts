@@ -2,7 +2,8 @@
 import { elementCount, sameShape, shapeText } from '../../tensor/dtype.js'
 import { defineOperator, floatType, misuse } from '../operator.js'
 import type { Sym, SymType } from '../sym.js'
-import { broadcastTo, div, equal, mul } from './elementwise.js'
+import { moveAxis } from './axes.js'
+import { broadcastTo, div, equal, mul, neg, sqrt, square, sub } from './elementwise.js'
 import { stopGradient } from './stop_gradient.js'
 
 /** Which axes a reduction runs over. */
@@ -76,8 +77,30 @@ const argmaxOf = defineOperator({
   vjp: { none: 'an index has no derivative' },
 })
 
-/** Index of the first maximum along the last axis, i32. */
-export const argmax = (x: Sym): Sym => argmaxOf([x])[0]!
+/** Index of the first maximum along an axis, i32. */
+export const argmax = (x: Sym, axis = -1): Sym => argmaxOf([moveAxis(x, axis, -1)])[0]!
+
+/** Index of the first minimum along an axis, i32. */
+export const argmin = (x: Sym, axis = -1): Sym => argmax(neg(x), axis)
+
+/** Minimum over axes; the gradient is shared equally between equal minima. */
+export const min = (x: Sym, options: ReduceOptions = {}): Sym => neg(max(neg(x), options))
+
+/** Which axes a variance is taken over, and what its divisor is. */
+export interface VarianceOptions extends ReduceOptions {
+  /** The divisor is the number of elements less this; default 1 (Bessel's correction), as in PyTorch. */
+  readonly correction?: number
+}
+
+/** Mean squared distance to the mean over axes. */
+export function variance(x: Sym, { correction = 1, ...options }: VarianceOptions = {}): Sym {
+  const centred = sub(x, mean(x, { ...options, keepDims: true }))
+  const total = sum(square(centred), options)
+  return div(total, Math.max(0, elementCount(x.shape) / elementCount(total.shape) - correction))
+}
+
+/** Standard deviation over axes: √{@link variance}. */
+export const std = (x: Sym, options: VarianceOptions = {}): Sym => sqrt(variance(x, options))
 
 /** Sums a broadcast value back to the shape it was broadcast from. */
 export function sumTo(g: Sym, shape: readonly number[]): Sym {

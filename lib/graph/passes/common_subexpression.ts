@@ -5,7 +5,7 @@ import { operatorOf } from '../operator.js'
 import { pause } from '../pause.js'
 
 export async function mergeCommonSubexpressions(graph: Graph): Promise<void> {
-  const seen = new Map<string, readonly number[]>()
+  const seen = new Map<string, number[]>()
   const replacement = new Map<number, number>()
   const current = (value: number): number => replacement.get(value) ?? value
   const kept = []
@@ -23,7 +23,10 @@ export async function mergeCommonSubexpressions(graph: Graph): Promise<void> {
     const key = `${step.op}|${step.inputs.join()}|${attributeText(step)}`
     const twin = seen.get(key)
     if (twin) {
-      for (const [i, output] of step.outputs.entries()) replacement.set(output, twin[i]!)
+      for (const [i, output] of step.outputs.entries())
+        // An optional output that only the later of two is asked for comes from the earlier one now.
+        if (twin[i] === absent) twin[i] = output
+        else replacement.set(output, twin[i]!)
     } else {
       seen.set(key, step.outputs)
       kept.push(step)

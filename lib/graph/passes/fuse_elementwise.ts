@@ -201,5 +201,6 @@ function instructionOf(group: Group, order: readonly Step[], around: Surrounding
     outputs,
     attributes: { ops, operands, constants, results: outputs.map((value) => ids.get(value)!) },
     backward: group.backward,
+    scope: order.at(-1)!.scope,
   }
 }

@@ -89,6 +89,7 @@ function joined(base: Step, { down, up, addend, output }: LowRankUpdate): Step {
       precision: base.attributes.precision!,
     },
     backward: base.backward,
+    scope: base.scope,
   }
 }
 

@@ -29,6 +29,7 @@ export async function recomputeCheapValues(graph: Graph): Promise<void> {
       outputs: step.outputs.map((output) => (output === absent ? absent : addValue(graph, graph.values[output]!))),
       attributes: step.attributes,
       backward: true,
+      scope: step.scope,
     }
     for (const [i, output] of step.outputs.entries())
       if (output !== absent) {

@@ -1,0 +1,262 @@
+/**
+ * The architectures of GGUF files that Heddle knows, in Hugging Face's terms: how llama.cpp's conversion scripts name
+ * parameters and settings. One entry serves reading and writing.
+ */
+import { formatError } from './byte_source.js'
+import type { JsonObject } from './checkpoint.js'
+import { type GgufFile, ggufValue } from './gguf.js'
+import { ropeScalingOf, ropeValues } from './gguf_rope.js'
+import type { GgufWritable } from './gguf_writer.js'
+
+/** One architecture. */
+export interface GgufArchitecture {
+  /** `general.architecture`. */
+  readonly name: string
+  /** `model_type`s of config.json that are written as this one; the first is what reading gives. */
+  readonly modelTypes: readonly [string, ...string[]]
+  readonly className: string
+  /** Module names, GGUF's to Hugging Face's, outside of the layers and, after `model.layers.N.`, in them. */
+  readonly top: ReadonlyMap<string, string>
+  readonly layer: ReadonlyMap<string, string>
+  /** Rotary rows of attn_q and attn_k stand interleaved, as the first Llama had them. */
+  readonly interleaved: boolean
+  /** The file's norm weights are larger by one. */
+  readonly normsPlusOne: boolean
+  /** Settings besides the shared ones, from the file and into it. */
+  readonly settings: (file: GgufFile) => JsonObject
+  readonly values: (config: JsonObject) => Readonly<Record<string, GgufWritable>>
+}
+
+const decoderTop = new Map([
+  ['token_embd', 'model.embed_tokens'],
+  ['output_norm', 'model.norm'],
+  ['output', 'lm_head'],
+])
+
+const attention = [
+  ['attn_q', 'self_attn.q_proj'],
+  ['attn_k', 'self_attn.k_proj'],
+  ['attn_v', 'self_attn.v_proj'],
+  ['attn_output', 'self_attn.o_proj'],
+] as const
+
+const gatedMlp = [
+  ['ffn_gate', 'mlp.gate_proj'],
+  ['ffn_up', 'mlp.up_proj'],
+  ['ffn_down', 'mlp.down_proj'],
+] as const
+
+const preNorms = [
+  ['attn_norm', 'input_layernorm'],
+  ['ffn_norm', 'post_attention_layernorm'],
+] as const
+
+const none = () => ({})
+
+const llama: GgufArchitecture = {
+  name: 'llama',
+  modelTypes: ['llama', 'mistral'],
+  className: 'LlamaForCausalLM',
+  top: decoderTop,
+  layer: new Map([...preNorms, ...attention, ...gatedMlp]),
+  interleaved: true,
+  normsPlusOne: false,
+  settings: (file) => ({
+    hidden_act: 'silu',
+    attention_bias: file.tensors.has('blk.0.attn_q.bias'),
+    mlp_bias: file.tensors.has('blk.0.ffn_gate.bias'),
+  }),
+  values: none,
+}
+
+const qwen2: GgufArchitecture = {
+  ...llama,
+  name: 'qwen2',
+  modelTypes: ['qwen2'],
+  className: 'Qwen2ForCausalLM',
+  interleaved: false,
+  settings: () => ({ hidden_act: 'silu' }),
+}
+
+const qwen3: GgufArchitecture = {
+  ...qwen2,
+  name: 'qwen3',
+  modelTypes: ['qwen3'],
+  className: 'Qwen3ForCausalLM',
+  layer: new Map([...llama.layer, ['attn_q_norm', 'self_attn.q_norm'], ['attn_k_norm', 'self_attn.k_norm']]),
+  settings: (file) => ({ hidden_act: 'silu', attention_bias: file.tensors.has('blk.0.attn_q.bias') }),
+}
+
+const gemma: GgufArchitecture = {
+  ...qwen2,
+  name: 'gemma',
+  modelTypes: ['gemma'],
+  className: 'GemmaForCausalLM',
+  normsPlusOne: true,
+  settings: () => ({ hidden_act: 'gelu_pytorch_tanh', hidden_activation: 'gelu_pytorch_tanh' }),
+}
+
+const gemma2: GgufArchitecture = {
+  ...gemma,
+  name: 'gemma2',
+  modelTypes: ['gemma2'],
+  className: 'Gemma2ForCausalLM',
+  layer: new Map([
+    ['attn_norm', 'input_layernorm'],
+    ['post_attention_norm', 'post_attention_layernorm'],
+    ['ffn_norm', 'pre_feedforward_layernorm'],
+    ['post_ffw_norm', 'post_feedforward_layernorm'],
+    ...attention,
+    ...gatedMlp,
+  ]),
+  settings: (file) => ({
+    ...gemma.settings(file),
+    attn_logit_softcapping: ggufValue(file, 'gemma2.attn_logit_softcapping', 'number', 50),
+    final_logit_softcapping: ggufValue(file, 'gemma2.final_logit_softcapping', 'number', 30),
+    sliding_window: ggufValue(file, 'gemma2.attention.sliding_window', 'number', 4096),
+    // The file does not say; of the published models only the 27B one (46 layers) differs from the head's size.
+    query_pre_attn_scalar:
+      ggufValue(file, 'gemma2.block_count', 'number') === 46
+        ? ggufValue(file, 'gemma2.embedding_length', 'number') /
+          ggufValue(file, 'gemma2.attention.head_count', 'number')
+        : ggufValue(file, 'gemma2.attention.key_length', 'number'),
+  }),
+  values: (config) => ({
+    'gemma2.attn_logit_softcapping': f32(config.attn_logit_softcapping),
+    'gemma2.final_logit_softcapping': f32(config.final_logit_softcapping),
+    'gemma2.attention.sliding_window': u32(config.sliding_window),
+  }),
+}
+
+const phi3: GgufArchitecture = {
+  ...qwen2,
+  name: 'phi3',
+  modelTypes: ['phi3'],
+  className: 'Phi3ForCausalLM',
+  layer: new Map([
+    ...preNorms,
+    ['attn_qkv', 'self_attn.qkv_proj'],
+    ['attn_output', 'self_attn.o_proj'],
+    ['ffn_up', 'mlp.gate_up_proj'],
+    ['ffn_down', 'mlp.down_proj'],
+  ]),
+  settings: (file) => ({
+    hidden_act: 'silu',
+    sliding_window: ggufValue(file, 'phi3.attention.sliding_window', 'number', 0) || null,
+    original_max_position_embeddings: ggufValue(file, 'phi3.rope.scaling.original_context_length', 'number'),
+  }),
+  values: (config) => ({
+    'phi3.attention.sliding_window': u32(config.sliding_window ?? 0),
+    'phi3.rope.scaling.original_context_length': u32(
+      config.original_max_position_embeddings ?? config.max_position_embeddings,
+    ),
+  }),
+}
+
+const architectures: readonly GgufArchitecture[] = [llama, qwen2, qwen3, gemma, gemma2, phi3]
+
+/** @throws ERR_HEDDLE_FORMAT for an architecture that is not known */
+export function ggufArchitecture(file: GgufFile): GgufArchitecture {
+  const name = ggufValue(file, 'general.architecture', 'string')
+  const found = architectures.find((each) => each.name === name)
+  if (found) return found
+  const known = architectures.map((each) => each.name).join(', ')
+  throw formatError(`${file.path}: general.architecture`, `one of ${known}`, `"${name}"`)
+}
+
+/** The architecture that a config.json is written as. @throws ERR_HEDDLE_FORMAT when GGUF has none that is known */
+export function ggufArchitectureOf(config: JsonObject, place: string): GgufArchitecture {
+  const found = architectures.find(({ modelTypes }) => modelTypes.some((type) => type === config.model_type))
+  if (found) return found
+  const known = architectures.flatMap(({ modelTypes }) => modelTypes).join(', ')
+  throw formatError(`${place}: model_type`, `one of ${known}, for which GGUF is written`, `${config.model_type}`)
+}
+
+/** config.json of a GGUF file. @throws ERR_HEDDLE_FORMAT for variants that Heddle does not compute */
+export async function ggufConfig(file: GgufFile): Promise<JsonObject> {
+  const architecture = ggufArchitecture(file)
+  const prefix = architecture.name
+  const number = (key: string, fallback?: number) => ggufValue(file, `${prefix}.${key}`, 'number', fallback)
+  if (number('expert_count', 0) > 0) throw formatError(file.path, 'a dense model', 'a mixture of experts')
+  const hidden = number('embedding_length')
+  const heads = positive(file, `${prefix}.attention.head_count`, number('attention.head_count'))
+  const keyValueHeads = positive(file, `${prefix}.attention.head_count_kv`, number('attention.head_count_kv', heads))
+  const headDim = number('attention.key_length', hidden / heads)
+  if (!Number.isInteger(headDim) || number('rope.dimension_count', headDim) !== headDim)
+    throw formatError(file.path, 'rotary embedding over whole heads of an integer size', `${headDim}`)
+  const embedding = file.tensors.get('token_embd.weight')
+  if (!embedding) throw formatError(file.path, 'the tensor token_embd.weight', 'none')
+  return {
+    architectures: [architecture.className],
+    model_type: architecture.modelTypes[0],
+    hidden_size: hidden,
+    intermediate_size: number('feed_forward_length'),
+    num_hidden_layers: number('block_count'),
+    num_attention_heads: heads,
+    num_key_value_heads: keyValueHeads,
+    head_dim: headDim,
+    rms_norm_eps: number('attention.layer_norm_rms_epsilon'),
+    rope_theta: number('rope.freq_base', 10000),
+    rope_scaling: await ropeScalingOf(file, prefix, headDim),
+    max_position_embeddings: number('context_length'),
+    vocab_size: embedding.shape[0]!,
+    tie_word_embeddings: !file.tensors.has('output.weight'),
+    bos_token_id: tokenIdOf(file, 'bos'),
+    eos_token_id: tokenIdOf(file, 'eos'),
+    ...architecture.settings(file),
+  }
+}
+
+/** The settings of a config.json as a GGUF file has them. @throws ERR_HEDDLE_FORMAT on a rotary scaling without a form */
+export function ggufSettings(
+  architecture: GgufArchitecture,
+  config: JsonObject,
+): Readonly<Record<string, GgufWritable>> {
+  const prefix = architecture.name
+  const heads = Number(config.num_attention_heads)
+  const headDim = headDimOf(config)
+  return {
+    [`${prefix}.block_count`]: u32(config.num_hidden_layers),
+    [`${prefix}.context_length`]: u32(config.max_position_embeddings),
+    [`${prefix}.embedding_length`]: u32(config.hidden_size),
+    [`${prefix}.feed_forward_length`]: u32(config.intermediate_size),
+    [`${prefix}.attention.head_count`]: u32(heads),
+    [`${prefix}.attention.head_count_kv`]: u32(config.num_key_value_heads ?? heads),
+    [`${prefix}.attention.key_length`]: u32(headDim),
+    [`${prefix}.attention.value_length`]: u32(headDim),
+    [`${prefix}.attention.layer_norm_rms_epsilon`]: f32(config.rms_norm_eps),
+    [`${prefix}.rope.dimension_count`]: u32(headDim),
+    [`${prefix}.vocab_size`]: u32(config.vocab_size),
+    ...ropeValues(prefix, config),
+    ...architecture.values(config),
+  }
+}
+
+/** Size of a head, which is `hidden_size / num_attention_heads` where config.json does not say. */
+export const headDimOf = (config: JsonObject): number =>
+  Number(config.head_dim ?? Number(config.hidden_size) / Number(config.num_attention_heads))
+
+/** Heads whose rows the file has in rotary order; undefined for all other parameters. */
+export function interleavedHeads(
+  { interleaved }: GgufArchitecture,
+  part: string,
+  config: JsonObject,
+): number | undefined {
+  if (!interleaved) return undefined
+  if (part === 'attn_q') return Number(config.num_attention_heads)
+  if (part === 'attn_k') return Number(config.num_key_value_heads ?? config.num_attention_heads)
+  return undefined
+}
+
+function tokenIdOf(file: GgufFile, name: string): number | null {
+  const key = `tokenizer.ggml.${name}_token_id`
+  return file.metadata.has(key) ? ggufValue(file, key, 'number') : null
+}
+
+function positive(file: GgufFile, key: string, value: number): number {
+  if (Number.isInteger(value) && value > 0) return value
+  throw formatError(`${file.path}: ${key}`, 'a positive integer', `${value}`)
+}
+
+const u32 = (value: unknown): GgufWritable => ({ type: 'u32', value: Number(value) })
+const f32 = (value: unknown): GgufWritable => ({ type: 'f32', value: Number(value) })

@@ -1,0 +1,155 @@
+/** A pretrained image classifier with its adapters: pixels in, one score for each class out. */
+import { z } from 'zod'
+import { AdaptedNetwork } from './adapters/adapted_network.js'
+import type { Adapter, AttachOptions } from './adapters/adapter.js'
+import type { Parametrization } from './adapters/parametrization.js'
+import { parseConfig } from './config.js'
+import { HeddleError } from './errors.js'
+import { openCheckpoint } from './formats/checkpoint.js'
+import type { HubOptions } from './formats/hub.js'
+import type { Precision } from './graph/ops/matmul.js'
+import { type Program, program } from './graph/program.js'
+import type { Sym } from './graph/sym.js'
+import { buildNetwork } from './models/build.js'
+import type { ImageClassifier } from './models/image_classifier.js'
+import { imageClassifiers } from './models/registry.js'
+import { disposeWeights, type SavedDType, saveNetwork } from './models/save.js'
+import { tensor } from './tensor/tensor.js'
+
+/** Options of {@link loadImageClassifier}. */
+export interface LoadImageClassifierOptions extends HubOptions {
+  /** How frozen weights are stored and multiplied; default `f32`. */
+  readonly precision?: Precision
+}
+
+/** Options of {@link ImageModel.logits}. */
+export interface ImageScoreOptions {
+  /** Default: none. */
+  readonly adapter?: Adapter | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+const schema = z.strictObject({ precision: z.enum(['f32', 'bf16']).default('f32') })
+
+/**
+ * Loads an image classifier (ViT): a folder in Hugging Face layout, or a Hugging Face id.
+ * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, ERR_HEDDLE_NETWORK
+ */
+export async function loadImageClassifier(
+  source: string,
+  options: LoadImageClassifierOptions = {},
+): Promise<ImageModel> {
+  const { precision: given, ...hub } = options
+  const { precision } = parseConfig('loadImageClassifier', schema, { precision: given })
+  const checkpoint = await openCheckpoint(source, hub)
+  try {
+    return new ImageModel(checkpoint.modelId, buildNetwork(imageClassifiers, checkpoint), precision)
+  } finally {
+    checkpoint.close()
+  }
+}
+
+/** An image classifier; made by {@link loadImageClassifier}. */
+export class ImageModel {
+  readonly #adapted: AdaptedNetwork
+  readonly #programs = new Map<Adapter | undefined, Program<Sym>>()
+
+  constructor(
+    /** Folder or hub id that the model came from. */
+    readonly source: string,
+    readonly network: ImageClassifier,
+    readonly precision: Precision,
+  ) {
+    this.#adapted = new AdaptedNetwork(network, source)
+  }
+
+  /** Names of the classes. */
+  get labels(): readonly string[] {
+    return this.network.labels
+  }
+
+  /** Adapters attached or loaded so far. */
+  get adapters(): readonly Adapter[] {
+    return this.#adapted.adapters
+  }
+
+  /** Attaches a fresh adapter, e.g. `lora({ r: 16 })`. @throws ERR_HEDDLE_ARGUMENT when no module matches */
+  attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
+    return this.#adapted.attach(method, options)
+  }
+
+  /** Attaches an adapter from a PEFT folder. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT */
+  loadAdapter(folder: string): Promise<Adapter> {
+    return this.#adapted.load(folder)
+  }
+
+  /**
+   * Scores of each image, `f32 [labels]`.
+   * @param pixels images one after the other, each `[channels, height, width]` as the network's `imageShape` says,
+   *   scaled and normalised as the checkpoint's preprocessor_config.json says
+   * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
+   */
+  async logits(pixels: Float32Array, { adapter, signal }: ImageScoreOptions = {}): Promise<Float32Array[]> {
+    this.#adapted.expectUsable('logits.adapter', adapter)
+    const { imageShape, labels } = this.network
+    const count = pixels.length / imageShape.reduce((product, size) => product * size, 1)
+    if (!Number.isInteger(count) || count === 0)
+      throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+        place: 'logits.pixels',
+        expected: `whole images of ${imageShape.join('×')} numbers`,
+        got: `${pixels.length} numbers`,
+      })
+    const input = tensor(pixels, [count, ...imageShape])
+    try {
+      const result = await this.#program(adapter).run([input], { signal })
+      const scores = (await result.data()) as Float32Array
+      result.dispose()
+      return Array.from({ length: count }, (_, i) => scores.slice(i * labels.length, (i + 1) * labels.length))
+    } finally {
+      input.dispose()
+    }
+  }
+
+  #program(adapter: Adapter | undefined): Program<Sym> {
+    const known = this.#programs.get(adapter)
+    if (known) return known
+    const forward = { precision: this.precision, training: false, hook: adapter?.hook }
+    const made = program(async (pixels) => this.network.logits(await this.network.hidden(pixels!, forward), forward))
+    this.#programs.set(adapter, made)
+    return made
+  }
+
+  /** Merges an adapter into the weights; {@link unmerge} takes it out again exactly. */
+  async merge(adapter: Adapter): Promise<void> {
+    await adapter.merge()
+    this.forget()
+  }
+
+  /** Undoes {@link merge}. */
+  unmerge(adapter: Adapter): void {
+    this.forget()
+    adapter.unmerge()
+  }
+
+  /** Lets compiled programs go; needed after weights were replaced from outside. */
+  forget(): void {
+    for (const each of this.#programs.values()) each.dispose()
+    this.#programs.clear()
+  }
+
+  /**
+   * Writes config.json and model.safetensors with the current weights.
+   * @param dtype element type in the file; default `f32`
+   * @throws ERR_HEDDLE_IO
+   */
+  async save(folder: string, { dtype = 'f32' }: { readonly dtype?: SavedDType } = {}): Promise<void> {
+    await saveNetwork(this.network, undefined, folder, dtype)
+  }
+
+  /** Frees weights, programs and adapters. */
+  async dispose(): Promise<void> {
+    this.forget()
+    this.#adapted.dispose()
+    await disposeWeights(this.network)
+  }
+}
