@@ -1,5 +1,5 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
-export { type ActiveAdapters, hookOf } from './adapters/active.js'
+export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
 export { lora } from './adapters/lora.js'

@@ -1,4 +1,6 @@
 /** The front door: a pretrained model with its tokenizer and adapters, to be trained, asked, merged and saved. */
+
+import { type ActiveAdapters, activeOf } from './adapters/active.js'
 import { AdaptedNetwork } from './adapters/adapted_network.js'
 import type { Adapter, AttachOptions } from './adapters/adapter.js'
 import type { Parametrization } from './adapters/parametrization.js'
@@ -59,7 +61,7 @@ export interface DecoderEmbedOptions {
   readonly pooling?: DecoderPooling
   /** Scale vectors to length 1; default true. */
   readonly normalize?: boolean
-  readonly adapter?: Adapter | undefined
+  readonly adapter?: ActiveAdapters | undefined
   readonly signal?: AbortSignal | undefined
 }
 
@@ -154,7 +156,8 @@ export class Model {
    * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
    */
   async embed(texts: readonly string[], options: DecoderEmbedOptions = {}): Promise<Float32Array[]> {
-    const { pooling = 'mean', normalize = true, adapter, signal } = options
+    const { pooling = 'mean', normalize = true, signal } = options
+    const adapter = activeOf(options.adapter)
     if (pooling !== 'mean' && pooling !== 'last')
       throw misuse('embed.pooling', '"mean" or "last"', JSON.stringify(pooling))
     this.#adapted.expectUsable('embed.adapter', adapter)

@@ -2,6 +2,7 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
+import type { Adapter } from '../lib/adapters/adapter.js'
 import { Session } from '../lib/generate/session.js'
 import { StopFilter } from '../lib/generate/stop_filter.js'
 import { program } from '../lib/graph/program.js'
@@ -43,7 +44,7 @@ async function textOf(model: Model, from: string = prompt, options: GenerateOpti
 }
 
 /** What a session that has seen nothing writes greedily. */
-async function freshText(model: Model, hook?: NonNullable<GenerateOptions['adapter']>['hook'], tokens = 40) {
+async function freshText(model: Model, hook?: Adapter['hook'], tokens = 40) {
   const session = await Session.create(model.network, { precision: 'f32', hook }, 256)
   const ids = await greedyIds(session, await model.tokenizer.encode(prompt), tokens)
   session.dispose()

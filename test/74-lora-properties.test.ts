@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
-import { hookOf } from '../lib/adapters/active.js'
+import { type ActiveAdapters, activeOf } from '../lib/adapters/active.js'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { lora } from '../lib/adapters/lora.js'
 import type { LoraConfig, LoraOptions } from '../lib/adapters/lora_config.js'
@@ -261,8 +261,7 @@ test('two adapters active at once give what PEFT gives', async (t) => {
   const values = (await (await goldenTensors('tiny-llama.golden.safetensors')).get('ids')!.data()) as Int32Array
   const rows = [[...values.subarray(0, 17)], [...values.subarray(17)]]
   const expected = (await goldenTensors('adapters-combined.golden.safetensors')).get('both.logits')!
-  const hook = hookOf(both)!
-  t.true((await relativeError(await logits(model, rows, { hook }), expected)) < 1e-4)
+  t.true((await relativeError(await logits(model, rows, activeOf(both)), expected)) < 1e-4)
 })
 
 test('a PiSSA adapter and a plain one together: each keeps its own base', async (t) => {
@@ -275,8 +274,8 @@ test('a PiSSA adapter and a plain one together: each keeps its own base', async 
     [plain, pissa],
     [pissa, plain],
   ])
-    t.true((await relativeError(await logits(model, ids, { hook: hookOf(order)! }), alone)) < 1e-5)
-  t.throws(() => hookOf([pissa, pissa]), { code: 'ERR_HEDDLE_ARGUMENT', message: /q_proj\.weight/ })
+    t.true((await relativeError(await logits(model, ids, activeOf(order)), alone)) < 1e-5)
+  t.throws(() => activeOf([pissa, pissa]), { code: 'ERR_HEDDLE_ARGUMENT', message: /q_proj\.weight/ })
 })
 
 test('calls with different adapters and with none, interleaved, do not disturb one another', async (t) => {
@@ -287,8 +286,8 @@ test('calls with different adapters and with none, interleaved, do not disturb o
     await model.attach(lora({ target_modules: ['v_proj'], modules_to_save: ['lm_head'] }), { seed: 3 }),
   ]
   for (const adapter of adapters) await disturb(adapter, 0.5)
-  const choices = [undefined, ...adapters]
-  const text = async (adapter: Adapter | undefined): Promise<string> => {
+  const choices = [undefined, ...adapters, [adapters[0]!, adapters[1]!]]
+  const text = async (adapter: ActiveAdapters | undefined): Promise<string> => {
     let all = ''
     for await (const part of model.generate('Still waters', { adapter, maxTokens: 8, chat: false })) all += part
     return all

@@ -1,6 +1,7 @@
 /** The adapters of one loaded network: what every kind of model shares. */
 import { HeddleError } from '../errors.js'
 import type { Network } from '../nn/network.js'
+import type { ActiveAdapter } from './active.js'
 import { Adapter, type AttachOptions } from './adapter.js'
 import type { Parametrization } from './parametrization.js'
 
@@ -29,7 +30,7 @@ export class AdaptedNetwork {
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT when the adapter cannot take part in a forward pass of this network */
-  expectUsable(place: string, adapter: Adapter | undefined): void {
+  expectUsable(place: string, adapter: ActiveAdapter | undefined): void {
     if (adapter && adapter.model !== this.network) throw misuse(place, 'an adapter of this model', "another model's")
     if (adapter?.isMerged) throw misuse(place, 'none, as its weights are merged into the model', 'a merged adapter')
   }

@@ -1,6 +1,6 @@
 /** What a caller may ask of text generation. */
 import { z } from 'zod'
-import { Adapter } from '../adapters/adapter.js'
+import { type ActiveAdapters, activeOf, isActiveAdapters } from '../adapters/active.js'
 import { parseConfig } from '../config.js'
 
 /** The form that the text must have. */
@@ -47,8 +47,8 @@ export interface SamplingOptions {
 
 /** What `model.generate` can be asked for. */
 export interface GenerateOptions extends SamplingOptions {
-  /** Adapter to use; default: none. */
-  readonly adapter?: Adapter | undefined
+  /** Adapter to use, or several whose updates add up; default: none. */
+  readonly adapter?: ActiveAdapters | undefined
   /**
    * Wrap a plain string into the model's chat template as the user's message. Default: true when the model has one.
    */
@@ -111,7 +111,10 @@ const shape = {
     .union([z.string().min(1), z.array(z.string().min(1))], stop)
     .transform((strings) => [strings].flat())
     .default([]),
-  adapter: z.custom<Adapter>((value) => value instanceof Adapter, { error: 'an adapter of this model' }).optional(),
+  adapter: z
+    .custom<ActiveAdapters>(isActiveAdapters, { error: 'an adapter of this model, or several' })
+    .transform(activeOf)
+    .optional(),
   chat: z.boolean({ error: 'a boolean' }).optional(),
   signal: z.custom<AbortSignal>((value) => value instanceof AbortSignal, { error: 'an AbortSignal' }).optional(),
 }

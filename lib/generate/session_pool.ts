@@ -2,7 +2,7 @@
  * Caches of earlier texts, kept for the next ones: a text that begins like an earlier one, as a conversation that goes
  * on does, starts where they part.
  */
-import type { Adapter } from '../adapters/adapter.js'
+import type { ActiveAdapter } from '../adapters/active.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import type { CausalLm } from '../models/causal_lm.js'
 import { Session } from './session.js'
@@ -14,13 +14,13 @@ export interface SessionRequest {
   readonly batch: number
   /** Most tokens of a text, prompt included. */
   readonly tokens: number
-  readonly adapter: Adapter | undefined
+  readonly adapter: ActiveAdapter | undefined
 }
 
 /** A session in use, or idle. */
 export interface Lease {
   readonly session: Session
-  readonly adapter: Adapter | undefined
+  readonly adapter: ActiveAdapter | undefined
   /** Of the weights and the adapter's parameters that the cached keys and values were computed with. */
   version: number
 }

@@ -1,5 +1,5 @@
 /** Scores of a model on held-out data, with or without an adapter, by any objective. */
-import type { Adapter } from '../adapters/adapter.js'
+import { type ActiveAdapters, activeOf } from '../adapters/active.js'
 import type { Batch } from '../data/dataset.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { program } from '../graph/program.js'
@@ -14,7 +14,7 @@ import type { Trainable } from './trainable.js'
 /** Options of {@link evaluate}. */
 export interface EvaluateOptions {
   /** Default: the base model alone. */
-  readonly adapter?: Adapter | undefined
+  readonly adapter?: ActiveAdapters | undefined
   /** Default 8. */
   readonly batchSize?: number
   /** For a path: most tokens that the model sees at once. Default: 256, or the model's maximum if that is less. */
@@ -52,7 +52,7 @@ export async function evaluate(
   const open = { tokenizer, network, maxLength, evaluationFraction: 0, seed: 0, signal }
   const dataset = typeof data === 'string' ? await objective.open(data, open) : data
   await objective.prepare?.(network, dataset, { batchSize: options.batchSize ?? 8, precision, signal })
-  const score = evaluator(network, { objective, hook: adapter?.hook, precision })
+  const score = evaluator(network, { objective, hook: activeOf(adapter)?.hook, precision })
   try {
     return await score.run(dataset, { ...rest, signal })
   } finally {
