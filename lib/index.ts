@@ -97,6 +97,7 @@ export {
   Sym,
   type SymType,
   type Trace,
+  within,
 } from './graph/sym.js'
 export {
   ImageModel,

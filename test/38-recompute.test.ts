@@ -8,15 +8,17 @@ import { mul, tanh } from '../lib/graph/ops/elementwise.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { sum } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
-import { read, Trace } from '../lib/graph/sym.js'
+import { read, within } from '../lib/graph/sym.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
 import { llama } from '../lib/models/llama.js'
 import { causalLm } from '../lib/objectives/causal_lm.js'
 import { adamw } from '../lib/optim/adamw.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
+import { train } from '../lib/train/train.js'
 import { trainingStep } from '../lib/train/training_step.js'
 import { goldenLlama } from './golden.js'
 import { randomNumbers } from './random_numbers.js'
+import { tinyDataset, tinyModel } from './tiny_model.js'
 
 const width = 64
 const weights = Array.from({ length: 6 }, (_, i) => tensor(randomNumbers(width * width, i + 1), [width, width]))
@@ -25,10 +27,9 @@ const weights = Array.from({ length: 6 }, (_, i) => tensor(randomNumbers(width *
 const deep = (recompute: boolean | RecomputePolicy) =>
   program(
     async (x) => {
-      const { trace } = x!.node
       let y = x!
       for (const [i, weight] of weights.entries())
-        y = trace.within(`block.${i}`, () => tanh(matmul(tanh(matmul(y, read(weight))), read(weight))))
+        y = within(`block.${i}`, () => tanh(matmul(tanh(matmul(y, read(weight))), read(weight))))
       const loss = sum(mul(y, y))
       return [loss, ...(await gradients(loss, weights.map(read)))]
     },
@@ -86,7 +87,7 @@ test('a budget that cannot be met is refused before the run, with the least that
 })
 
 test('what no gradient reads is not recomputed', async (t) => {
-  const forward = program((x) => Trace.current('test').within('block.0', () => tanh(matmul(x!, read(weights[0]!)))), {
+  const forward = program((x) => within('block.0', () => tanh(matmul(x!, read(weights[0]!)))), {
     recompute: { scopes: 'block.*' },
   })
   const plan = await forward.plan([input])
@@ -123,6 +124,16 @@ test('a model trained with its layers recomputed, dropout and all, is the same b
     t.deepEqual(await kept.step.run(request), await recomputed.step.run(request))
   }
   await sameResults(t, kept.parameters, recomputed.parameters)
+})
+
+test('train() passes the policy on: an impossible budget ends the run before its first step', async (t) => {
+  const model = await tinyModel()
+  const options = { data: await tinyDataset(model), method: lora({ r: 2 }), maxSteps: 1 }
+  const run = async (recompute: RecomputePolicy) => {
+    for await (const _ of train(model, { ...options, recompute })) break
+  }
+  await t.throwsAsync(run({ memoryBytes: 1 }), { code: 'ERR_HEDDLE_OOM' })
+  await t.throwsAsync(run({ scopes: '' }), { code: 'ERR_HEDDLE_ARGUMENT', message: /recompute/ })
 })
 
 test('SmolLM2-135M at 4 × 256 tokens: the plan shrinks to a quarter', async (t) => {

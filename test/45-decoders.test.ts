@@ -4,7 +4,7 @@ import test from 'ava'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { gradients } from '../lib/graph/grad.js'
 import { div } from '../lib/graph/ops/elementwise.js'
-import { concat } from '../lib/graph/ops/index.js'
+import { concat, slice } from '../lib/graph/ops/index.js'
 import { reshape } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
 import { read } from '../lib/graph/sym.js'
@@ -91,3 +91,15 @@ for (const name of names) {
     }
   })
 }
+
+test('learned positions: with positions of its own, a packed text has the logits that it has alone', async (t) => {
+  const model = await load('gpt2')
+  const run = program(async (ids, segments, positions) =>
+    model.logits(await model.hidden({ ids: ids!, segments: segments!, positions: positions! }, plain), plain),
+  )
+  const row = (numbers: readonly number[]) => tensor(Int32Array.from(numbers), [1, numbers.length])
+  const packed = await run(row([5, 6, 7, 8, 9, 10]), row([0, 0, 1, 1, 1, 1]), row([0, 1, 0, 1, 2, 3]))
+  const alone = await logitsOf(model)(row([7, 8, 9, 10]))
+  const second = await program((x) => slice(x!, [{ axis: 0, start: 2, end: 6 }]))(packed)
+  t.true((await relativeError(second, alone)) < 1e-6)
+})

@@ -149,5 +149,8 @@ export class Trace {
 /** The current value of `tensor` as a symbolic value of the program being traced. */
 export const read = (tensor: Tensor): Sym => Trace.current('read').read(tensor)
 
+/** Runs `fn` as part of the module `name`, below the current one: errors name it, and `recompute` finds it. */
+export const within = <T>(name: string, fn: () => T): T => Trace.current('within').within(name, fn)
+
 /** Makes the program write `value` into `tensor` at the end of each run; reads in the same run see the old value. */
 export const assign = (tensor: Tensor, value: Sym): void => Trace.current('assign').assign(tensor, value)

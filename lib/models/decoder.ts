@@ -337,7 +337,7 @@ interface View {
   readonly time: number
   readonly segments: Sym | undefined
   readonly position: Sym | undefined
-  /** `i32 [1 or b, t]` */
+  /** Of each token in its own text, `i32 [1 or b, t]`. */
   readonly positions: Sym
   /** Made once for each kind of rotation. */
   readonly table: (rotary: Rotary) => RopeTable
@@ -345,23 +345,17 @@ interface View {
 
 function viewOf({ ids, segments, position, positions: given }: DecoderInputs): View {
   const [batch, time] = ids.shape as [number, number]
-  const steps = read(
-    tensor(
-      Int32Array.from({ length: time }, (_, i) => i),
-      [1, time],
-    ),
-  )
-  const shifted = (places: Sym): Sym => (position ? cast(add(reshape(position, [-1, 1]), places), 'i32') : places)
-  const positions = shifted(given ?? steps)
-  // Rotations see only differences: one table for the row serves every text in it.
-  const rotations = shifted(steps)
+  const steps = Int32Array.from({ length: time }, (_, i) => i)
+  const row = read(tensor(steps, [1, time]))
+  const places = position ? cast(add(reshape(position, [-1, 1]), row), 'i32') : row
   const tables = new Map<Rotary, RopeTable>()
+  // Rotations matter by their differences only, so that places in the row serve all its texts with one table.
   const table = (rotary: Rotary): RopeTable => {
-    const made = tables.get(rotary) ?? ropeTable(rotations, rotary.frequencies, rotary.scale)
+    const made = tables.get(rotary) ?? ropeTable(places, rotary.frequencies, rotary.scale)
     tables.set(rotary, made)
     return made
   }
-  return { batch, time, segments, position, positions, table }
+  return { batch, time, segments, position, positions: given ?? places, table }
 }
 
 async function createCache(spec: DecoderSpec, batch: number, capacity: number): Promise<KeyValueCache> {

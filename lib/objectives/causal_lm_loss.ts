@@ -14,12 +14,14 @@ export interface LossInputs {
   readonly targets: Sym
   /** `i32 [b, t]` */
   readonly segments: Sym
+  /** Position of each token in its own sequence, `i32 [b, t]`; default: in its row. */
+  readonly positions?: Sym | undefined
 }
 
 /** Sum of −log p(target) over all positions with a target, `f32 []`; divide by their number for the mean. */
 export async function causalLmLoss(model: CausalLm, inputs: LossInputs, forward: Forward): Promise<Sym> {
-  const hidden = await model.hidden({ ids: inputs.ids, segments: inputs.segments }, forward)
-  return hiddenLoss(model, hidden, inputs.targets, forward)
+  const { targets, ...rest } = inputs
+  return hiddenLoss(model, await model.hidden(rest, forward), targets, forward)
 }
 
 /** The same from the final hidden states `[n, d]` and their targets, `i32` of n elements. */

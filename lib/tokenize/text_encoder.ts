@@ -100,7 +100,7 @@ export class TextEncoding {
 
   /** The bytes that each token stands for, by id; undefined for special tokens. */
   tokenBytes(): (Uint8Array | undefined)[] {
-    return tokenBytesOf(this.#files.tokenizer)
+    return tokenBytesOf(this.files.tokenizer)
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when it refuses the messages */

@@ -5,6 +5,7 @@ import type { Parametrization } from '../adapters/parametrization.js'
 import { parseConfig } from '../config.js'
 import type { Batch } from '../data/dataset.js'
 import { HeddleError } from '../errors.js'
+import type { RecomputePolicy } from '../graph/compile.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import type { Network } from '../nn/network.js'
 import { causalLm, type Evaluation } from '../objectives/causal_lm.js'
@@ -77,6 +78,8 @@ export interface CommonTrainOptions {
   readonly seed?: number
   /** Default: the model's. */
   readonly precision?: Precision | undefined
+  /** Modules whose activations are computed again in the backward pass, for less memory; default: none. */
+  readonly recompute?: RecomputePolicy | undefined
   /** Steps between evaluations. Default: once per epoch. The last step is always followed by one. */
   readonly evaluateEvery?: number | undefined
   /** Also evaluate before the first step; default false. */
@@ -169,6 +172,10 @@ const schedulerOptions = z.strictObject({
   numDecaySteps: integer(1).optional(),
 })
 
+const scopePattern = z.union([z.string().min(1), z.instanceof(RegExp)], {
+  error: 'a glob over module paths such as "model.layers.*", or a regular expression',
+})
+
 const schema = z.strictObject({
   packing: z.boolean().optional(),
   objective: z
@@ -201,6 +208,16 @@ const schema = z.strictObject({
   warmupRatio: number(0, 1).default(0.03),
   seed: integer(0).default(0),
   precision: z.enum(['f32', 'bf16'], { error: '"f32" or "bf16"' }).optional(),
+  recompute: z
+    .strictObject({
+      scopes: z.union([scopePattern, z.array(scopePattern)]).optional(),
+      memoryBytes: integer(1, Number.MAX_SAFE_INTEGER).optional(),
+    })
+    .transform(({ scopes, memoryBytes }) => ({
+      ...(scopes === undefined ? {} : { scopes }),
+      ...(memoryBytes === undefined ? {} : { memoryBytes }),
+    }))
+    .optional(),
   evaluateEvery: integer(1).optional(),
   evalOnStart: z.boolean().default(false),
   metricForBestModel: z.string().min(1).default('loss'),

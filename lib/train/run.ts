@@ -71,6 +71,7 @@ export async function prepare(model: Trainable, settings: TrainSettings): Promis
     parameters: Object.values(parameters),
     optimizer: optimizerOf(settings, trained),
     accumulation: settings.accumulation,
+    recompute: settings.recompute,
   })
   try {
     if (checkpoint) await restoreCheckpoint(checkpoint, { parameters, optimizer: step.state })

@@ -23,8 +23,8 @@ export async function mergeCommonSubexpressions(graph: Graph): Promise<void> {
     const key = `${step.op}|${step.inputs.join()}|${attributeText(step)}`
     const twin = seen.get(key)
     if (twin) {
+      // An optional output that only the later of two is asked for comes from the earlier one now.
       for (const [i, output] of step.outputs.entries())
-        // An optional output that only the later of two is asked for comes from the earlier one now.
         if (twin[i] === absent) twin[i] = output
         else replacement.set(output, twin[i]!)
     } else {
