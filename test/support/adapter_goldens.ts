@@ -80,7 +80,6 @@ export async function trainFiveSteps(model: CausalLm, adapter: Adapter, variant:
   const step = await trainingStep({
     objective: causalLm(),
     network: model,
-    objective: causalLm(),
     hook: adapter.hook,
     parameters: [...adapter.parameters().values()],
     optimizer: chain(clipByGlobalNorm(goldens.clip), adamw({ lr, eps, weightDecay })),
