@@ -121,3 +121,47 @@ test('chat refuses a model without a chat template and names the way out', async
   t.is(code, 2)
   t.regex(stderr, /generate --raw/)
 })
+
+async function adapterFolder(model: string): Promise<string> {
+  const loaded = await loadModel(model)
+  const folder = temporaryFolder()
+  await (await loaded.attach(lora({ r: 2, target_modules: ['q_proj'] }))).save(folder)
+  await loaded.dispose()
+  return folder
+}
+
+test('export writes a GGUF file that is the same model', async (t) => {
+  const model = await tinyModelFolder()
+  const output = join(temporaryFolder(), 'tiny.gguf')
+  const { stderr, code } = await heddle(['export', '--model', model, '--output', output, '--type', 'f32'])
+  t.is(code, 0, stderr)
+  const ask = async (source: string) =>
+    (await heddle(['generate', '--model', source, '--raw', '--max-tokens', '6', 'warp and'])).stdout
+  t.is(await ask(output), await ask(model))
+})
+
+test('export --lora writes the adapter alone', async (t) => {
+  const model = await tinyModelFolder()
+  const output = join(temporaryFolder(), 'lora.gguf')
+  const args = ['export', '--model', model, '--adapter', await adapterFolder(model), '--lora', '--output', output]
+  const { stderr, code } = await heddle(args)
+  t.is(code, 0, stderr)
+  t.true((await readFile(output)).includes('blk.0.attn_q.weight.lora_a'))
+})
+
+test('export works an adapter into a folder', async (t) => {
+  const model = await tinyModelFolder()
+  const output = join(temporaryFolder(), 'merged')
+  const args = ['export', '--model', model, '--adapter', await adapterFolder(model), '--output', output]
+  t.is((await heddle(args)).code, 0)
+  t.regex((await heddle(['inspect', output])).stdout, /architecture\s+llama/)
+})
+
+test('export refuses what cannot be, before it loads anything', async (t) => {
+  const folder = await heddle(['export', '--model', 'none', '--output', 'out', '--type', 'q8_0'])
+  t.is(folder.code, 2)
+  t.regex(folder.stderr, /--type f32, f16 or bf16 for a folder/)
+  const alone = await heddle(['export', '--model', 'none', '--output', 'x.gguf', '--lora'])
+  t.is(alone.code, 2)
+  t.regex(alone.stderr, /no adapter/)
+})

@@ -5,6 +5,7 @@ import { buildCommand } from './build.js'
 import { chatCommand } from './chat.js'
 import { doctorCommand } from './doctor.js'
 import { evalCommand } from './eval.js'
+import { exportCommand } from './export.js'
 import { generateCommand } from './generate.js'
 import { initCommand } from './init.js'
 import { inspectCommand } from './inspect.js'
@@ -22,6 +23,7 @@ const commands = [
   generateCommand,
   chatCommand,
   mergeCommand,
+  exportCommand,
   inspectCommand,
   pullCommand,
   doctorCommand,
