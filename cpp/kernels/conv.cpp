@@ -109,10 +109,14 @@ Convolution::Convolution(Pass pass, const Problem& problem, const Piece& piece) 
   const int64_t k = problem.kernel();
   const memory::dims x_dims{piece.images, piece.groups * piece.in, wy.input, wx.input};
   const memory::dims y_dims{piece.images, piece.groups * piece.out, wy.output, wx.output};
+  // Channels of a single image lie dense; to the library a stride that nothing steps over would make them sparse.
+  const auto image_stride = [&](int64_t per_group, int64_t of_piece, int64_t pixels) {
+    return (piece.images == 1 ? of_piece : problem.groups * per_group) * pixels;
+  };
   const memory::desc own_x =
-      strided(x_dims, {problem.groups * problem.in * problem.pixels_in(), problem.pixels_in(), wx.input, 1});
+      strided(x_dims, {image_stride(problem.in, x_dims[1], problem.pixels_in()), problem.pixels_in(), wx.input, 1});
   const memory::desc own_y =
-      strided(y_dims, {problem.groups * problem.out * problem.pixels_out(), problem.pixels_out(), wx.output, 1});
+      strided(y_dims, {image_stride(problem.out, y_dims[1], problem.pixels_out()), problem.pixels_out(), wx.output, 1});
   memory::dims w_dims{piece.out, piece.in, wy.size, wx.size};
   memory::dims w_strides{problem.in * k, k, wx.size, 1};
   if (problem.groups > 1) {
@@ -309,7 +313,8 @@ class WeightPlan {
     range_ = (problem.images + ranges_ - 1) / ranges_;
     ranges_ = (problem.images + range_ - 1) / range_;
     const int64_t elements = problem.groups * problem.in * problem.pixels_in();
-    chunk_ = std::clamp<int64_t>(kChunkElements / elements, 1, range_);
+    // Operands that are taken as they lie must be dense.
+    chunk_ = problem.pointwise() ? 1 : std::clamp<int64_t>(kChunkElements / elements, 1, range_);
     make_all();
     if (!one_layout()) {
       // Sums over chunks are taken in the primitive's layout, which then must not depend on the chunk's size.
