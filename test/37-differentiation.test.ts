@@ -256,6 +256,7 @@ const calls: Readonly<Record<string, readonly Call[]>> = {
     return [
       { shapes, fn: (q: Sym, k: Sym, v: Sym) => attention(q, k, v) },
       { shapes, fn: (q: Sym, k: Sym, v: Sym) => attention(q, k, v, { causal: true, scale: 0.3 }) },
+      { shapes, fn: (q: Sym, k: Sym, v: Sym) => attention(q, k, v, { causal: true, window: 5, softcap: 0.8 }) },
       { shapes, fn: (q: Sym, k: Sym, v: Sym) => attention(q, k, v, { causal: true, segments: segments() }) },
     ] as Call[]
   }),

@@ -3,7 +3,7 @@ import { elementCount, sameShape, shapeText } from '../../tensor/dtype.js'
 import { pullbackOf } from '../grad.js'
 import { type Decomposition, defineOperator, misuse } from '../operator.js'
 import type { Attributes, Sym, SymType } from '../sym.js'
-import { add, cast, equal, exp, greaterEqual, mul, select, sub } from './elementwise.js'
+import { add, cast, equal, exp, greaterEqual, less, mul, select, softcap, sub } from './elementwise.js'
 import { arange } from './gather.js'
 import { transpose } from './index.js'
 import { matmul } from './matmul.js'
@@ -36,14 +36,19 @@ function checkHeads(op: string, q: Sym, k: Sym, v: Sym): void {
 }
 
 /** Queries see the keys where `visible`, of a shape that broadcasts to [b, hk, h / hk, t, s], is not 0. */
-function explicitAttention([q, k, v]: readonly [Sym, Sym, Sym], scale: number, visible: Sym | undefined): Sym[] {
+function explicitAttention(
+  [q, k, v]: readonly [Sym, Sym, Sym],
+  { scale, softcap: cap }: Attributes,
+  visible: Sym | undefined,
+): Sym[] {
   const [b, t, h, d] = q.shape as [number, number, number, number]
   const [, s, kvHeads] = k.shape as [number, number, number]
   const group = h / kvHeads
   const perHead = (x: Sym): Sym => transpose(cast(x, q.dtype), [0, 2, 1, 3])
   const queries = reshape(perHead(q), [b, kvHeads, group * t, d])
-  const products = matmul(queries, perHead(k), { transposeB: true, alpha: scale })
-  const scores = reshape(products, [b, kvHeads, group, t, s])
+  const products = matmul(queries, perHead(k), { transposeB: true, alpha: scale as number })
+  const capped = cap === 0 ? products : softcap(products, cap as number)
+  const scores = reshape(capped, [b, kvHeads, group, t, s])
   const seen = visible ? select(visible, scores, -1e30) : scores
   const lse = logSumExp(seen)
   const weights = exp(sub(seen, reshape(lse, [b, kvHeads, group, t, 1])))
@@ -51,12 +56,19 @@ function explicitAttention([q, k, v]: readonly [Sym, Sym, Sym], scale: number, v
   return [transpose(reshape(mixed, [b, h, t, d]), [0, 2, 1, 3]), reshape(lse, [b, h, t])]
 }
 
-const decompose: Decomposition = ([q, k, v, segments], { causal, scale }) => {
+/** 1 where a key is at most `last`, and within the window that ends there. */
+function inReach(last: Sym, keys: number, window: number): Sym {
+  const before = greaterEqual(last, arange(keys))
+  return window === 0 ? before : mul(before, less(sub(last, window), arange(keys)))
+}
+
+const decompose: Decomposition = ([q, k, v, segments], attributes) => {
   const [b, t] = q!.shape as [number, number]
   const s = k!.shape[1]!
-  const order = causal === 1 ? greaterEqual(reshape(arange(t), [t, 1]), arange(s)) : undefined
+  const { causal, window } = attributes
+  const order = causal === 1 ? inReach(reshape(arange(t), [t, 1]), s, window as number) : undefined
   const alike = segments && equal(reshape(segments, [b, 1, 1, t, 1]), reshape(segments, [b, 1, 1, 1, s]))
-  return explicitAttention([q!, k!, v!], scale as number, order && alike ? mul(order, alike) : (order ?? alike))
+  return explicitAttention([q!, k!, v!], attributes, order && alike ? mul(order, alike) : (order ?? alike))
 }
 
 /** Products of a query's element with a key's, over all visible pairs. */
@@ -116,11 +128,11 @@ const cachedOf = defineOperator({
     checkHeads('attention_cached', q!, k!, v!)
     return [{ shape: q!.shape, dtype: 'f32' }]
   },
-  decompose: ([q, k, v, position], { scale }) => {
+  decompose: ([q, k, v, position], attributes) => {
     const [b, t] = q!.shape as [number, number]
-    const last = add(reshape(position!, [b, 1]), reshape(arange(t), [1, t]))
-    const visible = greaterEqual(reshape(last, [b, 1, 1, t, 1]), arange(k!.shape[1]!))
-    return explicitAttention([q!, k!, v!], scale as number, visible).slice(0, 1)
+    const last = reshape(add(reshape(position!, [b, 1]), reshape(arange(t), [1, t])), [b, 1, 1, t, 1])
+    const visible = inReach(last, k!.shape[1]!, attributes.window as number)
+    return explicitAttention([q!, k!, v!], attributes, visible).slice(0, 1)
   },
   vjp: { none: 'the cached form is for inference only' },
 })

@@ -51,7 +51,7 @@ const ropeOf = defineOperator({
   },
   inPlace: [[0, 0]],
   decompose: ([x, cosines, sines], { inverse }) => {
-    const half = x!.shape[3]! / 2
+    const half = cosines!.shape[2]!
     const perHead = (table: Sym): Sym => {
       const [b, t, d] = table.shape
       return reshape(cast(table, x!.dtype), [b!, t!, 1, d!])
@@ -60,7 +60,9 @@ const ropeOf = defineOperator({
     const left = slice(x!, [{ axis: 3, start: 0, end: half }])
     const right = slice(x!, [{ axis: 3, start: half, end: 2 * half }])
     const [less, more] = inverse === 1 ? [add, sub] : [sub, add]
-    return [concat([less(mul(left, cos), mul(right, sin)), more(mul(right, cos), mul(left, sin))], 3)]
+    const turned = [less(mul(left, cos), mul(right, sin)), more(mul(right, cos), mul(left, sin))]
+    const rest = slice(x!, [{ axis: 3, start: 2 * half, end: x!.shape[3]! }])
+    return [concat(rest.shape[3] === 0 ? turned : [...turned, rest], 3)]
   },
   vjp: ({ inputs: [, cos, sin], attributes: { inverse }, gradients: [g] }) => [
     ropeOf([g, cos, sin], { inverse: 1 - (inverse as number) })[0],
