@@ -7,7 +7,7 @@ import type { Parametrization } from './adapters/parametrization.js'
 import { parseConfig } from './config.js'
 import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
-import { readSentenceTransformer, type SentencePooling } from './formats/sentence_transformer.js'
+import { readSentenceTransformer } from './formats/sentence_transformer.js'
 import { add, div, sqrt, square } from './graph/ops/elementwise.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { sum } from './graph/ops/reduce.js'
@@ -74,7 +74,14 @@ export async function loadEncoder(source: string, options: LoadEncoderOptions = 
 }
 
 /** How texts become vectors. */
-export type EncoderSettings = Required<SentencePooling>
+export interface EncoderSettings {
+  /** How hidden states become one vector. */
+  readonly pooling: Pooling
+  /** Vectors are scaled to length 1. */
+  readonly normalize: boolean
+  /** Longer texts are cut to this many tokens, special ones included. */
+  readonly maxLength: number
+}
 
 /** A text encoder; made by {@link loadEncoder}. */
 export class EncoderModel {
