@@ -2,15 +2,15 @@
 import { z } from 'zod'
 import { AdaptedNetwork } from './adapters/adapted_network.js'
 import type { Adapter, AttachOptions } from './adapters/adapter.js'
+import { AdapterPrograms } from './adapters/adapter_programs.js'
 import type { Parametrization } from './adapters/parametrization.js'
 import { parseConfig } from './config.js'
 import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
-import { readSentenceTransformer, type SentencePooling } from './formats/sentence_transformer.js'
+import { readSentenceTransformer } from './formats/sentence_transformer.js'
 import { add, div, sqrt, square } from './graph/ops/elementwise.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { sum } from './graph/ops/reduce.js'
-import { type Program, program } from './graph/program.js'
 import type { Sym } from './graph/sym.js'
 import { buildNetwork } from './models/build.js'
 import { type Encoder, type Pooling, pool } from './models/encoder.js'
@@ -74,12 +74,19 @@ export async function loadEncoder(source: string, options: LoadEncoderOptions = 
 }
 
 /** How texts become vectors. */
-export type EncoderSettings = Required<SentencePooling>
+export interface EncoderSettings {
+  /** How hidden states become one vector. */
+  readonly pooling: Pooling
+  /** Vectors are scaled to length 1. */
+  readonly normalize: boolean
+  /** Longer texts are cut to this many tokens, special ones included. */
+  readonly maxLength: number
+}
 
 /** A text encoder; made by {@link loadEncoder}. */
 export class EncoderModel {
   readonly #adapted: AdaptedNetwork
-  readonly #programs = new Map<Adapter | undefined, Program<Sym>>()
+  readonly #programs: AdapterPrograms
 
   constructor(
     /** Folder or hub id that the model came from. */
@@ -90,6 +97,11 @@ export class EncoderModel {
     readonly settings: EncoderSettings,
   ) {
     this.#adapted = new AdaptedNetwork(network, source)
+    this.#programs = new AdapterPrograms(network, { precision }, async ([ids, mask], forward) => {
+      const hidden = await network.hidden({ ids: ids!, mask: mask! }, forward)
+      const pooled = pool(hidden, mask!, settings.pooling)
+      return settings.normalize ? unitLength(pooled) : pooled
+    })
   }
 
   /** Length of the vectors. */
@@ -147,7 +159,7 @@ export class EncoderModel {
   async #run(batch: Batch, adapter: Adapter | undefined, signal: AbortSignal | undefined): Promise<Float32Array> {
     const inputs = [tensor(batch.ids, batch.shape), tensor(batch.mask, batch.shape)]
     try {
-      const result = await this.#program(adapter).run(inputs, { signal })
+      const result = await this.#programs.for(adapter).run(inputs, { signal })
       const rows = (await result.data()) as Float32Array
       result.dispose()
       return rows
@@ -156,35 +168,15 @@ export class EncoderModel {
     }
   }
 
-  #program(adapter: Adapter | undefined): Program<Sym> {
-    const known = this.#programs.get(adapter)
-    if (known) return known
-    const forward = { precision: this.precision, training: false, hook: adapter?.hook }
-    const made = program(async (ids, mask) => {
-      const hidden = await this.network.hidden({ ids: ids!, mask: mask! }, forward)
-      const pooled = pool(hidden, mask!, this.settings.pooling)
-      return this.settings.normalize ? unitLength(pooled) : pooled
-    })
-    this.#programs.set(adapter, made)
-    return made
-  }
-
   /** Merges an adapter into the weights; {@link unmerge} takes it out again exactly. */
   async merge(adapter: Adapter): Promise<void> {
     await adapter.merge()
-    this.forget()
   }
 
   /** Undoes {@link merge}. */
   unmerge(adapter: Adapter): void {
-    this.forget()
+    this.#programs.dispose()
     adapter.unmerge()
-  }
-
-  /** Lets compiled programs go; needed after weights were replaced from outside. */
-  forget(): void {
-    for (const each of this.#programs.values()) each.dispose()
-    this.#programs.clear()
   }
 
   /**
@@ -198,7 +190,7 @@ export class EncoderModel {
 
   /** Frees weights, programs and adapters, and ends the tokenizer's worker. */
   async dispose(): Promise<void> {
-    this.forget()
+    this.#programs.dispose()
     this.#adapted.dispose()
     await disposeWeights(this.network)
     await this.tokenizer.close()

@@ -2,14 +2,13 @@
 import { z } from 'zod'
 import { AdaptedNetwork } from './adapters/adapted_network.js'
 import type { Adapter, AttachOptions } from './adapters/adapter.js'
+import { AdapterPrograms } from './adapters/adapter_programs.js'
 import type { Parametrization } from './adapters/parametrization.js'
 import { parseConfig } from './config.js'
 import { HeddleError } from './errors.js'
 import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
 import type { Precision } from './graph/ops/matmul.js'
-import { type Program, program } from './graph/program.js'
-import type { Sym } from './graph/sym.js'
 import { buildNetwork } from './models/build.js'
 import type { ImageClassifier } from './models/image_classifier.js'
 import { imageClassifiers } from './models/registry.js'
@@ -52,7 +51,7 @@ export async function loadImageClassifier(
 /** An image classifier; made by {@link loadImageClassifier}. */
 export class ImageModel {
   readonly #adapted: AdaptedNetwork
-  readonly #programs = new Map<Adapter | undefined, Program<Sym>>()
+  readonly #programs: AdapterPrograms
 
   constructor(
     /** Folder or hub id that the model came from. */
@@ -61,6 +60,9 @@ export class ImageModel {
     readonly precision: Precision,
   ) {
     this.#adapted = new AdaptedNetwork(network, source)
+    this.#programs = new AdapterPrograms(network, { precision }, async ([pixels], forward) =>
+      network.logits(await network.hidden(pixels!, forward), forward),
+    )
   }
 
   /** Names of the classes. */
@@ -101,7 +103,7 @@ export class ImageModel {
       })
     const input = tensor(pixels, [count, ...imageShape])
     try {
-      const result = await this.#program(adapter).run([input], { signal })
+      const result = await this.#programs.for(adapter).run([input], { signal })
       const scores = (await result.data()) as Float32Array
       result.dispose()
       return Array.from({ length: count }, (_, i) => scores.slice(i * labels.length, (i + 1) * labels.length))
@@ -110,31 +112,15 @@ export class ImageModel {
     }
   }
 
-  #program(adapter: Adapter | undefined): Program<Sym> {
-    const known = this.#programs.get(adapter)
-    if (known) return known
-    const forward = { precision: this.precision, training: false, hook: adapter?.hook }
-    const made = program(async (pixels) => this.network.logits(await this.network.hidden(pixels!, forward), forward))
-    this.#programs.set(adapter, made)
-    return made
-  }
-
   /** Merges an adapter into the weights; {@link unmerge} takes it out again exactly. */
   async merge(adapter: Adapter): Promise<void> {
     await adapter.merge()
-    this.forget()
   }
 
   /** Undoes {@link merge}. */
   unmerge(adapter: Adapter): void {
-    this.forget()
+    this.#programs.dispose()
     adapter.unmerge()
-  }
-
-  /** Lets compiled programs go; needed after weights were replaced from outside. */
-  forget(): void {
-    for (const each of this.#programs.values()) each.dispose()
-    this.#programs.clear()
   }
 
   /**
@@ -148,7 +134,7 @@ export class ImageModel {
 
   /** Frees weights, programs and adapters. */
   async dispose(): Promise<void> {
-    this.forget()
+    this.#programs.dispose()
     this.#adapted.dispose()
     await disposeWeights(this.network)
   }

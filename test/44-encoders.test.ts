@@ -91,3 +91,13 @@ test('adapters act on an encoder as on a decoder: names, merging, unmerging', as
   model.unmerge(adapter)
   t.deepEqual((await model.embed([texts[0]!]))[0], before)
 })
+
+test('a weight that was replaced, as training all weights does, counts in the next call', async (t) => {
+  const own = await loadEncoder(folder)
+  const [before] = await own.embed([texts[0]!])
+  const site = own.network.sites.get('embeddings.LayerNorm')!
+  site.weight = tensor(new Float32Array(384).fill(0.5))
+  const [after] = await own.embed([texts[0]!])
+  t.true(distance(before!, after!) > 1e-3)
+  await own.dispose()
+})
