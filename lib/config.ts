@@ -15,10 +15,10 @@ export function parseConfig<S extends z.ZodObject>(place: string, schema: S, opt
   if (parsed.success) return parsed.data
   const issue = parsed.error.issues[0]!
   if (issue.code === 'unrecognized_keys') {
-    const known = Object.keys(schema.shape)
+    const known = knownKeys(schema, issue.path)
     const key = issue.keys[0]!
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
-      place,
+      place: [place, ...issue.path].join('.'),
       expected: `one of ${known.join(', ')}`,
       got: `"${key}"`,
       hint: `Did you mean "${nearest(key, known)}"?`,
@@ -29,6 +29,20 @@ export function parseConfig<S extends z.ZodObject>(place: string, schema: S, opt
     expected: issue.message,
     got: textOf(valueAt(options, issue.path)),
   })
+}
+
+/** Names of the fields that the schema has at a path. */
+function knownKeys(schema: z.ZodType, path: readonly PropertyKey[]): string[] {
+  const [first, ...rest] = path
+  const { shape, element, innerType } = schema.def as unknown as {
+    readonly shape?: Readonly<Record<PropertyKey, z.ZodType>>
+    readonly element?: z.ZodType
+    readonly innerType?: z.ZodType
+  }
+  if (innerType) return knownKeys(innerType, path)
+  if (first === undefined) return Object.keys(shape ?? {})
+  const next = shape?.[first] ?? element
+  return next ? knownKeys(next, rest) : []
 }
 
 /** What the schema wanted, as the object of "expected …"; schemas may carry their own words. */

@@ -22,6 +22,7 @@ export type {
 export type { SaveOptions } from './adapters/peft_folder.js'
 export { parametrizations } from './adapters/registry.js'
 export type { TargetFilter } from './adapters/target_modules.js'
+export type { Sequence } from './data/collate.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
 export type { EncodedChunk, EncodeOptions } from './data/encode.js'
 export { type ExampleBlock, type ExampleOptions, readExamples } from './data/examples.js'

@@ -1,6 +1,7 @@
 // Every decoder architecture against transformers, on tiny random checkpoints (test/golden/make_models.py).
 import { readdirSync } from 'node:fs'
 import test from 'ava'
+import { Adapter } from '../lib/adapters/adapter.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { gradients } from '../lib/graph/grad.js'
 import { div } from '../lib/graph/ops/elementwise.js'
@@ -26,10 +27,10 @@ const names = readdirSync(golden('models')).filter((name) =>
 const load = async (name: string): Promise<CausalLm> =>
   buildNetwork(decoders, await openCheckpoint(golden(`models/${name}`)))
 
-const logitsOf = (model: CausalLm) =>
+const logitsOf = (model: CausalLm, forward = plain) =>
   program(async (ids) => {
-    const hidden = await model.hidden({ ids: ids! }, plain)
-    return reshape(model.logits(hidden, plain), [...ids!.shape, model.vocabularySize])
+    const hidden = await model.hidden({ ids: ids! }, forward)
+    return reshape(model.logits(hidden, forward), [...ids!.shape, model.vocabularySize])
   })
 
 test('there is a golden model of every architecture', (t) => {
@@ -65,6 +66,16 @@ for (const name of names) {
       parts.push(await step(tensor(row.slice(start, end), [1, end - start]), tensor(Int32Array.of(start))))
     const joined = await program((...pieces) => concat(pieces))(...parts)
     t.true((await relativeError(joined, await logitsOf(model)(tensor(row.slice(), [1, 24])))) < 1e-5)
+  })
+
+  test(`${name}: PEFT's adapter on all linear modules finds its sites and gives PEFT's logits`, async (t) => {
+    const goldens = await goldenTensors(`models/${name}/golden.safetensors`)
+    const model = await load(name)
+    const adapter = await Adapter.load(model, golden(`models/${name}/adapter`))
+    const found = await logitsOf(model, { ...plain, hook: adapter.hook })(goldens.get('ids')!)
+    t.true((await relativeError(found, goldens.get('adapted')!)) < 1e-5)
+    await adapter.merge()
+    t.true((await relativeError(await logitsOf(model)(goldens.get('ids')!), goldens.get('adapted')!)) < 1e-5)
   })
 
   test(`${name}: gradients of all parameters agree with torch`, async (t) => {

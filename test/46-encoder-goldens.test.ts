@@ -1,5 +1,6 @@
 // Encoders and image classifiers against transformers, on tiny random checkpoints (test/golden/make_models.py).
 import test from 'ava'
+import { Adapter } from '../lib/adapters/adapter.js'
 import { lora } from '../lib/adapters/lora.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { gradients } from '../lib/graph/grad.js'
@@ -9,6 +10,7 @@ import { program } from '../lib/graph/program.js'
 import { read, type Sym } from '../lib/graph/sym.js'
 import { loadImageClassifier } from '../lib/image_model.js'
 import { buildNetwork } from '../lib/models/build.js'
+import type { Encoder } from '../lib/models/encoder.js'
 import { encoders, imageClassifiers } from '../lib/models/registry.js'
 import type { Network } from '../lib/nn/network.js'
 import type { Forward } from '../lib/nn/site.js'
@@ -35,18 +37,27 @@ test('there is a golden model of every architecture', (t) => {
 })
 
 for (const { modelType: name } of encoders) {
-  test(`${name}: hidden states of tokens agree with transformers to 1e-5; padding has no part in them`, async (t) => {
+  const errorOf = async (model: Encoder, forward: Forward, key: string): Promise<number> => {
     const goldens = await goldenTensors(`models/${name}/golden.safetensors`)
-    const model = buildNetwork(encoders, await open(name))
     const ofTokens = (y: Sym, mask: Sym): Sym => mul(y, reshape(cast(mask, 'f32'), [2, 24, 1]))
     const run = program(async (ids, mask, expected) => ({
-      found: ofTokens(await model.hidden({ ids: ids!, mask: mask! }, plain), mask!),
+      found: ofTokens(await model.hidden({ ids: ids!, mask: mask! }, forward), mask!),
       expected: ofTokens(expected!, mask!),
     }))
-    const { found, expected } = await run(goldens.get('ids')!, goldens.get('mask')!, goldens.get('hidden')!)
-    const error = await relativeError(found, expected)
+    const { found, expected } = await run(goldens.get('ids')!, goldens.get('mask')!, goldens.get(key)!)
+    return relativeError(found, expected)
+  }
+
+  test(`${name}: hidden states of tokens agree with transformers to 1e-5; padding has no part in them`, async (t) => {
+    const error = await errorOf(buildNetwork(encoders, await open(name)), plain, 'hidden')
     t.log(error)
     t.true(error < 1e-5, `${error}`)
+  })
+
+  test(`${name}: PEFT's adapter on all linear modules finds its sites and gives PEFT's hidden states`, async (t) => {
+    const model = buildNetwork(encoders, await open(name))
+    const adapter = await Adapter.load(model, golden(`models/${name}/adapter`))
+    t.true((await errorOf(model, { ...plain, hook: adapter.hook }, 'adapted')) < 1e-5)
   })
 
   test(`${name}: gradients of all parameters agree with torch`, async (t) => {

@@ -9,8 +9,10 @@ import test from 'ava'
 import { HeddleError, lora } from '../lib/index.js'
 import type { TrainOptions } from '../lib/train/options.js'
 import { train } from '../lib/train/train.js'
+import { randomNumbers } from './random_numbers.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { textFile, tinyModel } from './tiny_model.js'
+import type { ChildSettings } from './training_child.js'
 
 const child = fileURLToPath(new URL('./training_child.js', import.meta.url))
 const total = 10
@@ -64,16 +66,80 @@ test('stopping at step 4 and resuming gives the very numbers of a run in one go'
   t.deepEqual(rest.numbers, whole.numbers)
 })
 
-test('a process that is killed loses nothing but the steps since its last checkpoint', async (t) => {
+/** Runs the child to its end, or until it kills itself. */
+async function runChild(settings: ChildSettings): Promise<string> {
+  const process_ = spawn(process.execPath, [child, JSON.stringify(settings)], {
+    stdio: ['ignore', 'inherit', 'inherit'],
+  })
+  const [code, signal] = (await once(process_, 'exit')) as [number | null, string | null]
+  return signal ?? String(code)
+}
+
+test('a run killed again and again, at random points, ends with the very bytes of one that was not', async (t) => {
   const data = await textFile()
-  const whole = await trained({ data, outputFolder: temporaryFolder() })
+  const whole = temporaryFolder()
+  t.is(await runChild({ data, outputFolder: whole }), '0')
   const outputFolder = temporaryFolder()
-  const victim = spawn(process.execPath, [child, data, outputFolder], { stdio: 'inherit' })
-  t.deepEqual(await once(victim, 'exit'), [null, 'SIGKILL'])
-  const rest = await trained({ data, outputFolder, options: { resume: true, checkpointEvery: 2 } })
-  t.is([...rest.losses.keys()][0], 5)
-  for (const [index, loss] of rest.losses) t.is(loss, whole.losses.get(index)!)
-  t.deepEqual(rest.numbers, whole.numbers)
+  // Steps and delays from a fixed seed; a checkpoint is written after each step, so that some kills fall into one.
+  const delays = randomNumbers(5, 7).map((number) => 6 + 6 * number)
+  let kills = 0
+  for (const [i, killAfter] of [1, 3, 4, 6, 8].entries()) {
+    const end = await runChild({ data, outputFolder, killAfter, killWithin: Math.floor(delays[i]!) })
+    t.true(['SIGKILL', '0'].includes(end))
+    if (end === 'SIGKILL') kills += 1
+  }
+  t.true(kills >= 3, `${kills} kills`)
+  t.is(await runChild({ data, outputFolder }), '0')
+  const weights = 'adapter_model.safetensors'
+  t.deepEqual(await readFile(join(outputFolder, weights)), await readFile(join(whole, weights)))
+  const lines = async (folder: string) => {
+    const text = await readFile(join(folder, 'metrics.jsonl'), 'utf8')
+    return text
+      .split('\n')
+      .slice(0, -1)
+      .map((line) => JSON.parse(line).step)
+      .map(({ index, loss, gradientNorm, learningRate, evaluation }) => [
+        index,
+        loss,
+        gradientNorm,
+        learningRate,
+        evaluation,
+      ])
+  }
+  t.deepEqual(await lines(outputFolder), await lines(whole))
+})
+
+for (const file of ['parameters.safetensors', 'optimizer.safetensors', 'trainer.json'])
+  test(`killed while ${file} of a checkpoint was half written: the one before counts`, async (t) => {
+    const data = await textFile()
+    const outputFolder = temporaryFolder()
+    await trained({ data, outputFolder, stopAfter: 3 })
+    const folder = join(outputFolder, 'checkpoints')
+    // What such a process leaves: a folder beside the place, in which some files are whole and one is cut off.
+    const half = join(folder, '.step-4.1.tmp')
+    await cp(join(folder, 'step-00000003'), half, { recursive: true })
+    await truncate(join(half, file), 100)
+    const rest = await trained({ data, outputFolder, options: { resume: true } })
+    t.is([...rest.losses.keys()][0], 4)
+    t.deepEqual((await readdir(folder)).sort(), ['step-00000003', 'step-00000010'])
+  })
+
+test('an evaluation that was cut short is made up for before the next step', async (t) => {
+  const data = await textFile()
+  const outputFolder = temporaryFolder()
+  const options = { evaluationFraction: 0.3, evaluateEvery: 2, earlyStoppingPatience: 2, earlyStoppingThreshold: 100 }
+  await trained({ data, outputFolder, stopAfter: 2, options })
+  const path = join(outputFolder, 'checkpoints', 'step-00000002', 'trainer.json')
+  const state = JSON.parse(await readFile(path, 'utf8'))
+  await writeFile(path, JSON.stringify({ ...state, evaluationDue: true, memory: undefined }))
+  const events: number[] = []
+  const onEvaluation = ({ step }: { readonly step: number }) => events.push(step)
+  const rest = await trained({ data, outputFolder, options: { ...options, resume: true, onEvaluation } })
+  // The first evaluation sets the mark, the two after it do not beat it by 100.
+  t.deepEqual(events, [2, 4, 6])
+  t.deepEqual([...rest.losses.keys()], [3, 4, 5, 6])
+  const again = await trained({ data, outputFolder, options: { ...options, resume: true } })
+  t.is(again.losses.size, 0)
 })
 
 test('the newest two checkpoints stay, and nothing half written', async (t) => {

@@ -5,9 +5,13 @@ import { createInterface } from 'node:readline'
 export interface Stepper {
   /** Seconds that one step took, by the process's own clock. */
   step(): Promise<number>
+  /** Everything that one step has measured. */
+  measure(): Promise<Record<string, number>>
   /** Highest resident memory so far, in bytes. */
   peakBytes(): Promise<number>
   stop(): void
+  /** Resolves when the process is gone. */
+  readonly ended: Promise<void>
 }
 
 /** Starts the process and waits until it has warmed up. */
@@ -28,8 +32,10 @@ export async function startStepper(command: string, args: readonly string[], thr
     return answer()
   }
   return {
+    measure: () => ask('step'),
     step: async () => (await ask('step')).seconds!,
     peakBytes: async () => (await ask('report')).peak_bytes!,
     stop: () => child.stdin!.end(),
+    ended: new Promise((resolve) => child.once('exit', () => resolve())),
   }
 }

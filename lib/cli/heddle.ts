@@ -6,6 +6,7 @@ import { chatCommand } from './chat.js'
 import { doctorCommand } from './doctor.js'
 import { evalCommand } from './eval.js'
 import { generateCommand } from './generate.js'
+import { initCommand } from './init.js'
 import { inspectCommand } from './inspect.js'
 import { mergeCommand } from './merge.js'
 import { pullCommand } from './pull.js'
@@ -15,6 +16,7 @@ import { trainCommand } from './train.js'
 
 const commands = [
   quickstartCommand,
+  initCommand,
   trainCommand,
   evalCommand,
   generateCommand,

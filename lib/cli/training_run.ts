@@ -13,7 +13,8 @@ import { commandLineWith, type Session, type SessionOptions } from './session.js
 
 export interface TrainingRunOptions {
   readonly model: Model
-  readonly adapter: Adapter
+  /** Undefined when all weights are trained. */
+  readonly adapter: Adapter | undefined
   readonly data: Dataset
   /** As the user named the data. */
   readonly dataName: string
@@ -88,10 +89,14 @@ export async function writeReport(
     model: {
       name: model.source,
       architecture: model.network.architecture,
-      parameters: model.network.weights().reduce((total, { tensor }) => total + tensor.size, 0),
+      parameters: parameterCount(model),
     },
     data: { file: dataName, examples: data.size, heldOut: heldOut?.size ?? 0 },
-    adapter: { name: adapter.method.name, trainedParameters: adapter.parameterCount, folder: outputFolder },
+    adapter: {
+      name: adapter?.method.name ?? 'all weights',
+      trainedParameters: adapter?.parameterCount ?? parameterCount(model),
+      folder: outputFolder,
+    },
     config,
     steps: record.history.steps,
     evaluations: record.history.evaluations.map(({ step, evaluation }) => ({ step, ...evaluation })),
@@ -108,3 +113,7 @@ export async function writeReport(
 
 export const lossText = ({ loss, perplexity }: { readonly loss: number; readonly perplexity: number }): string =>
   `${loss.toFixed(3)} (perplexity ${perplexity.toFixed(1)})`
+
+/** Numbers in all weights of a model. */
+export const parameterCount = (model: Model): number =>
+  model.network.weights().reduce((total, { tensor }) => total + tensor.size, 0)

@@ -27,7 +27,7 @@ export interface EncodedBatch {
   readonly tokenTypes: Int32Array
 }
 
-/** How {@link TextEncoding.encodeBatch} lays texts out. */
+/** How {@link Tokenizer.encodeBatch} lays texts out. */
 export interface EncodeBatchOptions {
   /** Second texts, one for each of the texts. */
   readonly pairs?: readonly string[] | undefined

@@ -47,6 +47,8 @@ export async function prepare(model: Trainable, settings: TrainSettings): Promis
   if (settings.samplePrompts.length > 0 && !model.generate)
     throw misuse('train.samplePrompts', 'a model that generates text', 'one that does not')
   const checkpoint = await checkpointToResume(settings)
+  const history =
+    outputFolder === undefined ? undefined : await History.open(outputFolder, { resume: resume !== false })
   const { data, evaluation } = await openData(model, settings)
   const trained = await trainedPart(model, settings)
   const plan = planOf(data, settings)
@@ -76,8 +78,6 @@ export async function prepare(model: Trainable, settings: TrainSettings): Promis
   try {
     if (checkpoint) await restoreCheckpoint(checkpoint, { parameters, optimizer: step.state })
     else if (outputFolder !== undefined && resume === false) await removeCheckpoints(outputFolder)
-    const history =
-      outputFolder === undefined ? undefined : await History.open(outputFolder, { resume: resume !== false })
     const score = evaluation && {
       evaluator: evaluator(model.network, { objective, hook, precision }),
       data: evaluation,

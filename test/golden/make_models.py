@@ -1,10 +1,13 @@
 """Makes a random tiny checkpoint of every architecture, with what transformers computes from it.
 
 models/<name>/config.json, model.safetensors   as save_pretrained writes them; weights are exact in bf16
+models/<name>/adapter                          a LoRA adapter of PEFT's on all linear modules, but for images
 models/<name>/golden.safetensors               decoders: ids, logits; encoders: ids, mask, hidden; images: pixels, logits
 models/<name>/gradients.json                   for each parameter, |g| and sum(g * cos(0.7 i)) of the mean loss (decoders)
                                                or of sum(y * cos(0.7 i)) with y the hidden states of real tokens
                                                (encoders) or the logits (images)
+
+The goldens of decoders and encoders also hold `adapted`: the output with the adapter.
 
 Run: OMP_NUM_THREADS=1 python make_models.py [name ...]
 """
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers as tf
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 HERE = Path(__file__).parent / "models"
@@ -105,10 +109,12 @@ def make(name: str, config, seed: int) -> None:
     model.eval()
     golden, objective = run(model, seed)
     objective.backward()
-    save_file(golden, folder / "golden.safetensors")
     gradients = {stored_name(model, n): probe(p.grad) for n, p in model.named_parameters() if p.grad is not None}
     (folder / "gradients.json").write_text(json.dumps(gradients, indent=1) + "\n")
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    if name not in IMAGES:
+        golden["adapted"] = adapt(model, golden, folder / "adapter", seed)
+    save_file(golden, folder / "golden.safetensors")
+    size = sum(path.stat().st_size for path in folder.rglob("*.*"))
     print(name, type(model).__name__, f"{size / 1000:.0f} kB", "std", [round(v.std().item(), 3) for v in golden.values() if v.is_floating_point()])
 
 
@@ -137,6 +143,25 @@ def run_images(model, seed: int):
     logits = model(pixel_values=pixels).logits
     weight = torch.cos(0.7 * torch.arange(logits.numel())).view(logits.shape)
     return {"pixels": pixels, "logits": logits.detach().contiguous()}, (logits * weight).sum()
+
+
+def adapt(model, golden, folder: Path, seed: int) -> torch.Tensor:
+    kind = "CAUSAL_LM" if "logits" in golden else "FEATURE_EXTRACTION"
+    config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type=kind,
+                        fan_in_fan_out=model.config.model_type == "gpt2")
+    adapted = get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(2000 + seed)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_" in name:
+                p.copy_((0.3 * torch.randn(p.shape, generator=generator)).bfloat16())
+    adapted.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    inputs = {"input_ids": golden["ids"].long()}
+    if "mask" in golden:
+        inputs["attention_mask"] = golden["mask"].long()
+    with torch.no_grad():
+        return adapted(**inputs)[0].contiguous()
 
 
 def randomise(model, seed: int) -> None:

@@ -78,8 +78,8 @@ function batchOf({ ids, labels }: Variant): Batch {
 export async function trainFiveSteps(model: CausalLm, adapter: Adapter, variant: Variant): Promise<StepResult[]> {
   const { lr, eps, weight_decay: weightDecay } = goldens.optimizer
   const step = await trainingStep({
-    network: model,
     objective: causalLm(),
+    network: model,
     hook: adapter.hook,
     parameters: [...adapter.parameters().values()],
     optimizer: chain(clipByGlobalNorm(goldens.clip), adamw({ lr, eps, weightDecay })),
