@@ -13,6 +13,7 @@ export interface ActiveAdapter {
   readonly model: Network
   readonly isMerged: boolean
   readonly hook: SiteHook
+  /** Everything that is trained, by name. */
   parameters(): ReadonlyMap<string, Tensor>
 }
 

@@ -29,6 +29,7 @@ export interface Attachment {
   readonly initial?: Readonly<Record<string, Tensor>>
 }
 
+/** Options of {@link Adapter.attach}. */
 export interface AttachOptions {
   /** Seed of the initial values; default 0. */
   readonly seed?: number
@@ -38,6 +39,7 @@ export interface AttachOptions {
   readonly taskType?: string
 }
 
+/** A method attached to a network; made by {@link Adapter.attach} or {@link Adapter.load}. */
 export class Adapter {
   readonly method: Parametrization
   readonly model: Network

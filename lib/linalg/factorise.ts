@@ -21,8 +21,7 @@ export interface Qr {
 }
 
 /**
- * Singular value decomposition of `a f32 [m, n]`, k = min(m, n).
- * @param options.full all m left and n right vectors; default false
+ * Singular value decomposition of `a f32 [m, n]`, k = min(m, n); with `full` all m left and n right vectors.
  * @throws ERR_HEDDLE_SHAPE, ERR_HEDDLE_DTYPE; ERR_HEDDLE_ARGUMENT when an element is not finite
  */
 export async function svd(a: Tensor, { full = false }: { readonly full?: boolean } = {}): Promise<Svd> {
