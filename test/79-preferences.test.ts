@@ -40,18 +40,15 @@ const { beta, pairs, cases } = goldenJson<Golden>('dpo.json')
 /** The golden pairs, and `filling` rows of nothing as the last batch of an epoch has them. */
 function goldenBatch(filling = 0): PreferenceBatch {
   const examples: (PreferencePair | undefined)[] = pairs.map(({ prompt, chosen, rejected }) => {
-    const sequence = (answer: readonly number[]) => Int32Array.from([...prompt.map((id) => ~id), ...answer])
+    const sequence = (answer: readonly number[]) => {
+      const ids = Int32Array.from([...prompt, ...answer])
+      return { ids, loss: new Uint8Array(ids.length).fill(1, prompt.length) }
+    }
     return { chosen: sequence(chosen), rejected: sequence(rejected) }
   })
   examples.push(...Array.from({ length: filling }, () => undefined))
   const rows = [...examples.map((pair) => pair?.chosen), ...examples.map((pair) => pair?.rejected)]
-  return {
-    ...collate(
-      rows.map((row) => (row ? [row] : [])),
-      { maxLength: 32, padId: 0 },
-    ),
-    pairs: examples,
-  }
+  return { ...collate(rows, { maxLength: 32, padId: 0 }), pairs: examples }
 }
 
 const plain = { precision: 'f32', training: false } as const

@@ -84,11 +84,10 @@ export function openPairs(
   const padId = tokenizer.padTokenId ?? tokenizer.eosTokenIds[0] ?? 0
   const kind = {
     maxLength,
-    tokens: ({ chosen, rejected }: PreferencePair) => chosen.length + rejected.length - 2,
+    tokens: ({ chosen, rejected }: PreferencePair) => chosen.ids.length + rejected.ids.length - 2,
     collate(pairs: readonly (PreferencePair | undefined)[]): PreferenceBatch {
       const rows = [...pairs.map((pair) => pair?.chosen), ...pairs.map((pair) => pair?.rejected)]
-      const packed = rows.map((row) => (row ? [row] : []))
-      return { ...collate(packed, { maxLength, padId }), pairs }
+      return { ...collate(rows, { maxLength, padId }), pairs }
     },
   }
   return openExamples(path, (row) => pairOf(row, tokenizer, maxLength), kind, options)
@@ -108,7 +107,7 @@ async function pairOf(
   try {
     const sequence = (answer: Content): Promise<Sequence> => encoded(prompt as Content | undefined, answer, tokenizer)
     const pair = { chosen: cut(await sequence(chosen as Content)), rejected: cut(await sequence(rejected as Content)) }
-    return [pair.chosen, pair.rejected].every((sequence) => sequence.some((id) => id >= 0))
+    return pair.chosen.loss.includes(1) && pair.rejected.loss.includes(1)
       ? { example: pair }
       : { reason: `no answer within the first ${maxLength} tokens` }
   } catch (error) {
@@ -116,26 +115,28 @@ async function pairOf(
     throw error
   }
 
-  /** What follows the answer's last token teaches nothing. */
-  function cut(sequence: Sequence): Sequence {
-    const end = sequence.findLastIndex((id) => id >= 0) + 1
-    return sequence.subarray(0, Math.min(end, maxLength + 1))
+  function cut({ ids, loss }: Sequence): Sequence {
+    const end = Math.min(loss.lastIndexOf(1) + 1, maxLength + 1)
+    return { ids: ids.subarray(0, end), loss: loss.subarray(0, end) }
   }
 }
 
 async function encoded(prompt: Content | undefined, answer: Content, tokenizer: Tokenizer): Promise<Sequence> {
   if (typeof answer !== 'string') {
     const { ids, loss } = await tokenizer.encodeChat([...((prompt ?? []) as readonly ChatMessage[]), ...answer])
-    const start = answerStart(loss)
-    return ids.map((id, index) => (index >= start && loss[index] ? id : ~id))
+    return { ids, loss: lastTurn(loss) }
   }
   const before = await tokenizer.encode(prompt as string)
   const after = await tokenizer.encode(answer, { addSpecialTokens: false })
-  return Int32Array.of(...before.map((id) => ~id), ...after, ...tokenizer.eosTokenIds.slice(0, 1))
+  const ids = Int32Array.of(...before, ...after, ...tokenizer.eosTokenIds.slice(0, 1))
+  return { ids, loss: new Uint8Array(ids.length).fill(1, before.length) }
 }
 
 /** Only the last of the assistant's turns is the answer; those before it are the prompt's. */
-const answerStart = (loss: Uint8Array): number => loss.lastIndexOf(0, loss.lastIndexOf(1)) + 1
+function lastTurn(loss: Uint8Array): Uint8Array {
+  const start = loss.lastIndexOf(0, loss.lastIndexOf(1)) + 1
+  return loss.map((value, index) => (index < start ? 0 : value))
+}
 
 const isChat = (value: unknown): value is readonly ChatMessage[] =>
   Array.isArray(value) &&
