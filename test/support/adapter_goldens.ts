@@ -78,7 +78,6 @@ function batchOf({ ids, labels }: Variant): Batch {
 export async function trainFiveSteps(model: CausalLm, adapter: Adapter, variant: Variant): Promise<StepResult[]> {
   const { lr, eps, weight_decay: weightDecay } = goldens.optimizer
   const step = await trainingStep({
-    objective: causalLm(),
     network: model,
     hook: adapter.hook,
     parameters: [...adapter.parameters().values()],
