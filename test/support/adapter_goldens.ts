@@ -79,6 +79,7 @@ export async function trainFiveSteps(model: CausalLm, adapter: Adapter, variant:
   const { lr, eps, weight_decay: weightDecay } = goldens.optimizer
   const step = await trainingStep({
     network: model,
+    objective: causalLm(),
     hook: adapter.hook,
     parameters: [...adapter.parameters().values()],
     optimizer: chain(clipByGlobalNorm(goldens.clip), adamw({ lr, eps, weightDecay })),
