@@ -147,7 +147,7 @@ function buildJobs() {
 async function buildTypeScript() {
   const dist = join(root, 'dist')
   const stamp = join(dist, '.heddle-stamp')
-  const folders = ['lib', 'test', 'bench', 'examples']
+  const folders = ['lib', 'test', 'bench', 'examples', 'fuzz']
   const inputs = [
     'tsconfig.json',
     'package-lock.json',

@@ -15,7 +15,7 @@ import type { Sym } from './graph/sym.js'
 import { buildNetwork } from './models/build.js'
 import { type Encoder, type Pooling, pool } from './models/encoder.js'
 import { encoders } from './models/registry.js'
-import { disposeWeights, type SavedDType, saveNetwork } from './models/save.js'
+import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { tensor } from './tensor/tensor.js'
 import { Tokenizer } from './tokenize/tokenizer.js'
 
@@ -181,11 +181,10 @@ export class EncoderModel {
 
   /**
    * Writes the model with its current weights as a Hugging Face folder: config.json, model.safetensors, tokenizer.
-   * @param dtype element type in the file; default `f32`
    * @throws ERR_HEDDLE_IO
    */
-  async save(folder: string, { dtype = 'f32' }: { readonly dtype?: SavedDType } = {}): Promise<void> {
-    await saveNetwork(this.network, this.tokenizer, folder, dtype)
+  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
+    await saveNetwork(this.network, this.tokenizer, folder, options)
   }
 
   /** Frees weights, programs and adapters, and ends the tokenizer's worker. */

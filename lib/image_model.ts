@@ -12,7 +12,7 @@ import type { Precision } from './graph/ops/matmul.js'
 import { buildNetwork } from './models/build.js'
 import type { ImageClassifier } from './models/image_classifier.js'
 import { imageClassifiers } from './models/registry.js'
-import { disposeWeights, type SavedDType, saveNetwork } from './models/save.js'
+import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { tensor } from './tensor/tensor.js'
 
 /** Options of {@link loadImageClassifier}. */
@@ -125,11 +125,10 @@ export class ImageModel {
 
   /**
    * Writes config.json and model.safetensors with the current weights.
-   * @param dtype element type in the file; default `f32`
    * @throws ERR_HEDDLE_IO
    */
-  async save(folder: string, { dtype = 'f32' }: { readonly dtype?: SavedDType } = {}): Promise<void> {
-    await saveNetwork(this.network, undefined, folder, dtype)
+  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
+    await saveNetwork(this.network, undefined, folder, options)
   }
 
   /** Frees weights, programs and adapters. */

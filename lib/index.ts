@@ -128,7 +128,7 @@ export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export type { ImageClassifier } from './models/image_classifier.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
-export type { SavedDType } from './models/save.js'
+export type { SavedDType, SaveModelOptions } from './models/save.js'
 export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
 export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteComputation, SiteHook, SiteKind } from './nn/site.js'

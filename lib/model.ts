@@ -24,8 +24,9 @@ import type { GeneratedToken } from './generate/text_in_progress.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { buildNetwork } from './models/build.js'
 import type { CausalLm } from './models/causal_lm.js'
+import { expectRoom } from './models/memory.js'
 import { decoders } from './models/registry.js'
-import { disposeWeights, type SavedDType, saveNetwork } from './models/save.js'
+import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { type Tensor, tensor } from './tensor/tensor.js'
 import type { Constraint } from './tokenize/constraint.js'
 import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
@@ -39,6 +40,8 @@ export interface LoadOptions extends HubOptions {
   readonly precision?: Precision
   /** Most bytes of keys and values of earlier texts that are kept for later ones; default 512 MiB. */
   readonly cacheBytes?: number
+  /** Most bytes that the weights may take; default: what the system and the process's control group have left. */
+  readonly memoryLimit?: number
 }
 
 export type {
@@ -69,15 +72,18 @@ const defaultCacheBytes = 2 ** 29
 
 /**
  * Loads a model: a folder in Hugging Face layout, a `.gguf` file, or a Hugging Face id. Weights are memory-mapped and
- * decoded when first used.
- * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, ERR_HEDDLE_NETWORK
+ * decoded when first used. A model whose weights cannot fit into memory is refused before any of it is allocated.
+ * @throws ERR_HEDDLE_OOM, ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, ERR_HEDDLE_NETWORK
  */
 export async function loadModel(source: string, options: LoadOptions = {}): Promise<Model> {
-  const { precision = 'f32', cacheBytes = defaultCacheBytes, ...hub } = options
+  const { precision = 'f32', cacheBytes = defaultCacheBytes, memoryLimit, ...hub } = options
   if (precision !== 'f32' && precision !== 'bf16' && precision !== 'stored')
     throw misuse('loadModel.precision', '"f32", "bf16" or "stored"', JSON.stringify(precision))
+  if (memoryLimit !== undefined && !(memoryLimit > 0))
+    throw misuse('loadModel.memoryLimit', 'a positive number of bytes', String(memoryLimit))
   const checkpoint = await openCheckpoint(source, hub)
   try {
+    await expectRoom(checkpoint, precision, memoryLimit)
     const network = buildNetwork(decoders, checkpoint)
     const tokenizer = await Tokenizer.load(checkpoint.tokenizerSource)
     return new Model(checkpoint.modelId, network, tokenizer, precision, cacheBytes)
@@ -186,11 +192,10 @@ export class Model {
 
   /**
    * Writes the model with its current weights as a Hugging Face folder: config.json, model.safetensors, tokenizer.
-   * @param dtype element type in the file; default `f32`
    * @throws ERR_HEDDLE_IO
    */
-  async save(folder: string, { dtype = 'f32' }: { readonly dtype?: SavedDType } = {}): Promise<void> {
-    await saveNetwork(this.network, this.tokenizer, folder, dtype)
+  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
+    await saveNetwork(this.network, this.tokenizer, folder, options)
   }
 
   /** Frees weights, caches and adapters, and ends the tokenizer's worker. */

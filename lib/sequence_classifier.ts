@@ -14,7 +14,7 @@ import { type Program, program } from './graph/program.js'
 import type { Sym } from './graph/sym.js'
 import { buildNetwork } from './models/build.js'
 import { decoders, encoders } from './models/registry.js'
-import { disposeWeights, type SavedDType, saveNetwork } from './models/save.js'
+import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { type ClassifierNetwork, decoderClassifier, encoderClassifier } from './models/sequence_classifier.js'
 import { checkpointWeights } from './models/weights.js'
 import { encodedText, textBatch } from './objectives/text_batches.js'
@@ -191,11 +191,10 @@ export class SequenceClassifier {
 
   /**
    * Writes the model with its current weights, head included, as a Hugging Face folder.
-   * @param dtype element type in the file; default `f32`
    * @throws ERR_HEDDLE_IO
    */
-  async save(folder: string, { dtype = 'f32' }: { readonly dtype?: SavedDType } = {}): Promise<void> {
-    await saveNetwork(this.network, this.tokenizer, folder, dtype)
+  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
+    await saveNetwork(this.network, this.tokenizer, folder, options)
   }
 
   /** Frees weights, programs and adapters, and ends the tokenizer's worker. */

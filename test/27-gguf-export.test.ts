@@ -22,8 +22,8 @@ import { randomNumbers } from './random_numbers.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { tinyModel, tinyModelFolder } from './tiny_model.js'
 
-const length = 12
-const prompts = ['The capital of France is', 'Once upon a time, there was a', '1, 2, 3, 4,'] as const
+const length = 8
+const prompts = ['The capital of France is', 'Once upon a time, there was a'] as const
 
 async function continuations(model: Model, adapter?: Adapter): Promise<string[]> {
   const texts: string[] = []
@@ -37,11 +37,17 @@ async function continuations(model: Model, adapter?: Adapter): Promise<string[]>
 }
 
 /** An adapter whose B is not zero, with ranks and scales of their own at some modules. */
-async function randomAdapter(model: Model, deviation: number, targets: readonly string[]): Promise<Adapter> {
+async function randomAdapter(
+  model: Model,
+  deviation: number,
+  targets: readonly string[],
+  layers: readonly number[],
+): Promise<Adapter> {
   const method = lora({
     r: 4,
     lora_alpha: 6,
     target_modules: targets,
+    layers_to_transform: layers,
     rank_pattern: { v_proj: 2 },
     alpha_pattern: { k_proj: 3 },
   })
@@ -60,19 +66,19 @@ async function randomAdapter(model: Model, deviation: number, targets: readonly 
 }
 
 test('SmolLM2, plain, quantised, with a merged adapter and with an adapter beside it: llama.cpp writes what Heddle writes', async (t) => {
-  t.timeout(240_000)
+  t.timeout(600_000)
   const folder = temporaryFolder()
   const file = (name: string): string => join(folder, `${name}.gguf`)
   const model = await loadModel(await fetchModel('smollm2'))
   const plain = await continuations(model)
   await exportGguf(model, file('plain'))
   await exportGguf(model, file('small'), { type: 'q8_0' })
-  const adapter = await randomAdapter(model, 0.05, ['q_proj', 'k_proj', 'v_proj', 'down_proj'])
+  const adapter = await randomAdapter(model, 0.3, ['q_proj', 'k_proj', 'v_proj', 'down_proj'], [3, 12, 25])
   const adapted = await continuations(model, adapter)
   t.notDeepEqual(adapted, plain)
   await exportGgufLora(adapter, file('adapter'))
   await model.merge(adapter)
-  await exportGguf(model, file('merged'), { type: 'f32' })
+  await exportGguf(model, file('merged'))
   t.true((await stat(file('plain'))).size < 1.01 * 2 * 134_515_008 + 2e6)
 
   if (hasLlamaCpp) {
@@ -124,7 +130,7 @@ test('matrices become the wanted type, vectors stay f32, rows that fill no block
 
 test("a GGUF LoRA holds A, B in llama.cpp's row order with every scale, and the alpha", async (t) => {
   const model = await tinyModel()
-  const adapter = await randomAdapter(model, 1, ['q_proj', 'v_proj', 'k_proj'])
+  const adapter = await randomAdapter(model, 1, ['q_proj', 'v_proj', 'k_proj'], [1])
   const path = join(temporaryFolder(), 'adapter.gguf')
   await exportGgufLora(adapter, path)
   const file = await openGguf(path)

@@ -343,12 +343,13 @@ function placeTensors(
 }
 
 function storedTensor(file: NativeFile, info: GgufTensorInfo, form: GgufForm = {}): StoredTensor {
-  const { name, shape, encoding, offset } = info
+  const { name, shape, encoding, offset, byteLength } = info
   const { interleavedHeads, addend } = form
   return {
     name,
     shape,
     encoding,
+    byteLength,
     load: (dtype) =>
       file.tensor({
         encoding: encoding as Encoding,

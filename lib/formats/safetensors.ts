@@ -2,7 +2,7 @@
  * Weights in safetensors files (https://github.com/huggingface/safetensors), whole or in shards.
  * A file is checked completely, to the rules of the reference reader, before anything of it is used.
  */
-import { readFile } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { HeddleError } from '../errors.js'
 import { addon, type NativeFile } from '../native.js'
@@ -114,28 +114,57 @@ async function openSingle(path: string): Promise<SafetensorsArchive> {
 
 async function openShards(path: string): Promise<SafetensorsArchive> {
   const weightMap = await readWeightMap(path)
-  const shards: SafetensorsArchive[] = []
+  const shards = new Map<string, SafetensorsArchive>()
   const close = () => {
-    for (const shard of shards) shard.close()
+    for (const shard of shards.values()) shard.close()
   }
   try {
-    const byFile = new Map<string, SafetensorsArchive>()
-    for (const file of new Set(weightMap.values())) {
-      const shard = await openSingle(join(dirname(path), file))
-      shards.push(shard)
-      byFile.set(file, shard)
-    }
-    const tensors = new Map<string, StoredTensor>()
-    for (const [name, file] of weightMap) {
-      const tensor = byFile.get(file)?.tensors.get(name)
-      if (!tensor) throw formatError(path, `"${name}" in the shard ${file}`, 'a shard without it')
-      tensors.set(name, tensor)
-    }
-    return { path, tensors, metadata: shards[0]?.metadata ?? new Map(), close }
+    for (const file of new Set(weightMap.values())) shards.set(file, await openShard(path, file))
+    return { path, tensors: collect(path, weightMap, shards), metadata: [...shards.values()][0]!.metadata, close }
   } catch (error) {
     close()
     throw error
   }
+}
+
+async function openShard(index: string, file: string): Promise<SafetensorsArchive> {
+  const path = join(dirname(index), file)
+  const exists = await stat(path).then(
+    () => true,
+    () => false,
+  )
+  if (exists) return openSingle(path)
+  throw new HeddleError('ERR_HEDDLE_IO', {
+    place: index,
+    expected: `the shard ${file} beside the index`,
+    got: 'no such file',
+    hint: 'The download is not complete',
+  })
+}
+
+/** The tensors of all shards, each where the index says that it is, and none that it does not name. */
+function collect(
+  path: string,
+  weightMap: ReadonlyMap<string, string>,
+  shards: ReadonlyMap<string, SafetensorsArchive>,
+): Map<string, StoredTensor> {
+  const places = new Map<string, string>()
+  for (const [file, { tensors }] of shards)
+    for (const name of tensors.keys()) {
+      const other = places.get(name)
+      if (other !== undefined) throw formatError(path, `"${name}" in one shard`, `it in ${other} and in ${file}`)
+      if (!weightMap.has(name)) throw formatError(path, `an index that names "${name}" of ${file}`, 'one without it')
+      places.set(name, file)
+    }
+  const tensors = new Map<string, StoredTensor>()
+  for (const [name, file] of weightMap) {
+    const tensor = shards.get(file)!.tensors.get(name)
+    const other = places.get(name)
+    if (!tensor)
+      throw formatError(path, `"${name}" in the shard ${file}`, other ? `it in ${other}` : 'no shard with it')
+    tensors.set(name, tensor)
+  }
+  return tensors
 }
 
 async function readWeightMap(path: string): Promise<ReadonlyMap<string, string>> {
@@ -154,12 +183,13 @@ async function readWeightMap(path: string): Promise<ReadonlyMap<string, string>>
 }
 
 function storedTensor(path: string, file: NativeFile, entry: SafetensorsEntry): StoredTensor {
-  const { name, shape, dtype: stored, offset } = entry
+  const { name, shape, dtype: stored, offset, byteLength } = entry
   const encoding = encodings[stored]
   return {
     name,
     shape,
     encoding: encoding ?? stored,
+    byteLength,
     load(dtype) {
       if (!encoding)
         throw new HeddleError('ERR_HEDDLE_DTYPE', {

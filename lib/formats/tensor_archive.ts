@@ -9,6 +9,8 @@ export interface StoredTensor {
   readonly shape: readonly number[]
   /** How the file stores it: `f32`, `bf16`, `q4_1`, … */
   readonly encoding: string
+  /** Size in the file. */
+  readonly byteLength: number
   /**
    * The tensor as elements of `dtype`; zero-copy when the file stores just these, else decoded on first use.
    * The caller disposes it.

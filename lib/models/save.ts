@@ -2,24 +2,32 @@
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { writeJsonAtomic } from '../formats/atomic_file.js'
+import { writeShardedSafetensors } from '../formats/sharded_safetensors.js'
 import { pause } from '../graph/pause.js'
-import { addon } from '../native.js'
 import type { Network } from '../nn/network.js'
 import type { Tokenizer } from '../tokenize/tokenizer.js'
 
 /** Element types of saved weights. */
 export type SavedDType = 'f32' | 'bf16' | 'f16'
 
-/** Writes config.json, model.safetensors and the tokenizer, where there is one. @throws ERR_HEDDLE_IO */
+/** How a model is saved. */
+export interface SaveModelOptions {
+  /** Element type in the files; default `f32`. */
+  readonly dtype?: SavedDType
+  /** Most bytes of one weight file, as a number or as text such as "5GB"; default "50GB", as in transformers. */
+  readonly max_shard_size?: number | string
+}
+
+/** Writes config.json, model.safetensors (or shards with an index) and the tokenizer, if any. @throws ERR_HEDDLE_IO */
 export async function saveNetwork(
   network: Network,
   tokenizer: Tokenizer | undefined,
   folder: string,
-  dtype: SavedDType,
+  { dtype = 'f32', max_shard_size = '50GB' }: SaveModelOptions = {},
 ): Promise<void> {
   await mkdir(folder, { recursive: true })
   const entries = network.weights().map(({ name, tensor }) => ({ name, tensor: tensor.native, dtype }))
-  await addon.writeSafetensors(join(folder, 'model.safetensors'), entries, { format: 'pt' })
+  await writeShardedSafetensors(folder, entries, max_shard_size)
   await tokenizer?.save(folder)
   const torchName = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' }[dtype]
   // Transformers 5 reads `dtype`, earlier ones `torch_dtype`.
