@@ -181,12 +181,12 @@ export class Model {
   /** Merges an adapter into the weights; {@link unmerge} takes it out again exactly. */
   async merge(adapter: Adapter): Promise<void> {
     await adapter.merge()
-    this.#sessions.drop()
+    this.#sessions.forget()
   }
 
   /** Undoes {@link merge}. */
   unmerge(adapter: Adapter): void {
-    this.#sessions.drop()
+    this.#sessions.forget()
     adapter.unmerge()
   }
 

@@ -1,6 +1,8 @@
 // Many texts at once, how tokens are chosen, what is reported of them, and what later texts know of earlier ones.
 import test from 'ava'
+import { blockTokens, PrefixStore } from '../lib/generate/prefix_store.js'
 import { Session } from '../lib/generate/session.js'
+import { SessionPool } from '../lib/generate/session_pool.js'
 import { sampleToken, settingNames } from '../lib/graph/ops/sample.js'
 import { program } from '../lib/graph/program.js'
 import {
@@ -13,6 +15,7 @@ import {
   type Model,
   tensor,
 } from '../lib/index.js'
+import { zeros } from '../lib/tensor/tensor.js'
 import { train } from '../lib/train/train.js'
 import { greedySettings, nextToken } from './support/next_token.js'
 import { proverbs, textFile, tinyModelFolder } from './tiny_model.js'
@@ -172,7 +175,8 @@ const prompts = ['3. A stitch', '1', proverbs.slice(0, 200), 'Haste makes', prov
 test('a batch of ragged prompts gives each the text that it gives alone', async (t) => {
   for (const options of [{}, { temperature: 1, seed: 3, topK: 20 }, { repetitionPenalty: 1.3, minTokens: 4 }]) {
     const texts = await model.generateBatch(prompts, { maxTokens: 24, ...options })
-    for (const [index, from] of prompts.entries()) t.is(texts[index]!.text, await textOf(from, options), from)
+    for (const [index, from] of prompts.entries())
+      t.is(texts[index]!.text, await textOf(from, options), `${JSON.stringify(options)} ${from}`)
   }
 })
 
@@ -241,6 +245,43 @@ test('a text that begins like an earlier one starts where they part, and is the 
   const longer = await textOf(from)
   await textOf(`${from}something else`)
   t.is(await textOf(from), longer)
+})
+
+test('beginnings that other texts have overwritten come back from the store, and change nothing', async (t) => {
+  const pool = new SessionPool(model.network, 'f32', 2 ** 24)
+  const texts = [proverbs.slice(0, 200), proverbs.slice(30, 230), proverbs.slice(60, 250)]
+  const encoded = await Promise.all(texts.map((text) => model.tokenizer.encode(text)))
+  const first: number[][] = []
+  for (const round of [0, 1, 2])
+    for (const [index, prompt] of encoded.entries()) {
+      const lease = await pool.take({ prompt, batch: 1, tokens: 256, adapter: undefined })
+      const known = lease.session.commonPrefix(prompt)
+      t.is(known, round === 0 ? lease.session.tokens.length : 64 * Math.floor((prompt.length - 1) / 64))
+      const tokens = [await nextToken(lease.session, prompt.subarray(lease.session.tokens.length))]
+      while (tokens.length < 6) tokens.push(await nextToken(lease.session, Int32Array.of(tokens.at(-1)!)))
+      if (round === 0) first.push(tokens)
+      else t.deepEqual(tokens, first[index]!)
+      pool.release(lease)
+    }
+  pool.close()
+})
+
+test('the store of beginnings keeps to its bytes, and the latest blocks', async (t) => {
+  const bytes = 1 << 10
+  const store = new PrefixStore(3 * bytes)
+  const textOfBlocks = (...blocks: readonly number[]): number[] =>
+    blocks.flatMap((block) => Array.from({ length: blockTokens }, () => block))
+  const add = (text: readonly number[]): Promise<void> => store.add('weights', text, async () => [zeros([bytes / 4])])
+  await add(textOfBlocks(1, 2))
+  await add(textOfBlocks(1, 3))
+  t.is(store.find('weights', textOfBlocks(1, 2), 200).length, 2)
+  t.is(store.find('weights', textOfBlocks(1, 3), 127).length, 1)
+  t.is(store.find('other weights', textOfBlocks(1, 3), 200).length, 0)
+  await add(textOfBlocks(4))
+  t.is(store.find('weights', textOfBlocks(4), 200).length, 1)
+  t.is(store.find('weights', textOfBlocks(1, 3), 200).length, 1)
+  store.clear()
+  t.is(store.find('weights', textOfBlocks(4), 200).length, 0)
 })
 
 test('nothing of a cache outlives a change of the weights or of the adapter', async (t) => {

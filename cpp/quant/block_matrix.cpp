@@ -35,6 +35,23 @@ struct Block {
   }
 };
 
+/// Puts the codes of one row's block into its words: `kPairs` neighbours in k share a pair of words.
+template <size_t kPairs>
+void place_codes(const Block& block, uint16_t* words) {
+  constexpr size_t kBits = 16 / kPairs;
+  for (size_t vector = 0; vector < kBlockLength / (2 * kPairs); ++vector) {
+    const uint8_t* const codes = block.codes.data() + vector * 2 * kPairs;
+    uint32_t even = 0;
+    uint32_t odd = 0;
+    for (size_t pair = 0; pair < kPairs; ++pair) {
+      even |= static_cast<uint32_t>(codes[2 * pair]) << (pair * kBits);
+      odd |= static_cast<uint32_t>(codes[2 * pair + 1]) << (pair * kBits);
+    }
+    words[vector * 2 * kPanelRows] = static_cast<uint16_t>(even);
+    words[vector * 2 * kPanelRows + 1] = static_cast<uint16_t>(odd);
+  }
+}
+
 size_t bytes_of(BlockForm form) { return form == BlockForm::kQ4_0 ? 18 : form == BlockForm::kQ4_1 ? 20 : 34; }
 
 size_t aligned_bytes(size_t bytes) { return checked_add(bytes, 63, "matmul") / 64 * 64; }
@@ -80,9 +97,6 @@ BlockMatrix::BlockMatrix(const EncodedRows& rows, size_t n, size_t k)
 
 void BlockMatrix::pack_panel(const EncodedRows& rows, size_t panel) {
   const size_t lanes = std::min(kPanelRows, panels_.n - panel * kPanelRows);
-  // Pairs of neighbours in k that share a word, and the bits of one code.
-  const size_t pairs = panels_.form == BlockForm::kQ8_0 ? 2 : 4;
-  const size_t bits = 16 / pairs;
   for (size_t lane = 0; lane < lanes; ++lane) {
     const std::byte* const row = rows.row(panel * kPanelRows + lane);
     for (size_t index = 0; index < panels_.blocks(); ++index) {
@@ -91,12 +105,11 @@ void BlockMatrix::pack_panel(const EncodedRows& rows, size_t panel) {
       auto* const scales = reinterpret_cast<uint16_t*>(scales_.data()) + at * panels_.scales_per_block();
       scales[lane] = block.scale;
       if (panels_.form == BlockForm::kQ4_1) scales[kPanelRows + lane] = block.minimum;
-      auto* const words = reinterpret_cast<uint16_t*>(codes_.data()) + at * panels_.words_per_block();
-      for (size_t i = 0; i < kBlockLength; ++i) {
-        const size_t vector = i / (2 * pairs);
-        const size_t pair = i / 2 % pairs;
-        words[(vector * kPanelRows + lane) * 2 + i % 2] |= static_cast<uint16_t>(block.codes[i] << (pair * bits));
-      }
+      auto* const words = reinterpret_cast<uint16_t*>(codes_.data()) + at * panels_.words_per_block() + 2 * lane;
+      if (panels_.form == BlockForm::kQ8_0)
+        place_codes<2>(block, words);
+      else
+        place_codes<4>(block, words);
     }
   }
 }

@@ -1,9 +1,10 @@
 /** A key–value cache of one or several texts with the program that runs on it: takes tokens, gives the next ones. */
 import { HeddleError } from '../errors.js'
-import { gatherRows } from '../graph/ops/index.js'
+import { cacheUpdate, gatherRows } from '../graph/ops/index.js'
+import { reshape } from '../graph/ops/reduce.js'
 import { type SampledToken, sampleToken, settingNames } from '../graph/ops/sample.js'
 import { type OperatorTime, type Program, program } from '../graph/program.js'
-import type { Sym } from '../graph/sym.js'
+import { read, type Sym } from '../graph/sym.js'
 import type { CausalLm, KeyValueCache } from '../models/causal_lm.js'
 import { type Forward, linear } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
@@ -61,6 +62,8 @@ export class Session {
   readonly #forward: Forward
   readonly #cache: KeyValueCache
   readonly #programs = new Map<string, Program<Sym[]>>()
+  #reader: Program<Sym[]> | undefined
+  #writer: Program<Sym[]> | undefined
   /** The weights that the compiled programs hold. */
   readonly #weights: readonly Tensor[]
   /** Tokens in the cache, by text. */
@@ -124,6 +127,41 @@ export class Session {
     for (const text of this.#texts) text.length = Math.min(length, text.length)
   }
 
+  /** Tokens of the first text that the cache holds. */
+  get tokens(): readonly number[] {
+    return this.#texts[0]!
+  }
+
+  /** Copies keys and values of `count` tokens of the only text out of the cache: for each layer `[1, count, heads, size]`. */
+  async readCache(position: number, count: number): Promise<Tensor[]> {
+    this.#reader ??= program((rows) =>
+      this.#cache.layers.flatMap(({ keys, values }) =>
+        [keys, values].map((cache) => {
+          const [, capacity, ...rest] = cache.shape as [number, number, number, number]
+          return reshape(gatherRows(reshape(read(cache), [capacity, -1]), rows!), [1, rows!.shape[0]!, ...rest])
+        }),
+      ),
+    )
+    const rows = tensor(Int32Array.from({ length: count }, (_, i) => position + i))
+    const copies = await this.#reader(rows)
+    rows.dispose()
+    return [...copies]
+  }
+
+  /** Appends tokens whose keys and values {@link readCache} has given to the only text. */
+  async writeCache(tokens: ArrayLike<number>, tensors: readonly Tensor[]): Promise<void> {
+    this.#writer ??= program((position, ...fresh) => {
+      for (const [index, { keys, values }] of this.#cache.layers.entries())
+        for (const [half, cache] of [keys, values].entries())
+          cacheUpdate(read(cache), fresh[2 * index + half]!, position!)
+      return []
+    })
+    const position = tensor(Int32Array.of(this.#texts[0]!.length))
+    await this.#writer(position, ...tensors)
+    position.dispose()
+    this.#texts[0]!.push(...Array.from(tokens))
+  }
+
   /**
    * Appends tokens to the texts and draws the one that follows in each; undefined for texts without new tokens.
    * @throws ERR_HEDDLE_ARGUMENT when the cache is full, ERR_HEDDLE_ABORTED
@@ -151,7 +189,7 @@ export class Session {
   }
 
   dispose(): void {
-    for (const each of this.#programs.values()) each.dispose()
+    for (const each of [...this.#programs.values(), this.#reader, this.#writer]) each?.dispose()
     for (const { keys, values } of this.#cache.layers) {
       keys.dispose()
       values.dispose()
@@ -267,7 +305,9 @@ function maskInput(rows: readonly Row[], vocabulary: number): Tensor {
   return tensor(all, [rows.length, words])
 }
 
-const weightsOf = (model: CausalLm): Tensor[] => [...model.sites.values(), model.outputSite].map(({ weight }) => weight)
+/** Every weight that generation reads. */
+export const weightsOf = (model: CausalLm): Tensor[] =>
+  [...model.sites.values(), model.outputSite].map(({ weight }) => weight)
 
 /** The number of tokens that the next step takes per text: what is left, padded, or as much as there is room for. */
 function bucketFor(rest: number, room: number): number {

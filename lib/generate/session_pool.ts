@@ -1,11 +1,13 @@
 /**
  * Caches of earlier texts, kept for the next ones: a text that begins like an earlier one, as a conversation that goes
- * on does, starts where they part.
+ * on does, starts where they part. Sessions keep the texts that they made last, the prefix store what they forget.
  */
 import type { ActiveAdapter } from '../adapters/active.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import type { CausalLm } from '../models/causal_lm.js'
-import { Session } from './session.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { blockTokens, PrefixStore } from './prefix_store.js'
+import { Session, weightsOf } from './session.js'
 
 /** What a caller needs a session for. */
 export interface SessionRequest {
@@ -27,13 +29,18 @@ export interface Lease {
 
 /** Idle sessions, each with compiled programs; one per text that was made at the same time. */
 const maxIdle = 4
-/** Shorter beginnings are computed again rather than looked for. */
 const smallestCapacity = 256
 
 export class SessionPool {
   readonly #network: CausalLm
   readonly #precision: Precision
   readonly #maxBytes: number
+  readonly #prefixes: PrefixStore
+  /** Adapters by number, for the prefixes that were made with them. */
+  readonly #adapterNumbers = new WeakMap<ActiveAdapter, number>()
+  #adapters = 0
+  #begun: Promise<void> = Promise.resolve()
+  #weights: readonly Tensor[] = []
   /** Least recently used first. */
   readonly #idle: Lease[] = []
   #closed = false
@@ -41,24 +48,76 @@ export class SessionPool {
   constructor(network: CausalLm, precision: Precision, maxBytes: number) {
     this.#network = network
     this.#precision = precision
-    this.#maxBytes = maxBytes
+    this.#maxBytes = maxBytes / 2
+    this.#prefixes = new PrefixStore(maxBytes / 2)
   }
 
   /** The idle session that knows most of the prompt, or a new one. */
   async take(request: SessionRequest): Promise<Lease> {
-    this.drop(({ session }) => !session.isCurrent)
+    this.#expectSameWeights()
     const lease = this.#best(request) ?? (await this.#create(request))
     const version = versionOf(lease)
     if (version !== lease.version || request.batch > 1) lease.session.truncate(0)
     lease.version = version
+    if (!request.prompt) return lease
+    // One at a time: a block that is being copied must not go.
+    const begun = this.#begun.then(() => this.#begin(lease, request.prompt!))
+    this.#begun = begun.catch(() => {})
+    try {
+      await begun
+    } catch (error) {
+      lease.session.dispose()
+      throw error
+    }
     return lease
   }
 
   /** Takes a session back. */
   release(lease: Lease): void {
-    if (this.#closed) lease.session.dispose()
+    if (this.#closed || !lease.session.isCurrent) lease.session.dispose()
     else this.#idle.push(lease)
     while (this.#idle.length > maxIdle || this.#bytes() > this.#maxBytes) this.#idle.shift()!.session.dispose()
+  }
+
+  /** Sets what the session forgets aside, and brings back what is known of the prompt. */
+  async #begin(lease: Lease, prompt: Int32Array): Promise<void> {
+    const { session } = lease
+    const root = this.#rootOf(lease)
+    // The last token of the prompt is always fed.
+    const most = prompt.length - 1
+    const common = Math.min(session.commonPrefix(prompt), most)
+    if (session.tokens.length - common >= blockTokens)
+      await this.#prefixes.add(root, [...session.tokens], (position) => session.readCache(position, blockTokens))
+    const blocks = this.#prefixes.find(root, prompt, most)
+    if (blocks.length * blockTokens <= common) return session.truncate(common)
+    const known = Math.floor(common / blockTokens)
+    session.truncate(known * blockTokens)
+    for (const [index, block] of blocks.entries()) {
+      if (index < known) continue
+      await session.writeCache(prompt.subarray(index * blockTokens, (index + 1) * blockTokens), block)
+    }
+  }
+
+  /** Forgets everything when a weight was replaced, as merging and training do. */
+  #expectSameWeights(): void {
+    const weights = weightsOf(this.#network)
+    if (weights.some((weight, index) => weight !== this.#weights[index])) this.forget()
+    this.#weights = weights
+  }
+
+  /** Stands for the weights that keys and values were computed with. */
+  #rootOf({ adapter, version }: Lease): string {
+    if (!adapter) return `0/${version}`
+    const number = this.#adapterNumbers.get(adapter) ?? this.#adapters + 1
+    this.#adapters = Math.max(this.#adapters, number)
+    this.#adapterNumbers.set(adapter, number)
+    return `${number}/${version}`
+  }
+
+  /** Lets go of idle sessions and prefixes: the weights have changed. */
+  forget(): void {
+    this.drop()
+    this.#prefixes.clear()
   }
 
   /** Lets go of idle sessions. */
@@ -73,7 +132,7 @@ export class SessionPool {
   /** Lets go of all sessions, those in use when they come back. */
   close(): void {
     this.#closed = true
-    this.drop()
+    this.forget()
   }
 
   #bytes(): number {

@@ -1,4 +1,4 @@
-/** Drops steps whose results nobody reads, and optional outputs that nobody reads. */
+/** Drops steps whose results nobody reads, unless they write to a bound tensor, and optional outputs that nobody reads. */
 import { absent, type Graph, results } from '../graph.js'
 import { operatorOf } from '../operator.js'
 import { pause } from '../pause.js'
@@ -10,9 +10,10 @@ export async function removeDeadCode(graph: Graph): Promise<void> {
   for (const [index, step] of graph.steps.toReversed().entries()) {
     if (index % 16 === 0) await pause()
     const read = step.outputs.some((output) => live.has(output))
-    if (!read && step.op !== 'input') continue
-    if (step.op !== 'input' && step.op !== 'bound') {
-      const optional = operatorOf(step.op).optionalOutputs ?? []
+    const operator = step.op === 'input' || step.op === 'bound' ? undefined : operatorOf(step.op)
+    if (!read && step.op !== 'input' && !operator?.mutates) continue
+    if (operator) {
+      const optional = operator.optionalOutputs ?? []
       step.outputs = step.outputs.map((output, i) => (optional.includes(i) && !live.has(output) ? absent : output))
     }
     for (const input of step.inputs) live.add(input)
