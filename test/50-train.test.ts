@@ -1,7 +1,7 @@
 // Training: the numbers of PEFT and torch, accumulation, the loop's options, evaluation, and what is refused.
 
 import { existsSync } from 'node:fs'
-import { readdir } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
@@ -13,8 +13,10 @@ import { adamw } from '../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../lib/optim/clip.js'
 import { chain } from '../lib/optim/gradient_transform.js'
 import { constantSchedule, cosineSchedule, linearSchedule } from '../lib/optim/schedule.js'
+import { sgd } from '../lib/optim/sgd.js'
 import type { Tensor } from '../lib/tensor/tensor.js'
 import { evaluate } from '../lib/train/evaluate.js'
+import { History } from '../lib/train/history.js'
 import { type TrainStep, train } from '../lib/train/train.js'
 import { trainingStep } from '../lib/train/training_step.js'
 import { golden, goldenJson, goldenLlama, goldenTensors, relativeError } from './golden.js'
@@ -304,4 +306,123 @@ test('schedules: warm-up reaches 1, the first step after it is whole, the last i
   }
   t.is(linearSchedule()(11, 20), 0.5)
   t.true(Math.abs(cosineSchedule()(11, 20) - 0.5) < 1e-12)
+})
+
+test('a run stops after so many evaluations without improvement, and ends with the best parameters', async (t) => {
+  const model = await tinyModel()
+  const outputFolder = join(temporaryFolder(), 'out')
+  const data = await tinyDataset(model, 32, 0.3)
+  // At this rate nothing moves, and no evaluation is better than the first.
+  const steps = await collect(model, {
+    data,
+    maxSteps: 20,
+    evaluateEvery: 1,
+    optimizer: sgd({ lr: 1 }),
+    parameterGroups: [{ params: 'lora_[AB]', lr: 1e-30 }],
+    earlyStoppingPatience: 3,
+    loadBestModelAtEnd: true,
+    saveTotalLimit: 1,
+    outputFolder,
+  })
+  t.is(steps.length, 4)
+  const names = (await readdir(join(outputFolder, 'checkpoints'))).sort()
+  t.deepEqual(names, ['step-00000001', 'step-00000004'])
+  await model.dispose()
+})
+
+test('the parameters of the best evaluation are the result, not the last ones', async (t) => {
+  const model = await tinyModel()
+  const outputFolder = join(temporaryFolder(), 'out')
+  const data = await tinyDataset(model, 32, 0.3)
+  const evaluations: number[] = []
+  // Told that a high loss is good, the run takes its first step for the best of all.
+  await collect(model, {
+    data,
+    maxSteps: 6,
+    evaluateEvery: 1,
+    optimizer: adamw({ lr: 1e-2 }),
+    loadBestModelAtEnd: true,
+    greaterIsBetter: true,
+    outputFolder,
+    onEvaluation: ({ evaluation }) => evaluations.push(evaluation.loss),
+  })
+  const best = Math.max(...evaluations)
+  t.true(best > evaluations.at(-1)!, `${evaluations}`)
+  const result = await evaluate(model, data.evaluation!, { adapter: model.adapters[0], batchSize: 4 })
+  t.is(result.loss, best)
+  const loaded = await model.loadAdapter(outputFolder)
+  t.deepEqual(await values(loaded.parameters().values()), await values(model.adapters[0]!.parameters().values()))
+  await model.dispose()
+})
+
+test('metrics.jsonl has a line for each step: loss, rate, gradient norm, speed, memory, evaluation, samples', async (t) => {
+  const model = await tinyModel()
+  const outputFolder = join(temporaryFolder(), 'out')
+  const options = { data: await tinyDataset(model, 32, 0.3), maxSteps: 2, evaluateEvery: 2, outputFolder }
+  const steps = await collect(model, { ...options, evalOnStart: true, samplePrompts: ['A st'], sampleMaxTokens: 4 })
+  const lines = (await readFile(join(outputFolder, 'metrics.jsonl'), 'utf8'))
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  t.is(lines.length, 3)
+  t.is(lines[0].after, 0)
+  t.true(lines[0].evaluation.loss > 0)
+  t.deepEqual(
+    lines.slice(1).map(({ step }) => step),
+    JSON.parse(JSON.stringify(steps)),
+  )
+  const { residentBytes, plannedBytes, tokensPerSecond, evaluation, samples } = steps[1]!
+  for (const number of [residentBytes, plannedBytes, tokensPerSecond]) t.true(number > 0)
+  t.true(plannedBytes < residentBytes)
+  t.true(evaluation!.perplexity > 1)
+  t.is(samples![0]!.prompt, 'A st')
+  t.deepEqual((await History.open(outputFolder, { resume: true })).samples.at(-1), { step: 2, samples })
+  await model.dispose()
+})
+
+test('accuracy per token is 1 for a text that was learned by heart', async (t) => {
+  const model = await tinyModel()
+  const data = await Dataset.open(await textFile('abcdefgh '.repeat(30)), model.tokenizer, { maxLength: 32 })
+  await collect(model, { data, epochs: 12, batchSize: 2, optimizer: adamw({ lr: 1e-2 }) })
+  const objective = causalLm({ accuracy: true })
+  const before = await evaluate(model, data, { objective })
+  const after = await evaluate(model, data, { objective, adapter: model.adapters[0] })
+  t.true(before.accuracy! < 0.5 && after.accuracy! > 0.9, `${before.accuracy} → ${after.accuracy}`)
+  const plain = await evaluate(model, data, { adapter: model.adapters[0] })
+  t.is(plain.loss, after.loss)
+  await model.dispose()
+})
+
+test('LoRA+ trains B faster; groups and schedules of a run are checked with the nearest name', async (t) => {
+  const run = async (loraplusLrRatio?: number): Promise<number[][]> => {
+    const model = await tinyModel()
+    const options = { maxSteps: 1, optimizer: sgd({ lr: 1 }), clip: 0, loraplusLrRatio }
+    await collect(model, { data: await tinyDataset(model), ...options })
+    const found = await values(model.adapters[0]!.parameters().values())
+    await model.dispose()
+    return found
+  }
+  const [plain, plus] = [await run(), await run(4)]
+  // B starts at zero, so that after one step of plain descent it is the rate times its gradient.
+  const index = plain.findIndex((_, i) => i % 2 === 1)
+  for (const [i, value] of plain[index]!.entries())
+    t.true(Math.abs(plus[index]![i]! - 4 * value) <= 1e-5 * Math.abs(4 * value) + 1e-9)
+  t.deepEqual(plus[index - 1], plain[index - 1])
+
+  const model = await tinyModel()
+  const data = await textFile()
+  const next = (options: object) => train(model, { data, ...options } as Parameters<typeof train>[1]).next()
+  await t.throwsAsync(next({ earlyStopingPatience: 2 }), {
+    ...refusal,
+    message: /Did you mean "earlyStoppingPatience"/,
+  })
+  await t.throwsAsync(next({ schedule: 'cosin' }), { ...refusal, message: /"cosine"/ })
+  await t.throwsAsync(next({ earlyStoppingPatience: 2 }), { ...refusal, message: /held-out/ })
+  await t.throwsAsync(next({ loadBestModelAtEnd: true }), { ...refusal, message: /outputFolder/ })
+  await t.throwsAsync(next({ parameterGroups: [{ params: 'nowhere' }] }), { ...refusal, message: /nowhere/ })
+  await t.throwsAsync(
+    next({ evaluationFraction: 0.3, earlyStoppingPatience: 1, metricForBestModel: 'acuracy', maxSteps: 1 }),
+    { ...refusal, message: /one of loss, perplexity, tokens/ },
+  )
+  await model.dispose()
 })
