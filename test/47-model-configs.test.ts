@@ -107,3 +107,8 @@ test('a tensor that no part of the network reads is refused by name', async (t) 
     message: /no tensors but .* got "model\.layers\.0\.mlp\.router\.weight"/,
   })
 })
+
+test('an architecture of another kind is refused with the function that loads it', (t) => {
+  t.throws(() => architectureOf(decoders, { model_type: 'bert' }, 'm'), { message: /got "bert".*loadEncoder\(\)/ })
+  t.throws(() => architectureOf(encoders, { model_type: 'gpt2' }, 'm'), { message: /got "gpt2".*loadModel\(\)/ })
+})

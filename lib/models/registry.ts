@@ -124,5 +124,13 @@ export function architectureOf<N extends Network>(
     place: `${place}: architecture`,
     expected,
     got: JSON.stringify(got) ?? 'a config.json without model_type',
+    ...(found ? {} : hintFor(modelType)),
   })
+}
+
+/** Which function loads an architecture of another kind. */
+function hintFor(modelType: unknown): { readonly hint: string } | undefined {
+  const loaders = { loadModel: decoders, loadEncoder: encoders, loadImageClassifier: imageClassifiers }
+  const [loader] = Object.entries(loaders).find(([, list]) => list.some((each) => each.modelType === modelType)) ?? []
+  return loader === undefined ? undefined : { hint: `It is loaded by ${loader}()` }
 }
