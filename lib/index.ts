@@ -165,6 +165,7 @@ export type {
   Objective,
   OpenOptions,
   PrepareOptions,
+  ScoreArray,
   Scoreboard,
   Syms,
   TrainingData,

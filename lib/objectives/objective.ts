@@ -31,6 +31,7 @@ export type ScoreArray = Float32Array | Int32Array
 export interface Scoreboard<B, E extends EvaluationResult> {
   /** Takes the outputs that {@link Objective.scores} traced, for one batch. */
   add(batch: B, outputs: Readonly<Record<string, ScoreArray>>): void
+  /** What all batches taken so far amount to. */
   result(): E | Promise<E>
 }
 
@@ -56,6 +57,7 @@ export interface Objective<N extends Network = Network, B = unknown, E extends E
   loss(network: N, inputs: Syms, forward: Forward): Promise<Sym>
   /** Traces what {@link scoreboard} takes; `loss` among it is the sum that {@link loss} gives. */
   scores(network: N, inputs: Syms, forward: Forward): Promise<Syms>
+  /** An empty board for one evaluation of this network. */
   scoreboard(network: N): Scoreboard<B, E>
   /** Reads a data file into batches of this task. */
   open(path: string, options: OpenOptions<N>): Promise<TrainingData<B>>

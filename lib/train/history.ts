@@ -59,10 +59,12 @@ export class History {
     })
   }
 
+  /** Appends an evaluation that belongs to no step of this process. @throws ERR_HEDDLE_IO */
   addEvaluation(after: number, evaluation: EvaluationResult, samples?: readonly Sample[]): Promise<void> {
     return this.#add({ after, evaluation, ...(samples ? { samples } : {}) })
   }
 
+  /** Appends a step, its evaluation included. @throws ERR_HEDDLE_IO */
   addStep(step: TrainStep<EvaluationResult>): Promise<void> {
     return this.#add({ step })
   }
