@@ -6,7 +6,7 @@ import { type SampledToken, sampleToken, settingNames } from '../graph/ops/sampl
 import { type OperatorTime, type Program, program } from '../graph/program.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { CausalLm, KeyValueCache } from '../models/causal_lm.js'
-import { type Forward, linear } from '../nn/site.js'
+import type { Forward } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 
 /** Tokens are padded to these lengths, so that few programs are ever traced; longer texts go in pieces. */
@@ -259,7 +259,7 @@ export class Session {
     if (known) return known
     const made = program(async (ids, position, last, draws, settings, ...more) => {
       const hidden = await this.#model.hidden({ ids: ids!, position: position!, cache: this.#cache }, this.#forward)
-      const logits = linear(this.#model.outputSite, gatherRows(hidden, last!), this.#forward)
+      const logits = this.#model.logits(gatherRows(hidden, last!), this.#forward)
       const [history, promptLength] = variant.history ? more.splice(0, 2) : []
       const [mask] = variant.mask ? more.splice(0, 1) : []
       const [bias] = more

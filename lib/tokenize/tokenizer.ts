@@ -144,6 +144,7 @@ export class Tokenizer {
 
   /**
    * Starts a text that must have a form, for constrained generation.
+   * @internal
    * @throws ERR_HEDDLE_ARGUMENT when no text of at most `maxTokens` tokens has it
    */
   async constrain(request: ConstraintRequest): Promise<Constraint> {
