@@ -343,7 +343,7 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
       shapes: [[4, 4]],
       fn: (x) => {
         const { w, v } = eigh(definite(elementwise.mul(x, 0.3)))
-        return elementwise.mul(elementwise.square(v), w)
+        return elementwise.mul(elementwise.square(v), elementwise.mul(w, 0.1))
       },
     },
   ],

@@ -12,6 +12,7 @@ import { concat, slice, transpose } from './index.js'
 import { matmul } from './matmul.js'
 import {
   diagonal,
+  identityLike,
   matrixSize,
   scaleColumns,
   scaleRows,
@@ -61,7 +62,7 @@ function svdVjp({ inputs: [a], outputs, attributes, gradients: [gu, gs, gvh] }: 
   const scaled = div(s, largest)
   const squares = square(scaled)
   const inner: Sym[] = gs ? [diagonal(gs)] : []
-  const gaps = safeReciprocal(sub(expandDims(squares, -2), expandDims(squares, -1)))
+  const gaps = inverseGaps(squares)
   const turning = (x: Sym): Sym => div(mul(sub(x, transpose(x)), gaps), expandDims(largest, -1))
   if (gu) inner.push(scaleColumns(turning(transposedTimes(u, gu)), scaled))
   if (gvh) inner.push(scaleRows(turning(timesTransposed(vh, gvh)), scaled))
@@ -82,6 +83,14 @@ const largestOf = (values: Sym): Sym =>
 function safeReciprocal(x: Sym): Sym {
   const blur = gradientType(x) === 'f64' ? 1e-14 : 1e-6
   return div(x, add(square(x), blur ** 2))
+}
+
+/**
+ * 1 / (values_j − values_i) at place i, j, and 0 on the diagonal, whose own derivative must not be that of 0 / ε².
+ */
+function inverseGaps(values: Sym): Sym {
+  const same = identityLike(values.shape.at(-1)!, values)
+  return mul(sub(1, same), safeReciprocal(add(sub(expandDims(values, -2), expandDims(values, -1)), same)))
 }
 
 const firstColumns = (a: Sym, k: number): Sym => slice(a, [{ axis: -1, start: 0, end: k }])
@@ -169,7 +178,7 @@ export const eighOf = defineOperator({
     if (gv) {
       const largest = largestOf(w)
       const scaled = div(w, largest)
-      const gaps = safeReciprocal(sub(expandDims(scaled, -2), expandDims(scaled, -1)))
+      const gaps = inverseGaps(scaled)
       inner.push(div(mul(transposedTimes(v, gv), gaps), expandDims(largest, -1)))
     }
     const g = timesTransposed(

@@ -128,5 +128,5 @@ export const luOf = defineOperator({
 export function permutationMatrix(permutation: Sym, like: Sym): Sym {
   const n = permutation.shape.at(-1)!
   const places = arange(n, { dtype: floatType('permutation', [like]) })
-  return equal(expandDims(stopGradient(permutation), -1), places)
+  return stopGradient(equal(expandDims(permutation, -1), places))
 }
