@@ -115,8 +115,6 @@ interface RawAddon {
     entries: readonly SafetensorsEntry[],
     metadata: Readonly<Record<string, string>>,
   ): Promise<void>
-  svd(a: NativeTensor, full: boolean): Promise<{ u: NativeTensor; s: NativeTensor; vh: NativeTensor }>
-  qr(a: NativeTensor): Promise<{ q: NativeTensor; r: NativeTensor }>
   writeTensorFile(path: string, head: Uint8Array, alignment: number, entries: readonly TensorFileEntry[]): Promise<void>
   threads(): number
   setThreads(count: number): void
@@ -153,12 +151,6 @@ export const addon = {
     entries: readonly SafetensorsEntry[],
     metadata: Readonly<Record<string, string>>,
   ): Promise<void> => async(() => raw().writeSafetensors(path, entries, metadata)),
-
-  /** Thin, or with all vectors when `full`. */
-  svd: (a: NativeTensor, full: boolean): Promise<{ u: NativeTensor; s: NativeTensor; vh: NativeTensor }> =>
-    async(() => raw().svd(a, full)),
-
-  qr: (a: NativeTensor): Promise<{ q: NativeTensor; r: NativeTensor }> => async(() => raw().qr(a)),
 
   /** Writes the head and then every tensor, each padded to the alignment, as atomically as {@link addon.writeSafetensors}. */
   writeTensorFile: (

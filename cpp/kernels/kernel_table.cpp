@@ -15,6 +15,7 @@ const KernelTable& cpu_kernels() {
     register_low_rank_matmul(table);
     register_matmul(table);
     register_norm(table);
+    register_orthogonal(table);
     register_pool(table);
     register_random(table);
     register_reduce(table);
@@ -23,6 +24,7 @@ const KernelTable& cpu_kernels() {
     register_scan(table);
     register_softmax(table);
     register_sort(table);
+    register_triangular(table);
     return table;
   }();
   return kTable;

@@ -15,6 +15,7 @@ void register_loss(KernelTable& table);
 void register_low_rank_matmul(KernelTable& table);
 void register_matmul(KernelTable& table);
 void register_norm(KernelTable& table);
+void register_orthogonal(KernelTable& table);
 void register_pool(KernelTable& table);
 void register_random(KernelTable& table);
 void register_reduce(KernelTable& table);
@@ -23,5 +24,6 @@ void register_sample(KernelTable& table);
 void register_scan(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_sort(KernelTable& table);
+void register_triangular(KernelTable& table);
 
 }  // namespace heddle
