@@ -7,6 +7,8 @@ export interface Stepper {
   step(): Promise<number>
   /** Everything that one step has measured. */
   measure(): Promise<Record<string, number>>
+  /** The answer to a line that the process knows. */
+  ask(line: string): Promise<Record<string, number>>
   /** Highest resident memory so far, in bytes. */
   peakBytes(): Promise<number>
   stop(): void
@@ -32,6 +34,7 @@ export async function startStepper(command: string, args: readonly string[], thr
     return answer()
   }
   return {
+    ask,
     measure: () => ask('step'),
     step: async () => (await ask('step')).seconds!,
     peakBytes: async () => (await ask('report')).peak_bytes!,

@@ -33,6 +33,11 @@ struct JacobiGroup {
   size_t v_rows;
   /// [columns] squared lengths of w's.
   T* squares;
+  /// [columns] factors that w's and v's columns still lack: a rotation is a shear, which takes half the operations, and
+  /// a factor.
+  T* scales;
+  /// [columns] what the factors lost in rounding.
+  T* rests;
 };
 
 }  // namespace heddle
@@ -58,17 +63,31 @@ HWY_INLINE hn::Vec<D> dot_of(D d, const T* x, const T* y, size_t rows) {
   return hn::Add(hn::Add(s0, s1), hn::Add(s2, s3));
 }
 
-/// x, y = cos x - sin y, sin x + cos y, with tangent tan(angle / 2): cos = 1 - sin tangent. Written with the cosine,
-/// small angles would be rounded to longer vectors again and again.
+/// x, y = x - down y, y + up x.
 template <class D, class T = hn::TFromD<D>, class V = hn::Vec<D>>
-HWY_INLINE void rotate(D d, T* HWY_RESTRICT x, T* HWY_RESTRICT y, size_t rows, V sine, V tangent) {
+HWY_INLINE void shear(D d, T* HWY_RESTRICT x, T* HWY_RESTRICT y, size_t rows, V down, V up) {
   const size_t lanes = hn::Lanes(d);
   for (size_t i = 0; i < rows * lanes; i += lanes) {
     const auto a = hn::Load(d, x + i);
     const auto b = hn::Load(d, y + i);
-    hn::Store(hn::NegMulAdd(sine, hn::MulAdd(tangent, a, b), a), d, x + i);
-    hn::Store(hn::MulAdd(sine, hn::NegMulAdd(tangent, b, a), b), d, y + i);
+    hn::Store(hn::NegMulAdd(down, b, a), d, x + i);
+    hn::Store(hn::MulAdd(up, a, b), d, y + i);
   }
+}
+
+template <class D, class T = hn::TFromD<D>, class V = hn::Vec<D>>
+HWY_INLINE void scale_by(D d, T* x, size_t rows, V factor) {
+  const size_t lanes = hn::Lanes(d);
+  for (size_t i = 0; i < rows * lanes; i += lanes) hn::Store(hn::Mul(hn::Load(d, x + i), factor), d, x + i);
+}
+
+/// factor + rest times 1 - loss; gives the new rest, what the factor lost in rounding.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V shrink(D, V loss, V& factor, V rest) {
+  const auto rounded = hn::NegMulAdd(factor, loss, factor);
+  const auto lost = hn::NegMulAdd(factor, loss, hn::Sub(factor, rounded));
+  factor = rounded;
+  return hn::Add(hn::NegMulAdd(rest, loss, rest), lost);
 }
 
 /// True when all columns of all matrices are orthogonal to working precision.
@@ -76,7 +95,7 @@ template <class T>
 HWY_INLINE bool orthogonalise_group(const JacobiGroup<T>& group) {
   const hn::ScalableTag<T> d;
   const size_t lanes = hn::Lanes(d);
-  const auto [w, rows, columns, v, v_rows, squares] = group;
+  const auto [w, rows, columns, v, v_rows, squares, scales, rests] = group;
   const auto sharpness = hn::Set(d, T{1} / (std::numeric_limits<T>::epsilon() * std::sqrt(static_cast<T>(rows))));
   const auto negligible = hn::Set(d, kNegligible<T> * kNegligible<T>);
   const auto one = hn::Set(d, T{1});
@@ -86,13 +105,18 @@ HWY_INLINE bool orthogonalise_group(const JacobiGroup<T>& group) {
     for (size_t p = 0; p < columns; ++p) {
       const T* column = w + p * rows * lanes;
       hn::Store(dot_of(d, column, column, rows), d, squares + p * lanes);
+      hn::Store(one, d, scales + p * lanes);
+      hn::Store(hn::Zero(d), d, rests + p * lanes);
     }
     for (size_t p = 0; p + 1 < columns; ++p) {
       T* const wp = w + p * rows * lanes;
       auto a = hn::Load(d, squares + p * lanes);
+      auto scale_p = hn::Load(d, scales + p * lanes);
+      auto rest_p = hn::Load(d, rests + p * lanes);
       for (size_t q = p + 1; q < columns; ++q) {
         T* const wq = w + q * rows * lanes;
-        const auto c = dot_of(d, wp, wq, rows);
+        const auto scale_q = hn::Load(d, scales + q * lanes);
+        const auto c = hn::Mul(hn::Mul(scale_p, scale_q), dot_of(d, wp, wq, rows));
         const auto b = hn::Load(d, squares + q * lanes);
         const auto sharp = hn::Mul(c, sharpness);
         const auto needed = hn::And(hn::Gt(hn::Mul(sharp, sharp), hn::Mul(a, b)), hn::Gt(hn::Min(a, b), negligible));
@@ -104,17 +128,31 @@ HWY_INLINE bool orthogonalise_group(const JacobiGroup<T>& group) {
         const auto root = hn::Sqrt(hn::MulAdd(difference, difference, hn::Mul(twice, twice)));
         const auto size = hn::Div(twice, hn::Add(hn::Abs(difference), root));
         const auto t = hn::IfThenElseZero(needed, hn::IfThenElse(hn::Lt(difference, hn::Zero(d)), hn::Neg(size), size));
-        const auto cosine = hn::Div(one, hn::Sqrt(hn::MulAdd(t, t, one)));
-        const auto sine = hn::Mul(t, cosine);
-        const auto tangent = hn::Div(sine, hn::Add(one, cosine));
+        const auto ratio = hn::Div(scale_q, scale_p);
+        const auto down = hn::Mul(t, ratio);
+        const auto up = hn::Div(t, ratio);
+        shear(d, wp, wq, rows, down, up);
+        if (v != nullptr) shear(d, v + p * v_rows * lanes, v + q * v_rows * lanes, v_rows, down, up);
+        // 1 - cos. Small angles, which are many, would be lost in the rounding of the factors, and vectors grow longer.
+        const auto secant = hn::Sqrt(hn::MulAdd(t, t, one));
+        const auto loss = hn::Div(hn::Mul(t, t), hn::MulAdd(secant, secant, secant));
+        auto shrunk = scale_q;
+        hn::Store(shrink(d, loss, shrunk, hn::Load(d, rests + q * lanes)), d, rests + q * lanes);
+        hn::Store(shrunk, d, scales + q * lanes);
+        rest_p = shrink(d, loss, scale_p, rest_p);
         a = hn::NegMulAdd(t, c, a);
         hn::Store(hn::MulAdd(t, c, b), d, squares + q * lanes);
-        rotate(d, wp, wq, rows, sine, tangent);
-        if (v != nullptr) rotate(d, v + p * v_rows * lanes, v + q * v_rows * lanes, v_rows, sine, tangent);
       }
       hn::Store(a, d, squares + p * lanes);
+      hn::Store(scale_p, d, scales + p * lanes);
+      hn::Store(rest_p, d, rests + p * lanes);
     }
     if (settled) return true;
+    for (size_t p = 0; p < columns; ++p) {
+      const auto factor = hn::Add(hn::Load(d, scales + p * lanes), hn::Load(d, rests + p * lanes));
+      scale_by(d, w + p * rows * lanes, rows, factor);
+      if (v != nullptr) scale_by(d, v + p * v_rows * lanes, v_rows, factor);
+    }
   }
   return false;
 }
@@ -260,7 +298,9 @@ void svd_group(const SvdProblem<T>& problem, size_t first, size_t count, T* scra
   T* const v = scratch + shape.columns * rows * lanes;
   T* const squares = v + shape.columns * turning * lanes;
   std::fill(scratch, squares, T{0});
-  const JacobiGroup<T> group{scratch, rows, shape.columns, turn ? v : nullptr, turning, squares};
+  const size_t row = shape.columns * lanes;
+  const JacobiGroup<T> group{scratch, rows,    shape.columns, turn ? v : nullptr,
+                             turning, squares, squares + row, squares + 2 * row};
   std::vector<int> exponents(count);
   for (size_t lane = 0; lane < count; ++lane)
     exponents[lane] = Lane<T>(problem, group, lanes, lane).load(problem.values + (first + lane) * problem.a.size());
@@ -278,7 +318,7 @@ bool jacobi_takes(const Matrices& a) {
 
 size_t jacobi_svd_scratch(const Matrices& a) {
   const Turned shape(a);
-  return lane_count<float>() * sizeof(float) * shape.columns * (padded(shape.rows) + padded(shape.columns) + 1);
+  return lane_count<float>() * sizeof(float) * shape.columns * (padded(shape.rows) + padded(shape.columns) + 3);
 }
 
 template <class T>
