@@ -12,7 +12,7 @@ import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import { svd } from '../linalg/factorise.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
-import { projectionOf, uniformTensor } from './initial.js'
+import { identityMatrix, projectionOf, uniformTensor } from './initial.js'
 import {
   computed,
   expectParameters,
@@ -148,8 +148,6 @@ function over(layout: Layout, parameters: Record<string, Tensor>, transposed = f
   const { out, in: inner } = layout
   const product = (x: Sym, precision: Precision): Sym =>
     monarch(x, read(parameters.blkdiag1!), read(parameters.blkdiag2!), { out, precision })
-  const identity = (): Sym =>
-    read(tensor(Float32Array.from({ length: out * out }, (_, at) => (at % (out + 1) === 0 ? 1 : 0)), [out, out]))
   return structuredMatrix(
     {
       kind: 'monarch',
@@ -158,7 +156,7 @@ function over(layout: Layout, parameters: Record<string, Tensor>, transposed = f
       parameters,
       product: (x, { transposed: turned, precision }) =>
         turned ? adjoint((y) => product(y, precision), x, inner) : product(x, precision),
-      toDense: () => adjoint((y) => product(y, 'f32'), identity(), inner),
+      toDense: () => adjoint((y) => product(y, 'f32'), identityMatrix(out, parameters.blkdiag1!.dtype), inner),
     },
     transposed,
   )
