@@ -222,6 +222,26 @@ export {
   loadSequenceClassifier,
   SequenceClassifier,
 } from './sequence_classifier.js'
+export {
+  type BlockDiagonalMatrixOptions,
+  blockDiagonalMatrix,
+} from './structured/block_diagonal_matrix.js'
+export { denseMatrix } from './structured/dense_matrix.js'
+export { type KroneckerMatrixOptions, kroneckerMatrix } from './structured/kronecker_matrix.js'
+export { type LowRankMatrixOptions, lowRankMatrix } from './structured/low_rank_matrix.js'
+export { type MonarchMatrixOptions, monarchMatrix } from './structured/monarch_matrix.js'
+export { structures } from './structured/registry.js'
+export { type ReplacedLinear, type Replacement, replaceLinear } from './structured/replace_linear.js'
+export { loadStructured, saveStructured } from './structured/saved_matrices.js'
+export type {
+  Projection,
+  SavedStructure,
+  Structure,
+  StructureConfig,
+  StructuredMatmulOptions,
+  StructuredMatrix,
+  StructureKind,
+} from './structured/structured_matrix.js'
 export { type DType, dtypeSize, dtypes, type TypedArray } from './tensor/dtype.js'
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {

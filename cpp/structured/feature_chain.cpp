@@ -13,6 +13,8 @@ constexpr const char* kPlace = "structured product";
 constexpr int64_t kWantedTiles = 8;
 constexpr int64_t kWantedParts = 16;
 constexpr int64_t kMaxRanges = 16;
+constexpr int64_t kManyFeatures = 2048;
+constexpr int64_t kShortSum = 256;
 // Sums of weight gradients that are kept apart take no more memory than this, if one range does not need more.
 constexpr size_t kSumFloats = size_t{1} << 25;
 
@@ -22,7 +24,22 @@ size_t floats(int64_t a, int64_t b) { return checked_mul(static_cast<size_t>(a),
 
 size_t padded(size_t count) { return checked_add(count, 15, kPlace) / 16 * 16; }
 
-int64_t lanes_for(int64_t rows) { return rows <= kFewLanes ? kFewLanes : kTileLanes; }
+/// Wide tiles read the weights less often; where weights are small and features many, what counts is that two tiles fit
+/// into the second cache.
+int64_t lanes_for(const ChainShape& shape) {
+  if (shape.rows <= kFewLanes) return kFewLanes;
+  int64_t features = 0;
+  int64_t longest = 0;
+  for (const Stage& stage : shape.stages) {
+    features = std::max({features, stage.in_features, stage.out_features});
+    longest = std::max(longest, stage.k);
+  }
+  return features > kManyFeatures && longest <= kShortSum ? kFewLanes : kTileLanes;
+}
+
+/// Results of this size do not stay in the caches.
+constexpr size_t kStreamBytes = size_t{8} << 20;
+bool streams(int64_t rows, int64_t columns) { return floats(rows, columns) * sizeof(float) > kStreamBytes; }
 
 int64_t gradient_columns(const Stage& stage) { return ceil_div(stage.k, kGradientColumns) * kGradientColumns; }
 
@@ -132,7 +149,7 @@ const float* PackedStages::block(size_t stage, int64_t term, int64_t pre) const 
 }
 
 ChainProduct::ChainProduct(ChainShape shape)
-    : shape_(std::move(shape)), lanes_(lanes_for(shape_.rows)), tiles_(ceil_div(shape_.rows, lanes_)) {
+    : shape_(std::move(shape)), lanes_(lanes_for(shape_)), tiles_(ceil_div(shape_.rows, lanes_)) {
   for (const Stage& stage : shape_.stages)
     buffer_ = std::max(buffer_, floats(std::max(stage.in_features, stage.out_features), lanes_));
   apart_ = tiles_ < kWantedTiles;
@@ -161,7 +178,8 @@ void ChainProduct::run_tile(const PackedStages& packed, const float* x, float* y
     run_panels(stage, i, packed, lanes_, round && i + 1 < shape_.stages.size(), from, to, 0, panel_count(stage));
     std::swap(from, to);
   }
-  features_to_rows({from, lanes_, rows, shape_.out, shape_.out, y + row * shape_.out});
+  features_to_rows(
+      {from, lanes_, rows, shape_.out, shape_.out, y + row * shape_.out, streams(shape_.rows, shape_.out)});
 }
 
 void ChainProduct::run_stages_apart(const PackedStages& packed, const float* x, float* y,
@@ -200,7 +218,7 @@ ChainGradient::ChainGradient(ChainShape shape, std::vector<bool> wanted)
     : shape_(std::move(shape)),
       turned_(shape_.transposed()),
       wanted_(std::move(wanted)),
-      lanes_(lanes_for(shape_.rows)),
+      lanes_(lanes_for(shape_)),
       tiles_(ceil_div(shape_.rows, lanes_)) {
   size_t size = 0;
   int64_t columns = 0;
@@ -274,7 +292,7 @@ void ChainGradient::run_tile(const PackedStages& packed, const PackedStages& tur
     run_panels(stage, turn, turned, lanes_, round && i > 0, from, to, 0, panel_count(stage));
     std::swap(from, to);
   }
-  features_to_rows({from, lanes_, rows, shape_.in, shape_.in, dx + row * shape_.in});
+  features_to_rows({from, lanes_, rows, shape_.in, shape_.in, dx + row * shape_.in, streams(shape_.rows, shape_.in)});
 }
 
 void ChainGradient::add_weight_gradient(size_t index, const float* in, const float* dout, float* sums,

@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "core/dtype.h"
+#include "hwy/cache_control.h"
 #include "structured/feature_tile.h"
 
 #endif  // HEDDLE_STRUCTURED_FEATURE_TILE_ONCE
@@ -58,23 +59,83 @@ HWY_INLINE void transpose_quad(const float* from, int64_t from_stride, float* to
 #endif
 }
 
-/// to[j][i] = from[i][j]. A line of memory on the side of the batch is finished before the next one is touched: rows
-/// whose distance is a power of two would push each other out of the cache.
-void transpose_block(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
-                     int64_t to_stride) {
-  constexpr int64_t kLine = 16;
-  const int64_t whole_rows = rows / 4 * 4;
-  const int64_t whole_columns = columns / 4 * 4;
-  for (int64_t line = 0; line < whole_columns; line += kLine) {
-    const int64_t end = std::min(line + kLine, whole_columns);
-    for (int64_t row = 0; row < whole_rows; row += 4)
-      for (int64_t column = line; column < end; column += 4)
-        transpose_quad(from + row * from_stride + column, from_stride, to + column * to_stride + row, to_stride);
-  }
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t column = row < whole_rows ? whole_columns : 0; column < columns; ++column)
-      to[column * to_stride + row] = from[row * from_stride + column];
+/// Elements of a cache line: blocks of so many rows and columns touch whole lines on either side.
+constexpr int64_t kLine = 16;
+
+/// to[j][i] = from[i][j] for whole quads.
+HWY_INLINE void transpose_quads(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                                int64_t to_stride) {
+  for (int64_t row = 0; row < rows; row += 4)
+    for (int64_t column = 0; column < columns; column += 4)
+      transpose_quad(from + row * from_stride + column, from_stride, to + column * to_stride + row, to_stride);
 }
+
+#if HWY_TARGET <= HWY_AVX3
+/// Blocks of four elements of four vectors as a matrix of blocks -> its transpose.
+template <class V>
+HWY_INLINE void transpose_blocks(F f, V& a, V& b, V& c, V& d) {
+  const auto ac_low = hn::ConcatLowerLower(f, c, a);
+  const auto bd_low = hn::ConcatLowerLower(f, d, b);
+  const auto ac_high = hn::ConcatUpperUpper(f, c, a);
+  const auto bd_high = hn::ConcatUpperUpper(f, d, b);
+  a = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(bd_low), ac_low);
+  b = hn::OddEvenBlocks(bd_low, hn::SwapAdjacentBlocks(ac_low));
+  c = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(bd_high), ac_high);
+  d = hn::OddEvenBlocks(bd_high, hn::SwapAdjacentBlocks(ac_high));
+}
+
+/// 16 lines -> the 16 lines of their transpose; `streams`: past the caches, to lines that are aligned.
+template <bool kStreams>
+HWY_INLINE void transpose_lines(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  const F f;
+  const hn::RepartitionToWide<F> wide;
+  hn::Vec<F> v[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const auto a = hn::LoadU(f, from + i * from_stride);
+    const auto b = hn::LoadU(f, from + (i + 1) * from_stride);
+    const auto c = hn::LoadU(f, from + (i + 2) * from_stride);
+    const auto d = hn::LoadU(f, from + (i + 3) * from_stride);
+    const auto ab_low = hn::BitCast(wide, hn::InterleaveLower(f, a, b));
+    const auto ab_high = hn::BitCast(wide, hn::InterleaveUpper(f, a, b));
+    const auto cd_low = hn::BitCast(wide, hn::InterleaveLower(f, c, d));
+    const auto cd_high = hn::BitCast(wide, hn::InterleaveUpper(f, c, d));
+    v[i] = hn::BitCast(f, hn::InterleaveLower(wide, ab_low, cd_low));
+    v[i + 1] = hn::BitCast(f, hn::InterleaveUpper(wide, ab_low, cd_low));
+    v[i + 2] = hn::BitCast(f, hn::InterleaveLower(wide, ab_high, cd_high));
+    v[i + 3] = hn::BitCast(f, hn::InterleaveUpper(wide, ab_high, cd_high));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    transpose_blocks(f, v[i], v[4 + i], v[8 + i], v[12 + i]);
+#pragma GCC unroll 4
+    for (int block = 0; block < 4; ++block) {
+      float* line = to + (4 * block + i) * to_stride;
+      if (kStreams)
+        hn::Stream(v[4 * block + i], f, line);
+      else
+        hn::StoreU(v[4 * block + i], f, line);
+    }
+  }
+}
+#endif
+
+/// to[j][i] = from[i][j] for whole quads, at most a line of either.
+template <bool kStreams>
+HWY_INLINE void transpose_block(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                                int64_t to_stride) {
+#if HWY_TARGET <= HWY_AVX3
+  if (rows == kLine && columns == kLine) return transpose_lines<kStreams>(from, from_stride, to, to_stride);
+#endif
+  transpose_quads(from, from_stride, rows, columns, to, to_stride);
+}
+
+/// Lines of a batch that will be needed soon: its rows are too far apart for the hardware to see a pattern.
+HWY_INLINE void prefetch_rows(const float* line, int64_t stride, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) hwy::Prefetch(line + row * stride);
+}
+
+constexpr int64_t kAhead = 4 * kLine;
 
 void round_tile(float* tile, int64_t count) {
   const F f;
@@ -83,7 +144,20 @@ void round_tile(float* tile, int64_t count) {
 }
 
 void to_features(const RowsToFeatures& job) {
-  transpose_block(job.x, job.stride, job.rows, job.columns, job.tile, job.lanes);
+  const int64_t whole_rows = job.rows / 4 * 4;
+  const int64_t whole_columns = job.columns / 4 * 4;
+  for (int64_t row = 0; row < whole_rows; row += kLine) {
+    const int64_t rows = std::min(kLine, whole_rows - row);
+    for (int64_t column = 0; column < whole_columns; column += kLine) {
+      const float* from = job.x + row * job.stride + column;
+      if (column + kAhead < job.columns) prefetch_rows(from + kAhead, job.stride, rows);
+      transpose_block<false>(from, job.stride, rows, std::min(kLine, whole_columns - column),
+                             job.tile + column * job.lanes + row, job.lanes);
+    }
+  }
+  for (int64_t row = 0; row < job.rows; ++row)
+    for (int64_t column = row < whole_rows ? whole_columns : 0; column < job.columns; ++column)
+      job.tile[column * job.lanes + row] = job.x[row * job.stride + column];
   if (job.rows < job.lanes)
     for (int64_t feature = 0; feature < job.columns; ++feature)
       std::fill(job.tile + feature * job.lanes + job.rows, job.tile + (feature + 1) * job.lanes, 0.0F);
@@ -91,21 +165,29 @@ void to_features(const RowsToFeatures& job) {
   if (job.round) round_tile(job.tile, job.columns * job.lanes);
 }
 
-/// The same with the batch as the target: here the lines of y are what must be finished.
+template <bool kStreams>
 void to_rows(const FeaturesToRows& job) {
-  constexpr int64_t kLine = 16;
   const int64_t whole_rows = job.rows / 4 * 4;
   const int64_t whole_columns = job.columns / 4 * 4;
-  for (int64_t line = 0; line < whole_columns; line += kLine) {
-    const int64_t end = std::min(line + kLine, whole_columns);
-    for (int64_t row = 0; row < whole_rows; row += 4)
-      for (int64_t column = line; column < end; column += 4)
-        transpose_quad(job.tile + column * job.feature_stride + row, job.feature_stride,
-                       job.y + row * job.stride + column, job.stride);
+  for (int64_t row = 0; row < whole_rows; row += kLine) {
+    const int64_t rows = std::min(kLine, whole_rows - row);
+    for (int64_t column = 0; column < whole_columns; column += kLine) {
+      float* to = job.y + row * job.stride + column;
+      if (!kStreams && column + kAhead < job.columns) prefetch_rows(to + kAhead, job.stride, rows);
+      transpose_block<kStreams>(job.tile + column * job.feature_stride + row, job.feature_stride,
+                                std::min(kLine, whole_columns - column), rows, to, job.stride);
+    }
   }
   for (int64_t row = 0; row < job.rows; ++row)
     for (int64_t column = row < whole_rows ? whole_columns : 0; column < job.columns; ++column)
       job.y[row * job.stride + column] = job.tile[column * job.feature_stride + row];
+}
+
+void to_batch(const FeaturesToRows& job) {
+  const bool aligned = reinterpret_cast<uintptr_t>(job.y) % 64 == 0 && job.stride % kLine == 0;
+  if (!job.streams || !aligned) return to_rows<false>(job);
+  to_rows<true>(job);
+  hwy::FlushStream();
 }
 
 /// kRows rows of one panel times kVectors vectors of lanes.
@@ -231,7 +313,7 @@ namespace heddle {
 namespace {
 
 HWY_EXPORT(to_features);
-HWY_EXPORT(to_rows);
+HWY_EXPORT(to_batch);
 HWY_EXPORT(panel_product);
 HWY_EXPORT(outer_product);
 
@@ -239,7 +321,7 @@ HWY_EXPORT(outer_product);
 
 void rows_to_features(const RowsToFeatures& job) { HWY_DYNAMIC_DISPATCH(to_features)(job); }
 
-void features_to_rows(const FeaturesToRows& job) { HWY_DYNAMIC_DISPATCH(to_rows)(job); }
+void features_to_rows(const FeaturesToRows& job) { HWY_DYNAMIC_DISPATCH(to_batch)(job); }
 
 void multiply_panels(const PanelProduct& job, int64_t first_panel, int64_t last_panel) {
   HWY_DYNAMIC_DISPATCH(panel_product)(job, first_panel, last_panel);

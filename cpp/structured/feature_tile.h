@@ -33,6 +33,8 @@ struct FeaturesToRows {
   int64_t feature_stride;
   int64_t rows, columns, stride;
   float* y;
+  /// y is too large to stay in the caches: its lines are written without being read first.
+  bool streams = false;
 };
 void features_to_rows(const FeaturesToRows& job);
 

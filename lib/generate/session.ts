@@ -7,7 +7,7 @@ import { type SampledToken, sampleToken, settingNames } from '../graph/ops/sampl
 import { type OperatorTime, type Program, program } from '../graph/program.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { CausalLm, KeyValueCache } from '../models/causal_lm.js'
-import type { Forward } from '../nn/site.js'
+import { type Forward, weightTensors } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 
 /** Tokens are padded to these lengths, so that few programs are ever traced; longer texts go in pieces. */
@@ -309,7 +309,7 @@ function maskInput(rows: readonly Row[], vocabulary: number): Tensor {
 
 /** Every weight that generation reads. */
 export const weightsOf = (model: CausalLm): Tensor[] =>
-  [...model.sites.values(), model.outputSite].map(({ weight }) => weight)
+  [...model.sites.values(), model.outputSite].flatMap((site) => [...weightTensors(site).values()])
 
 /** The number of tokens that the next step takes per text: what is left, padded, or as much as there is room for. */
 function bucketFor(rest: number, room: number): number {

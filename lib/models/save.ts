@@ -5,7 +5,9 @@ import { writeJsonAtomic } from '../formats/atomic_file.js'
 import { writeShardedSafetensors } from '../formats/sharded_safetensors.js'
 import { pause } from '../graph/pause.js'
 import type { Network } from '../nn/network.js'
+import { savedStructure } from '../structured/structured_matrix.js'
 import type { Tokenizer } from '../tokenize/tokenizer.js'
+import { structuresKey } from './build.js'
 
 /** Element types of saved weights. */
 export type SavedDType = 'f32' | 'bf16' | 'f16'
@@ -26,13 +28,26 @@ export async function saveNetwork(
   { dtype = 'f32', max_shard_size = '50GB' }: SaveModelOptions = {},
 ): Promise<void> {
   await mkdir(folder, { recursive: true })
-  const entries = network.weights().map(({ name, tensor }) => ({ name, tensor: tensor.native, dtype }))
+  const entries = network.weights().map(({ name, tensor }) =>
+    // Indices stay what they are.
+    tensor.dtype.startsWith('f') || tensor.dtype === 'bf16'
+      ? { name, tensor: tensor.native, dtype }
+      : { name, tensor: tensor.native },
+  )
   await writeShardedSafetensors(folder, entries, max_shard_size)
   await tokenizer?.save(folder)
   const torchName = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' }[dtype]
   // Transformers 5 reads `dtype`, earlier ones `torch_dtype`.
-  const config = { ...network.config, dtype: torchName, torch_dtype: torchName }
+  const config = { ...network.config, dtype: torchName, torch_dtype: torchName, ...structuresOf(network) }
   await writeJsonAtomic(join(folder, 'config.json'), config)
+}
+
+/** What config.json says about weights that are stored in a structure. */
+function structuresOf({ sites }: Network): Readonly<Record<string, unknown>> {
+  const saved = [...sites.values()].flatMap(({ path, structure }) =>
+    structure ? [[path, savedStructure(structure)] as const] : [],
+  )
+  return { [structuresKey]: saved.length === 0 ? undefined : Object.fromEntries(saved) }
 }
 
 /** Frees all weights. */

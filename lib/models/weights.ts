@@ -1,9 +1,11 @@
 /** Where a network's builder gets its tensors from: a checkpoint, or nothing but a list of what is needed. */
 import { HeddleError } from '../errors.js'
 import type { StoredTensor } from '../formats/tensor_archive.js'
-import type { Site } from '../nn/site.js'
+import { type Site, weightTensors } from '../nn/site.js'
+import { loadParameter, restoreStructured } from '../structured/saved_matrices.js'
+import type { SavedStructure, StructuredMatrix } from '../structured/structured_matrix.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
-import { Tensor } from '../tensor/tensor.js'
+import { Tensor, zeros } from '../tensor/tensor.js'
 
 /** How transformers draws a parameter at first. */
 export type Initial = 'normal' | 'ones' | 'zeros'
@@ -14,6 +16,8 @@ export interface WeightSource {
   has(name: string): boolean
   /** @throws ERR_HEDDLE_FORMAT when there is none, or it has another shape */
   take(name: string, shape: readonly number[], initial: Initial): Tensor
+  /** The weight of a linear site, where it is stored in a structure. @throws ERR_HEDDLE_FORMAT */
+  structure?(path: string): StructuredMatrix | undefined
 }
 
 /** Names that a checkpoint may use instead of the canonical ones, and tensors that it may hold besides. */
@@ -23,6 +27,9 @@ export interface CheckpointNames {
   /** Tensors that take no part in the forward pass: derived values, heads for other tasks. */
   readonly ignored?: RegExp | undefined
 }
+
+/** Weights that are stored in a structure, by site. */
+export type SavedStructures = Readonly<Record<string, SavedStructure>>
 
 /** A checkpoint's tensors; {@link CheckpointWeights.unused} says what nobody asked for. */
 export interface CheckpointWeights extends WeightSource {
@@ -35,6 +42,7 @@ export function checkpointWeights(
   tensors: ReadonlyMap<string, StoredTensor>,
   place: string,
   { basePrefix, ignored }: CheckpointNames = {},
+  structures: SavedStructures = {},
 ): CheckpointWeights {
   const used = new Set<string>()
   const find = (name: string): StoredTensor | undefined => {
@@ -50,6 +58,18 @@ export function checkpointWeights(
       if (!sameShape(stored.shape, shape))
         throw misfit(`${place}: ${name}`, `shape ${shapeText(shape)} as config.json says`, shapeText(stored.shape))
       return new Tensor(stored.load('f32'))
+    },
+    structure(path) {
+      const saved = structures[path]
+      if (!saved) return undefined
+      const parameters = new Map<string, Tensor>()
+      for (const [name, stored] of tensors) {
+        const parameter = name.slice(path.length + 1)
+        if (!name.startsWith(`${path}.`) || parameter.includes('.') || parameter === 'bias') continue
+        used.add(name)
+        parameters.set(parameter, new Tensor(loadParameter(stored)))
+      }
+      return restoreStructured(saved, parameters)
     },
     unused: (copies) =>
       [...tensors.keys()].find(
@@ -84,7 +104,10 @@ export class SiteBuilder {
   linear(path: string, [out, inner]: readonly [number, number], options: LinearOptions = {}): Site {
     const { bias = false, transposed = false, isOutput = false } = options
     const shape = transposed ? [inner, out] : [out, inner]
-    return this.#add({ path, kind: 'linear', transposed, isOutput }, shape, bias ? [out] : undefined)
+    const structure = this.source.structure?.(path)
+    if (structure && !sameShape(structure.shape, [out, inner]))
+      throw misfit(path, `a structured matrix ${shapeText([out, inner])}`, shapeText(structure.shape))
+    return this.#add({ path, kind: 'linear', transposed, isOutput, structure }, shape, bias ? [out] : undefined)
   }
 
   embedding(path: string, rows: number, dim: number): Site {
@@ -110,9 +133,9 @@ export class SiteBuilder {
 
   /** All parameters as they are now, under their checkpoint names. */
   weights(): { name: string; tensor: Tensor }[] {
-    const owned = [...this.sites.values()].flatMap(({ path, weight, bias }) => [
-      { name: `${path}.weight`, tensor: weight },
-      ...(bias ? [{ name: `${path}.bias`, tensor: bias }] : []),
+    const owned = [...this.sites.values()].flatMap((site) => [
+      ...[...weightTensors(site)].map(([name, tensor]) => ({ name: `${site.path}.${name}`, tensor })),
+      ...(site.bias ? [{ name: `${site.path}.bias`, tensor: site.bias }] : []),
     ])
     return [...this.#loose, ...owned]
   }
@@ -124,11 +147,18 @@ export class SiteBuilder {
     initial: Initial = 'normal',
   ): Site {
     const { path } = site
-    const weight = this.source.take(`${path}.weight`, shape, initial)
+    const weight = site.structure ? onlyShape(shape) : this.source.take(`${path}.weight`, shape, initial)
     const built = { ...site, weight, ...(bias ? { bias: this.source.take(`${path}.bias`, bias, 'zeros') } : {}) }
     this.sites.set(path, built)
     return built
   }
+}
+
+/** A freed tensor: what the `weight` of a site in a structure is. */
+function onlyShape(shape: readonly number[]): Tensor {
+  const weight = zeros(shape)
+  weight.dispose()
+  return weight
 }
 
 /** What a linear site has besides its shape. */

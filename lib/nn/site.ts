@@ -1,9 +1,11 @@
 /** Sites: the stable, named places of a model that own weights. Adapters, observers and transforms reach a model here. */
 import { type Conv2dOptions, conv2d } from '../graph/ops/conv.js'
+import { add } from '../graph/ops/elementwise.js'
 import { gatherRows } from '../graph/ops/index.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { read, type Sym } from '../graph/sym.js'
+import type { StructuredMatrix } from '../structured/structured_matrix.js'
 import type { Tensor } from '../tensor/tensor.js'
 
 /** What a site computes. */
@@ -19,6 +21,11 @@ export interface Site {
    * `[out, in / groups, kh, kw]`. Replaced, never written, when an adapter is merged.
    */
   weight: Tensor
+  /**
+   * The weight `[out, in]` of a linear site in a structure, trained and saved in the place of {@link weight}, which is
+   * then freed and says the shape only. Set by `replaceLinear`.
+   */
+  structure?: StructuredMatrix | undefined
   /** Replaced like the weight. */
   bias?: Tensor | undefined
   /** The weight is stored `[in, out]`, as GPT-2's Conv1D has it; PEFT's `fan_in_fan_out`. */
@@ -54,15 +61,18 @@ export interface SiteHook {
  */
 export type SiteComputation = (part?: Site, input?: Sym) => Sym
 
-/** x `[..., in]` times the site's weight `[out, in]`, plus its bias → `[..., out]`. */
+/** x `[..., in]` times the site's weight `[out, in]`, dense or in a structure, plus its bias → `[..., out]`. */
 export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
-  through(site, x, forward, ({ weight, bias, transposed }, input) =>
-    matmul(input, read(weight), {
-      transposeB: !transposed,
-      precision: forward.precision,
-      ...(bias ? { addend: read(bias) } : {}),
-    }),
-  )
+  through(site, x, forward, ({ weight, structure, bias, transposed }, input) => {
+    if (!structure)
+      return matmul(input, read(weight), {
+        transposeB: !transposed,
+        precision: forward.precision,
+        ...(bias ? { addend: read(bias) } : {}),
+      })
+    const y = structure.matmul(input, forward)
+    return bias ? add(y, read(bias)) : y
+  })
 
 /** Rows of the site's table `[rows, dim]` for `ids i32 [...]` → `[..., dim]`. */
 export const embedding = (site: Site, ids: Sym, forward: Forward): Sym =>
@@ -79,6 +89,10 @@ export function linearShape({ weight, transposed }: Site): readonly [number, num
   const [rows, columns] = weight.shape as [number, number]
   return transposed ? [columns, rows] : [rows, columns]
 }
+
+/** The tensors that make the site's weight, by the name that files give them below its path. */
+export const weightTensors = ({ weight, structure }: Site): ReadonlyMap<string, Tensor> =>
+  structure ? structure.parameters() : new Map([['weight', weight]])
 
 /** What the site computes, or what the forward pass's hook makes of it. */
 export function through(site: Site, x: Sym, forward: Forward, compute: (part: Site, input: Sym) => Sym): Sym {

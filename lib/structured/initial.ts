@@ -1,8 +1,10 @@
 /** What the structures draw their first parameters from, and how they measure what they leave out. */
-import { mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
+import { cast, equal, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
+import { arange } from '../graph/ops/gather.js'
 import { randomUniform } from '../graph/ops/random.js'
-import { sum } from '../graph/ops/reduce.js'
-import { read } from '../graph/sym.js'
+import { reshape, sum } from '../graph/ops/reduce.js'
+import { read, type Sym } from '../graph/sym.js'
+import type { DType } from '../tensor/dtype.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 import { computed, type Projection, type StructuredMatrix } from './structured_matrix.js'
 
@@ -16,6 +18,10 @@ export async function uniformTensor(
   using words = tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0), [2])
   return await computed(() => mul(sub(randomUniform(read(words), stream, shape), 0.5), 2 * bound))
 }
+
+/** The traced identity matrix `[n, n]`. */
+export const identityMatrix = (n: number, dtype: DType): Sym =>
+  cast(equal(reshape(arange(n), [n, 1]), arange(n)), dtype)
 
 /** The matrix with its distance from W, measured. */
 export async function projectionOf<M extends StructuredMatrix>(matrix: M, weight: Tensor): Promise<Projection<M>> {

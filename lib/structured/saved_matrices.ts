@@ -8,7 +8,7 @@ import { openSafetensors } from '../formats/safetensors.js'
 import type { StoredTensor } from '../formats/tensor_archive.js'
 import { copy } from '../graph/ops/index.js'
 import { read } from '../graph/sym.js'
-import { addon } from '../native.js'
+import { addon, type NativeTensor } from '../native.js'
 import type { DType } from '../tensor/dtype.js'
 import { Tensor } from '../tensor/tensor.js'
 import { structures } from './registry.js'
@@ -62,13 +62,15 @@ async function parametersOf(tensors: ReadonlyMap<string, StoredTensor>, name: st
   for (const stored of tensors.values()) {
     const parameter = stored.name.slice(prefix.length)
     if (!stored.name.startsWith(prefix) || parameter.includes('.')) continue
-    using view = new Tensor(stored.load(readAs[stored.encoding] ?? 'f32'))
+    using view = new Tensor(loadParameter(stored))
     found.set(parameter, await computed(() => copy(read(view))))
   }
   return found
 }
 
-/** Indices stay what they are; half floats are widened. */
+/** A parameter from a file: indices stay what they are, half floats are widened. */
+export const loadParameter = (stored: StoredTensor): NativeTensor => stored.load(readAs[stored.encoding] ?? 'f32')
+
 const readAs: Readonly<Record<string, DType>> = { f64: 'f64', i32: 'i32', i64: 'i64', u8: 'u8', u32: 'u32' }
 
 const size = z.int().min(1)

@@ -11,6 +11,8 @@ import type { Site, SiteHook } from '../nn/site.js'
 import { clipByGlobalNorm } from '../optim/clip.js'
 import { chain, type GradientTransform } from '../optim/gradient_transform.js'
 import { loraPlusGroups, type ParameterGroup, withParameterGroups } from '../optim/parameter_groups.js'
+import { restoreStructured } from '../structured/saved_matrices.js'
+import { type StructuredMatrix, savedStructure } from '../structured/structured_matrix.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { TrainSettings } from './options.js'
 import type { Trainable } from './trainable.js'
@@ -77,12 +79,13 @@ async function wholeModel(network: Network): Promise<Trained> {
     return made
   }
   for (const site of sites) {
-    site.weight = await ownOf(site.weight)
+    if (site.structure) site.structure = await ownStructure(site.structure, ownOf)
+    else site.weight = await ownOf(site.weight)
     if (site.bias) site.bias = await ownOf(site.bias)
     await pause()
   }
   for (const original of own.keys()) original.dispose()
-  const writable = new Set(own.values())
+  const writable = new Set([...own.values()].filter(({ dtype }) => dtype === 'f32'))
   const named = network.weights().flatMap(({ name, tensor }) => (writable.has(tensor) ? [[name, tensor] as const] : []))
   const parameters = Object.fromEntries(named)
   return {
@@ -92,6 +95,16 @@ async function wholeModel(network: Network): Promise<Trained> {
     groups: undecayed(Object.keys(parameters), sites),
     description: 'all weights',
   }
+}
+
+/** The matrix over tensors of its own, of which those of floats are trained. */
+async function ownStructure(
+  structure: StructuredMatrix,
+  ownOf: (original: Tensor) => Promise<Tensor>,
+): Promise<StructuredMatrix> {
+  const parameters = new Map<string, Tensor>()
+  for (const [name, tensor] of structure.parameters()) parameters.set(name, await ownOf(tensor))
+  return restoreStructured(savedStructure(structure), parameters)
 }
 
 async function copyOf(original: Tensor): Promise<Tensor> {

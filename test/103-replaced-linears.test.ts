@@ -1,0 +1,144 @@
+// A model whose linear weights are structured matrices computes, trains, generates, and is saved and loaded as such.
+
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import test from 'ava'
+import { lora } from '../lib/adapters/lora.js'
+import { matmul } from '../lib/graph/ops/matmul.js'
+import { program } from '../lib/graph/program.js'
+import { read } from '../lib/graph/sym.js'
+import { loadModel, type Model } from '../lib/model.js'
+import { sgd } from '../lib/optim/sgd.js'
+import { denseMatrix } from '../lib/structured/dense_matrix.js'
+import { kroneckerMatrix } from '../lib/structured/kronecker_matrix.js'
+import { lowRankMatrix } from '../lib/structured/low_rank_matrix.js'
+import { monarchMatrix } from '../lib/structured/monarch_matrix.js'
+import { replaceLinear } from '../lib/structured/replace_linear.js'
+import { type Tensor, tensor } from '../lib/tensor/tensor.js'
+import { evaluate } from '../lib/train/evaluate.js'
+import { train } from '../lib/train/train.js'
+import { temporaryFolder } from './support/temporary_folder.js'
+import { tinyDataset, tinyModel } from './tiny_model.js'
+
+const numbers = async (value: Tensor): Promise<number[]> => [...(await value.data())].map(Number)
+
+/** Logits of a few tokens. */
+async function logitsOf(model: Model): Promise<number[]> {
+  const ids = tensor(Int32Array.of(5, 9, 70, 33, 8, 101), [1, 6])
+  const run = program(async (given) => {
+    const hidden = await model.network.hidden({ ids: given! }, { precision: 'f32', training: false })
+    return matmul(hidden, read(model.network.outputSite.weight), { transposeB: true })
+  })
+  return numbers(await run(ids))
+}
+const furthest = (a: readonly number[], b: readonly number[]): number =>
+  Math.max(...a.map((value, i) => Math.abs(value - b[i]!)))
+
+test('a replacement that is the same matrix gives the same logits', async (t) => {
+  const model = await tinyModel()
+  const before = await logitsOf(model)
+  const whole = (weight: Tensor): number => Math.min(...(weight.shape as [number, number]))
+  await replaceLinear(model, ['q_proj', 'o_proj'], (weight) => lowRankMatrix.fromDense(weight, { rank: whole(weight) }))
+  await replaceLinear(model, ['v_proj'], (weight) => denseMatrix.fromDense(weight, {}))
+  t.true(furthest(await logitsOf(model), before) < 1e-4)
+})
+
+test('every replaced site says its matrix and the error of its projection', async (t) => {
+  const model = await tinyModel()
+  const replaced = await replaceLinear(model, 'all-linear', (weight) => monarchMatrix.fromDense(weight, { nblocks: 4 }))
+  t.is(replaced.size, 14)
+  for (const [path, { matrix, relativeError }] of replaced) {
+    const site = model.network.sites.get(path)!
+    t.is(site.structure, matrix)
+    t.deepEqual(matrix.shape as readonly number[], site.weight.shape)
+    t.true(relativeError! > 0 && relativeError! < 1)
+  }
+})
+
+test('training the whole model trains the matrices, reduces the loss, and they stay what they say', async (t) => {
+  const model = await tinyModel()
+  const data = await tinyDataset(model)
+  await replaceLinear(model, ['gate_proj', 'up_proj', 'down_proj'], (weight) => monarchMatrix.fromDense(weight, {}))
+  await replaceLinear(model, ['q_proj'], ({ shape: [out, inner] }) =>
+    kroneckerMatrix.random([out!, inner!], {
+      factors: [
+        [4, 4],
+        [out! / 4, inner! / 4],
+      ],
+      terms: 2,
+    }),
+  )
+  const site = [...model.network.sites.values()].find(({ structure }) => structure?.kind === 'monarch')!
+  const before = await numbers(site.structure!.parameters().get('blkdiag1')!)
+  const first = (await evaluate(model, data)).loss
+  for await (const _ of train(model, { full: true, data, epochs: 3, optimizer: sgd({ lr: 0.05 }), seed: 1 })) void _
+  const last = (await evaluate(model, data)).loss
+  t.true(last < first - 0.1, `${first} to ${last}`)
+  const matrix = site.structure!
+  t.true(furthest(await numbers(matrix.parameters().get('blkdiag1')!), before) > 1e-4)
+  const x = tensor(
+    Float32Array.from({ length: matrix.shape[1] }, (_, i) => Math.sin(i)),
+    [1, matrix.shape[1]],
+  )
+  const dense = await matrix.dense()
+  const direct = await numbers(await program((v) => matrix.matmul(v!))(x))
+  const expected = await numbers(await program((v) => matmul(v!, read(dense), { transposeB: true }))(x))
+  t.true(furthest(direct, expected) < 1e-5)
+})
+
+test('a saved model comes back with its matrices, under documented names', async (t) => {
+  const model = await tinyModel()
+  await replaceLinear(model, ['up_proj'], (weight) => monarchMatrix.fromDense(weight, { nblocks: 2 }))
+  const expected = await logitsOf(model)
+  const folder = join(temporaryFolder(), 'saved')
+  await model.save(folder)
+  const config = JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'))
+  const saved = config.heddle_structures['model.layers.0.mlp.up_proj']
+  t.is(saved.kind, 'monarch')
+  t.deepEqual(Object.keys(saved.config), ['blkdiag1', 'blkdiag2'])
+  const again = await loadModel(folder)
+  t.deepEqual(await logitsOf(again), expected)
+  t.is(again.network.sites.get('model.layers.1.mlp.up_proj')!.structure!.kind, 'monarch')
+  // And once more, through the trained form.
+  for await (const _ of train(again, { full: true, data: await tinyDataset(again), maxSteps: 1 })) void _
+  await again.save(join(folder, 'again'))
+  t.deepEqual(await logitsOf(await loadModel(join(folder, 'again'))), await logitsOf(again))
+})
+
+test('generation goes on with the replaced weights', async (t) => {
+  const model = await tinyModel()
+  const text = async (): Promise<string> => {
+    let all = ''
+    for await (const part of model.generate('Still', { maxTokens: 8 })) all += part
+    return all
+  }
+  const before = await text()
+  await replaceLinear(model, 'all-linear', ({ shape }) =>
+    lowRankMatrix.random([shape[0]!, shape[1]!], { rank: 2, seed: 3 }),
+  )
+  const after = await text()
+  t.not(after, before)
+  t.is(await text(), after)
+})
+
+test('an adapter works on top of a replaced weight', async (t) => {
+  const model = await tinyModel()
+  await replaceLinear(model, ['q_proj'], (weight) => monarchMatrix.fromDense(weight, {}))
+  const data = await tinyDataset(model)
+  const adapter = await model.attach(lora({ r: 4, target_modules: ['q_proj'] }))
+  const first = (await evaluate(model, data, { adapter })).loss
+  for await (const _ of train(model, { adapter, data, epochs: 2, optimizer: sgd({ lr: 0.5 }) })) void _
+  t.true((await evaluate(model, data, { adapter })).loss < first)
+})
+
+test('what cannot be replaced is refused and named', async (t) => {
+  const model = await tinyModel()
+  const monarch = (weight: Tensor) => monarchMatrix.fromDense(weight, {})
+  await t.throwsAsync(() => replaceLinear(model, ['embed_tokens'], monarch), { message: /a linear site with a dense/ })
+  await t.throwsAsync(() => replaceLinear(model, ['nowhere'], monarch), { code: 'ERR_HEDDLE_ARGUMENT' })
+  await t.throwsAsync(() => replaceLinear(model, ['q_proj'], () => monarchMatrix.random([4, 4], {})), {
+    code: 'ERR_HEDDLE_SHAPE',
+  })
+  await replaceLinear(model, ['q_proj'], monarch)
+  await t.throwsAsync(() => replaceLinear(model, ['q_proj'], monarch), { message: /one that is monarch/ })
+})
