@@ -344,8 +344,8 @@ PackedMatrix::PackedMatrix(const MatrixSource& source, Precision precision, int6
       const memory::desc whole = packed_layout(form.to, source.k, source.n);
       const bool seamless = std::all_of(layouts.begin(), layouts.end(),
                                         [&](const memory::desc& block) { return tiles_seamlessly(block, whole); });
-      if (blocks_.size() == 1 || (seamless && whole.get_size() == offsets_.back()))
-        whole_ = memory_at(whole, bytes_.data());
+      is_whole_ = blocks_.size() == 1 || (seamless && whole.get_size() == offsets_.back());
+      if (is_whole_) whole_ = memory_at(whole, bytes_.data());
     }
     if (packing == Packing::kCompact && form.to == DType::kF32) compact();
   });

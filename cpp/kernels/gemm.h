@@ -120,7 +120,7 @@ class PackedMatrix {
   const dnnl::memory& block(int64_t k_block, int64_t n_block) const { return blocks_[k_block * n_blocks_ + n_block]; }
   int64_t n_blocks() const noexcept { return n_blocks_; }
   /// The blocks lie side by side just as oneDNN would have packed the whole matrix.
-  bool is_whole() const noexcept { return whole_.get(true) != nullptr; }
+  bool is_whole() const noexcept { return is_whole_; }
 
   /// Memory that a run has to bring along for spread(); 0 for a plain matrix.
   size_t spread_bytes() const noexcept { return spread_bytes_; }
@@ -134,6 +134,7 @@ class PackedMatrix {
   void compact();
 
   int64_t n_blocks_;
+  bool is_whole_ = false;
   AlignedBuffer bytes_;
   size_t spread_bytes_ = 0;
   std::vector<size_t> offsets_;

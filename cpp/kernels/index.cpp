@@ -231,6 +231,7 @@ void run_scatter_add(const ScatterPlan& plan, const RunArguments& arguments) {
       return HWY_DYNAMIC_DISPATCH(add_f32_row);
   }();
   const auto zero = HWY_DYNAMIC_DISPATCH(stream_zeros);
+  constexpr size_t kFloats = std::is_same_v<T, double> ? 2 : 1;
   for_ranges(arguments.pool, plan.row_tiles * plan.column_tiles, 1, [&](size_t tile, size_t) {
     const size_t row_tile = tile / plan.column_tiles;
     const size_t column = tile % plan.column_tiles * plan.columns_per_tile;
@@ -238,7 +239,7 @@ void run_scatter_add(const ScatterPlan& plan, const RunArguments& arguments) {
     const size_t first = row_tile * plan.rows_per_tile;
     const size_t last = std::min(first + plan.rows_per_tile, plan.rows);
     if (plan.sparse)
-      zero(reinterpret_cast<float*>(y + first * plan.width), (last - first) * plan.width * (sizeof(T) / sizeof(float)));
+      zero(reinterpret_cast<float*>(y + first * plan.width), (last - first) * plan.width * kFloats);
     else
       for (size_t row = first; row < last; ++row) std::fill_n(y + row * plan.width + column, width, T{0});
     for (size_t k = row_tile == 0 ? 0 : starts[row_tile - 1]; k < starts[row_tile]; ++k) {

@@ -20,7 +20,8 @@ class NativeTensor : public Napi::ObjectWrap<NativeTensor> {
         env, "NativeTensor",
         {InstanceAccessor<&NativeTensor::shape>("shape"), InstanceAccessor<&NativeTensor::dtype>("dtype"),
          InstanceAccessor<&NativeTensor::byte_length>("byteLength"),
-         InstanceAccessor<&NativeTensor::version>("version"), InstanceAccessor<&NativeTensor::disposed>("disposed"), InstanceMethod<&NativeTensor::dispose>("dispose")});
+         InstanceAccessor<&NativeTensor::version>("version"), InstanceAccessor<&NativeTensor::disposed>("disposed"),
+         InstanceMethod<&NativeTensor::dispose>("dispose")});
   }
 
   explicit NativeTensor(const Napi::CallbackInfo& info) : ObjectWrap(info) {

@@ -30,7 +30,7 @@ export interface MonarchMatrixOptions {
    * n = m² rows, m blocks are the paper's Monarch matrix.
    */
   readonly nblocks?: number
-  /** [K, L]: blocks of inputs and phases of outputs. The sub-matrix of a block and a phase has rank {@link rank}. */
+  /** Blocks of inputs and phases of outputs, `[K, L]`. The sub-matrix of a block and a phase has rank {@link rank}. */
   readonly sizes?: readonly [number, number]
   /** With `sizes`; default 1. */
   readonly rank?: number
