@@ -79,9 +79,11 @@ export * from './graph/ops/reduce.js'
 export * from './graph/ops/rope.js'
 export * from './graph/ops/sample.js'
 export * from './graph/ops/scan.js'
+export * from './graph/ops/segment.js'
 export * from './graph/ops/softmax.js'
 export * from './graph/ops/sort.js'
 export * from './graph/ops/stop_gradient.js'
+export * from './graph/ops/walsh_hadamard.js'
 export type { Padding, Pair } from './graph/ops/window.js'
 export type { ScopePattern } from './graph/passes/recompute_scopes.js'
 export {
@@ -110,8 +112,27 @@ export {
   type LoadImageClassifierOptions,
   loadImageClassifier,
 } from './image_model.js'
-export * from './linalg/factorise.js'
+export {
+  cholesky,
+  type Eigh,
+  eigh,
+  type FactorOptions,
+  type Ldu,
+  type Lu,
+  ldu,
+  lu,
+  type PivotedQr,
+  type Qr,
+  qr,
+  qrPivoted,
+  type Svd,
+  svd,
+  svdvals,
+} from './linalg/factorise.js'
+export * from './linalg/incremental_svd.js'
+export * from './linalg/k_means.js'
 export * from './linalg/low_rank.js'
+export * from './linalg/permutation.js'
 export * from './linalg/polar.js'
 export * from './linalg/solve.js'
 export {

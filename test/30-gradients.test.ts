@@ -22,12 +22,15 @@ import * as reduce from '../lib/graph/ops/reduce.js'
 import { rope, ropeTable } from '../lib/graph/ops/rope.js'
 import { sampleToken } from '../lib/graph/ops/sample.js'
 import { cumprod, cumsum, linearScan } from '../lib/graph/ops/scan.js'
+import { segmentMax } from '../lib/graph/ops/segment.js'
 import { logSumExp, softmax } from '../lib/graph/ops/softmax.js'
 import { sort, topk } from '../lib/graph/ops/sort.js'
 import { stopGradient } from '../lib/graph/ops/stop_gradient.js'
+import { walshHadamard } from '../lib/graph/ops/walsh_hadamard.js'
 import { program } from '../lib/graph/program.js'
 import { assign, read, type Sym } from '../lib/graph/sym.js'
 import { cholesky, eigh, lu, qr, qrPivoted, svd } from '../lib/linalg/factorise.js'
+import { linearAssignment } from '../lib/linalg/permutation.js'
 import { pinv, solve, solveTriangular } from '../lib/linalg/solve.js'
 import { elementCount } from '../lib/tensor/dtype.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
@@ -417,6 +420,8 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
       },
     },
   ],
+  walsh_hadamard: [{ shapes: [[3, 8]], fn: (x) => walshHadamard(elementwise.sin(x)) }],
+  segment_max: [{ shapes: [[5, 2]], fn: (x) => segmentMax(x, ints([1, 0, 1, 1, 0]), 2) }],
   cholesky: [{ shapes: [[2, 3, 3]], fn: (x) => cholesky(definite(x)) }],
   lu: [
     {
@@ -492,6 +497,7 @@ const refusals: Readonly<Record<string, (x: Sym) => Sym>> = {
   equal: (x) => elementwise.equal(x, 0),
   not_equal: (x) => elementwise.notEqual(x, 0),
   arange: () => gather.arange(2, { dtype: 'f32' }),
+  linear_assignment: (x) => elementwise.cast(linearAssignment(reduce.reshape(x, [1, 2])), 'f32'),
   qr_pivoted: (x) => qrPivoted(reduce.reshape(x, [1, 2])).r,
   argmax: (x) => elementwise.cast(reduce.argmax(x), 'f32'),
   rope_table: (x) => ropeTable(elementwise.cast(x, 'i32'), [1]).cos,
@@ -532,7 +538,7 @@ for (const name of operators.keys()) {
     test(`${name}: has no derivative and does not pretend to`, async (t) => {
       const step = program(async (x) => gradients(reduce.sum(refused(x!)), [x!]))
       const x = tensor([0.5, 1.5])
-      if (['constant', 'arange', 'argmax'].includes(name))
+      if (['constant', 'arange', 'argmax', 'linear_assignment'].includes(name))
         return void t.deepEqual(await (await step(x))[0]!.data(), new Float32Array(2))
       await t.throwsAsync(step(x), { code: 'ERR_HEDDLE_GRAD', message: new RegExp(name) })
     })

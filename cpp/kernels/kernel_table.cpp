@@ -5,6 +5,7 @@ namespace heddle {
 const KernelTable& cpu_kernels() {
   static const KernelTable kTable = [] {
     KernelTable table;
+    register_assignment(table);
     register_attention(table);
     register_block_diagonal(table);
     register_conv(table);
@@ -25,9 +26,11 @@ const KernelTable& cpu_kernels() {
     register_rope(table);
     register_sample(table);
     register_scan(table);
+    register_segment_max(table);
     register_softmax(table);
     register_sort(table);
     register_triangular(table);
+    register_walsh_hadamard(table);
     return table;
   }();
   return kTable;

@@ -5,6 +5,7 @@
 
 namespace heddle {
 
+void register_assignment(KernelTable& table);
 void register_attention(KernelTable& table);
 void register_block_diagonal(KernelTable& table);
 void register_conv(KernelTable& table);
@@ -25,8 +26,10 @@ void register_reduce(KernelTable& table);
 void register_rope(KernelTable& table);
 void register_sample(KernelTable& table);
 void register_scan(KernelTable& table);
+void register_segment_max(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_sort(KernelTable& table);
 void register_triangular(KernelTable& table);
+void register_walsh_hadamard(KernelTable& table);
 
 }  // namespace heddle

@@ -31,8 +31,9 @@ export interface FactorOptions {
  * Singular value decomposition. Batches of small matrices are rotated side by side in vector lanes (one-sided Jacobi),
  * others go to LAPACK's gesdd.
  *
- * In a program its gradient is exact for functions that do not depend on which vectors belong to equal singular values,
- * and finite for all; through full vectors of a rectangular matrix it is refused.
+ * In a program its gradient is finite for all matrices. Where singular values are equal the part that would turn their
+ * vectors into each other is zero, for these have no derivative (that of u · vh and of the singular values is exact
+ * there too). Through full vectors of a rectangular matrix a gradient is refused.
  * @throws ERR_HEDDLE_SHAPE, ERR_HEDDLE_DTYPE; ERR_HEDDLE_ARGUMENT when an element is not finite; ERR_HEDDLE_ABORTED
  */
 export function svd(a: Tensor, options?: FactorOptions & RunOptions): Promise<Svd>
@@ -155,8 +156,11 @@ export function ldu(a: Tensor | Sym, options: RunOptions = {}): Promise<Ldu> | L
   return { permutation, l, d, u: scaleRows(u, div(1, divisor)) }
 }
 
-/** The main diagonal of `a [..., k, n]`, k ≤ n. */
-function diagonalOf(a: Sym): Sym {
+/**
+ * The main diagonal of `a [..., k, n]`, k ≤ n.
+ * @internal
+ */
+export function diagonalOf(a: Sym): Sym {
   const [k, n] = [a.shape.at(-2)!, a.shape.at(-1)!]
   return sum(mul(a, identityLike(k, a, n)), { axes: [-1] })
 }

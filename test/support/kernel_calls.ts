@@ -563,6 +563,18 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const { leading, m, n } = matrices(random)
     return plain([f32(...leading, m, m), f32(...leading, m, n)], [f32(...leading, m, n)])
   }),
+  linear_assignment: inEither((random) => {
+    const { leading, m, n } = matrices(random)
+    return plain([f32(...leading, m, n)], [i32(...leading, m)])
+  }),
+  walsh_hadamard: inEither((random) => {
+    const shape = [small(random), 2 ** random.below(8)]
+    return plain([f32(...shape)], [f32(...shape)])
+  }),
+  segment_max: inEither((random) => {
+    const [n, d, segments] = [size(random), size(random), 4 + small(random)]
+    return { inputs: [i32(n), f32(n, d)], outputs: [f32(segments, d)], attributes: [['segments', segments]] }
+  }),
   solve_triangular: inEither(solveTriangular),
   block_diagonal: blockDiagonal(false),
   block_diagonal_vjp: blockDiagonal(true),

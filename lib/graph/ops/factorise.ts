@@ -1,12 +1,12 @@
 /**
  * Orthogonal factorisations as operators. Derivatives of singular vectors and eigenvectors divide by differences of
  * values. Where two of these coincide the vectors are not determined and have no derivative: 1 / d is replaced by
- * d / (d² + ε²), with ε at the rounding of the largest value. So gradients stay finite, are exact away from there, and
- * are exact everywhere for functions that do not depend on which vectors are chosen.
+ * d / (d² + ε²), with ε at the rounding of the largest value. So gradients stay finite and are exact away from there;
+ * at equal values the part that would turn their vectors into each other is zero.
  */
 import { defineOperator, floatType, gradientType, misuse, type VjpContext } from '../operator.js'
 import type { Sym } from '../sym.js'
-import { abs, add, div, maximum, mul, square, sub } from './elementwise.js'
+import { abs, add, div, maximum, mul, neg, square, sub } from './elementwise.js'
 import { expandDims, tril } from './gather.js'
 import { concat, slice, transpose } from './index.js'
 import { matmul } from './matmul.js'
@@ -15,7 +15,6 @@ import {
   identityLike,
   matrixSize,
   scaleColumns,
-  scaleRows,
   squareSize,
   timesTransposed,
   transposedTimes,
@@ -60,12 +59,18 @@ function svdVjp({ inputs: [a], outputs, attributes, gradients: [gu, gs, gvh] }: 
   if (k === 0) return [undefined]
   const largest = largestOf(s)
   const scaled = div(s, largest)
-  const squares = square(scaled)
   const inner: Sym[] = gs ? [diagonal(gs)] : []
-  const gaps = inverseGaps(squares)
-  const turning = (x: Sym): Sym => div(mul(sub(x, transpose(x)), gaps), expandDims(largest, -1))
-  if (gu) inner.push(scaleColumns(turning(transposedTimes(u, gu)), scaled))
-  if (gvh) inner.push(scaleRows(turning(timesTransposed(vh, gvh)), scaled))
+  // The antisymmetric parts p of uᵀ gu and q of vᵀ gv: (p s_j + s_i q) / (s_j² − s_i²), but with the sums of singular
+  // values apart from their differences. So the gradient of u vh, the polar factor, is exact at equal ones too.
+  const p = gu && antisymmetric(transposedTimes(u, gu))
+  const q = gvh && antisymmetric(timesTransposed(vh, gvh))
+  if (p || q) {
+    const along = (values: readonly (Sym | undefined)[]): Sym =>
+      values.filter((x): x is Sym => x !== undefined).reduce((x, y) => add(x, y))
+    const together = mul(along([p, q]), inverseGaps(scaled))
+    const opposed = mul(along([p, q && neg(q)]), safeReciprocal(add(expandDims(scaled, -2), expandDims(scaled, -1))))
+    inner.push(div(mul(0.5, add(together, opposed)), expandDims(largest, -1)))
+  }
   const middle = inner.reduce((x, y) => add(x, y))
   const [left, right] = attributes.full === 1 && m !== n ? [firstColumns(u, k), firstRows(vh, k)] : [u, vh]
   const terms = [matmul(matmul(left, middle), right)]
@@ -84,6 +89,8 @@ function safeReciprocal(x: Sym): Sym {
   const blur = gradientType(x) === 'f64' ? 1e-14 : 1e-6
   return div(x, add(square(x), blur ** 2))
 }
+
+const antisymmetric = (x: Sym): Sym => sub(x, transpose(x))
 
 /**
  * 1 / (values_j − values_i) at place i, j, and 0 on the diagonal, whose own derivative must not be that of 0 / ε².
