@@ -56,7 +56,7 @@ const wordsOf = (seed: number): Tensor => tensor(Uint32Array.of(seed >>> 0, Math
 
 async function drawn(fn: (seed: Sym, stream: number) => Sym, { seed = 0, stream = 0 }: RandomOptions): Promise<Tensor> {
   using words = wordsOf(seed)
-  return evaluate((given) => fn(given!, stream), [words])
+  return await evaluate((given) => fn(given!, stream), [words])
 }
 
 /**
