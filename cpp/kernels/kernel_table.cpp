@@ -23,6 +23,7 @@ const KernelTable& cpu_kernels() {
     register_scan(table);
     register_softmax(table);
     register_sort(table);
+    register_sparse(table);
     return table;
   }();
   return kTable;

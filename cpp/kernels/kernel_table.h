@@ -23,5 +23,6 @@ void register_sample(KernelTable& table);
 void register_scan(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_sort(KernelTable& table);
+void register_sparse(KernelTable& table);
 
 }  // namespace heddle
