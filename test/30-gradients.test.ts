@@ -5,13 +5,16 @@ import test, { type ExecutionContext } from 'ava'
 import { gradients, vjp } from '../lib/graph/grad.js'
 import { operators } from '../lib/graph/operator.js'
 import { attention, attentionCached } from '../lib/graph/ops/attention.js'
+import { blockDiagonal } from '../lib/graph/ops/block_diagonal.js'
 import { conv1d, conv2d } from '../lib/graph/ops/conv.js'
 import * as elementwise from '../lib/graph/ops/elementwise.js'
 import * as gather from '../lib/graph/ops/gather.js'
 import { identity } from '../lib/graph/ops/identity.js'
 import * as index from '../lib/graph/ops/index.js'
+import { kroneckerMatmul } from '../lib/graph/ops/kronecker.js'
 import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
+import { monarch } from '../lib/graph/ops/monarch.js'
 import { layerNorm, rmsNorm } from '../lib/graph/ops/norm.js'
 import { adaptiveAvgPool2d, maxPool2d, upsample2d } from '../lib/graph/ops/pool.js'
 import { randomNormal, randomUniform } from '../lib/graph/ops/random.js'
@@ -76,6 +79,23 @@ const { support } = await supportFromEntries(
   { rows: Int32Array.of(3, 0, 1, 0, 3, 1), columns: Int32Array.of(1, 4, 0, 1, 4, 2) },
   [4, 5],
 )
+
+const blockShapes = [
+  [2, 3, 6],
+  [2, 4, 3],
+]
+/** 10 of 12 inputs and 7 of 8 outputs: the padding rules of four blocks. */
+const monarchShapes = [
+  [2, 3, 10],
+  [4, 2, 3],
+  [4, 2, 2],
+]
+/** Two terms of a chain that shrinks one axis and stretches the other. */
+const kroneckerShapes = [
+  [3, 12],
+  [2, 2, 4],
+  [2, 5, 3],
+]
 
 /** Differentiable operators: one or more functions that use the operator on the way. */
 const cases: Readonly<Record<string, readonly Case[]>> = {
@@ -142,6 +162,57 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
   ],
   transpose: [{ shapes: [[2, 3, 4]], fn: (x) => index.transpose(x, [2, 0, 1]) }],
   copy: [unary(index.copy)],
+  block_diagonal: [{ shapes: blockShapes, fn: (x, w) => blockDiagonal(x, w) }],
+  block_diagonal_vjp: [
+    {
+      shapes: [...blockShapes, [2, 3, 8]],
+      fn: async (x, w, g) => {
+        const [dx, dw] = await vjp([blockDiagonal(x, w)], [g], [x, w])
+        return elementwise.add(reduce.sum(elementwise.square(dx!)), reduce.sum(elementwise.square(dw!)))
+      },
+    },
+  ],
+  monarch: [
+    { shapes: monarchShapes, fn: (x, a, b) => monarch(x, a, b, { out: 7 }) },
+    {
+      shapes: [
+        [5, 6],
+        [2, 4, 3],
+        [4, 3, 2],
+      ],
+      fn: (x, a, b) => monarch(x, a, b),
+    },
+  ],
+  monarch_vjp: [
+    {
+      shapes: [...monarchShapes, [2, 3, 7]],
+      fn: async (x, a, b, g) => {
+        const found = await vjp([monarch(x, a, b, { out: 7 })], [g], [x, a, b])
+        return found.map((each) => reduce.sum(elementwise.square(each))).reduce((p, q) => elementwise.add(p, q))
+      },
+    },
+  ],
+  kronecker: [
+    { shapes: kroneckerShapes, fn: (x, ...factors) => kroneckerMatmul(x, factors) },
+    {
+      shapes: [
+        [2, 12],
+        [2, 3],
+        [3, 2],
+        [4, 2],
+      ],
+      fn: (x, ...factors) => kroneckerMatmul(x, factors),
+    },
+  ],
+  kronecker_vjp: [
+    {
+      shapes: [...kroneckerShapes, [3, 10]],
+      fn: async (x, a, b, g) => {
+        const found = await vjp([kroneckerMatmul(x, [a, b])], [g], [x, a, b])
+        return found.map((each) => reduce.sum(elementwise.square(each))).reduce((p, q) => elementwise.add(p, q))
+      },
+    },
+  ],
   matmul: [
     {
       shapes: [

@@ -6,14 +6,17 @@ const KernelTable& cpu_kernels() {
   static const KernelTable kTable = [] {
     KernelTable table;
     register_attention(table);
+    register_block_diagonal(table);
     register_conv(table);
     register_elementwise(table);
     register_gather(table);
     register_index(table);
+    register_kronecker(table);
     register_layer_norm(table);
     register_loss(table);
     register_low_rank_matmul(table);
     register_matmul(table);
+    register_monarch(table);
     register_norm(table);
     register_pool(table);
     register_random(table);

@@ -6,14 +6,17 @@
 namespace heddle {
 
 void register_attention(KernelTable& table);
+void register_block_diagonal(KernelTable& table);
 void register_conv(KernelTable& table);
 void register_elementwise(KernelTable& table);
 void register_gather(KernelTable& table);
 void register_index(KernelTable& table);
+void register_kronecker(KernelTable& table);
 void register_layer_norm(KernelTable& table);
 void register_loss(KernelTable& table);
 void register_low_rank_matmul(KernelTable& table);
 void register_matmul(KernelTable& table);
+void register_monarch(KernelTable& table);
 void register_norm(KernelTable& table);
 void register_pool(KernelTable& table);
 void register_random(KernelTable& table);

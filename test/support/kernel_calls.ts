@@ -117,6 +117,51 @@ function lowRankMatmul(random: Random): Call {
   }
 }
 
+/** Inputs x, weights and output y of a chain of block-wise products, or what its gradient takes and gives. */
+function chainCall(
+  random: Random,
+  [x, y]: readonly [Operand, Operand],
+  weights: readonly Operand[],
+  { gradient, order }: { readonly gradient: boolean; readonly order?: readonly number[] },
+): Call {
+  const attributes: [string, Attribute][] = [['precision', random.pick(['f32', 'bf16'])]]
+  if (order) attributes.push(['order', [...order]])
+  if (!gradient) return { inputs: [x, ...weights], outputs: [y], attributes }
+  const outputs = [x, ...weights].map((operand) => maybe(random, { ...operand }))
+  return { inputs: [x, ...weights, y], outputs, attributes }
+}
+
+const blockDiagonal =
+  (gradient: boolean) =>
+  (random: Random): Call => {
+    const [rows, blocks, out, inner] = [size(random), small(random), size(random), size(random)]
+    return chainCall(random, [f32(rows, blocks * inner), f32(rows, blocks * out)], [f32(blocks, out, inner)], {
+      gradient,
+    })
+  }
+
+const monarch =
+  (gradient: boolean) =>
+  (random: Random): Call => {
+    const [rows, blocks, phases, unit] = [size(random), small(random), small(random), small(random)]
+    const [inner, out] = [1 + random.below(20), 1 + random.below(20)]
+    const w1 = f32(blocks, phases * unit, inner)
+    const w2 = f32(phases, out, blocks * unit)
+    const x = f32(rows, blocks * inner - random.below(blocks))
+    return chainCall(random, [x, f32(rows, phases * out - random.below(phases))], [w1, w2], { gradient })
+  }
+
+const kronecker =
+  (gradient: boolean) =>
+  (random: Random): Call => {
+    const terms = small(random)
+    const factors = Array.from({ length: small(random) }, () => f32(terms, small(random), small(random)))
+    const sizeOf = (axis: number): number => factors.reduce((product, { shape }) => product * shape[axis]!, 1)
+    const rows = size(random)
+    const order = [...factors.keys()].reverse()
+    return chainCall(random, [f32(rows, sizeOf(2)), f32(rows, sizeOf(1))], factors, { gradient, order })
+  }
+
 function attentionOperands(random: Random, square: boolean) {
   const [b, t, kvHeads, group] = [small(random), size(random), small(random), small(random)]
   const d = random.pick([1, 3, 8, 16, 20, 64])
@@ -498,6 +543,12 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const x = f32(b, t, h, 2 * half + random.pick([0, 3]))
     return { inputs: [x, table, { ...table }], outputs: [{ ...x }], attributes: [['inverse', flag(random)]] }
   },
+  block_diagonal: blockDiagonal(false),
+  block_diagonal_vjp: blockDiagonal(true),
+  monarch: monarch(false),
+  monarch_vjp: monarch(true),
+  kronecker: kronecker(false),
+  kronecker_vjp: kronecker(true),
   attention,
   attention_vjp: attentionVjp,
   attention_cached: attentionCached,

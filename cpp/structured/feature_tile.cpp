@@ -1,0 +1,251 @@
+// Kernels on tiles that lie features first. The order of every sum is that of its index, whatever the vectors' width.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "structured/feature_tile.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+#ifndef HEDDLE_STRUCTURED_FEATURE_TILE_ONCE
+#define HEDDLE_STRUCTURED_FEATURE_TILE_ONCE
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/dtype.h"
+#include "structured/feature_tile.h"
+
+#endif  // HEDDLE_STRUCTURED_FEATURE_TILE_ONCE
+
+HWY_BEFORE_NAMESPACE();
+namespace heddle {
+namespace HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F = hn::CappedTag<float, 16>;
+
+/// Rounded to the nearest bf16 (ties to even); NaN stays NaN.
+HWY_INLINE hn::Vec<F> rounded(hn::Vec<F> x) {
+  const F f;
+  const hn::RebindToUnsigned<F> u;
+  const auto bits = hn::BitCast(u, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));
+  const auto near = hn::Add(bits, hn::Add(odd, hn::Set(u, 0x7fff)));
+  const auto kept = hn::IfThenElse(hn::RebindMask(u, hn::IsNaN(x)), hn::Or(bits, hn::Set(u, 0x400000)), near);
+  return hn::BitCast(f, hn::And(kept, hn::Set(u, 0xffff0000U)));
+}
+
+/// Four rows of four elements at `from` -> their transpose at `to`.
+HWY_INLINE void transpose_quad(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int64_t i = 0; i < 4; ++i)
+    for (int64_t j = 0; j < 4; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+#else
+  using Quad = hn::FixedTag<float, 4>;
+  const Quad q;
+  const hn::RepartitionToWide<Quad> wide;
+  const auto a = hn::LoadU(q, from);
+  const auto b = hn::LoadU(q, from + from_stride);
+  const auto c = hn::LoadU(q, from + 2 * from_stride);
+  const auto d = hn::LoadU(q, from + 3 * from_stride);
+  const auto ab_low = hn::BitCast(wide, hn::InterleaveLower(q, a, b));
+  const auto ab_high = hn::BitCast(wide, hn::InterleaveUpper(q, a, b));
+  const auto cd_low = hn::BitCast(wide, hn::InterleaveLower(q, c, d));
+  const auto cd_high = hn::BitCast(wide, hn::InterleaveUpper(q, c, d));
+  hn::StoreU(hn::BitCast(q, hn::InterleaveLower(wide, ab_low, cd_low)), q, to);
+  hn::StoreU(hn::BitCast(q, hn::InterleaveUpper(wide, ab_low, cd_low)), q, to + to_stride);
+  hn::StoreU(hn::BitCast(q, hn::InterleaveLower(wide, ab_high, cd_high)), q, to + 2 * to_stride);
+  hn::StoreU(hn::BitCast(q, hn::InterleaveUpper(wide, ab_high, cd_high)), q, to + 3 * to_stride);
+#endif
+}
+
+/// to[j][i] = from[i][j]. A line of memory on the side of the batch is finished before the next one is touched: rows
+/// whose distance is a power of two would push each other out of the cache.
+void transpose_block(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                     int64_t to_stride) {
+  constexpr int64_t kLine = 16;
+  const int64_t whole_rows = rows / 4 * 4;
+  const int64_t whole_columns = columns / 4 * 4;
+  for (int64_t line = 0; line < whole_columns; line += kLine) {
+    const int64_t end = std::min(line + kLine, whole_columns);
+    for (int64_t row = 0; row < whole_rows; row += 4)
+      for (int64_t column = line; column < end; column += 4)
+        transpose_quad(from + row * from_stride + column, from_stride, to + column * to_stride + row, to_stride);
+  }
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = row < whole_rows ? whole_columns : 0; column < columns; ++column)
+      to[column * to_stride + row] = from[row * from_stride + column];
+}
+
+void round_tile(float* tile, int64_t count) {
+  const F f;
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(f)))
+    hn::StoreU(rounded(hn::LoadU(f, tile + i)), f, tile + i);
+}
+
+void to_features(const RowsToFeatures& job) {
+  transpose_block(job.x, job.stride, job.rows, job.columns, job.tile, job.lanes);
+  if (job.rows < job.lanes)
+    for (int64_t feature = 0; feature < job.columns; ++feature)
+      std::fill(job.tile + feature * job.lanes + job.rows, job.tile + (feature + 1) * job.lanes, 0.0F);
+  std::fill(job.tile + job.columns * job.lanes, job.tile + job.features * job.lanes, 0.0F);
+  if (job.round) round_tile(job.tile, job.columns * job.lanes);
+}
+
+/// The same with the batch as the target: here the lines of y are what must be finished.
+void to_rows(const FeaturesToRows& job) {
+  constexpr int64_t kLine = 16;
+  const int64_t whole_rows = job.rows / 4 * 4;
+  const int64_t whole_columns = job.columns / 4 * 4;
+  for (int64_t line = 0; line < whole_columns; line += kLine) {
+    const int64_t end = std::min(line + kLine, whole_columns);
+    for (int64_t row = 0; row < whole_rows; row += 4)
+      for (int64_t column = line; column < end; column += 4)
+        transpose_quad(job.tile + column * job.feature_stride + row, job.feature_stride,
+                       job.y + row * job.stride + column, job.stride);
+  }
+  for (int64_t row = 0; row < job.rows; ++row)
+    for (int64_t column = row < whole_rows ? whole_columns : 0; column < job.columns; ++column)
+      job.y[row * job.stride + column] = job.tile[column * job.feature_stride + row];
+}
+
+/// kRows rows of one panel times kVectors vectors of lanes.
+template <int kRows, int kVectors>
+HWY_INLINE void multiply(const PanelProduct& job, const float* w, const float* in, float* out, int64_t count) {
+  const F f;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(f));
+  hn::Vec<F> sums[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::Zero(f);
+  for (int64_t term = 0; term < job.terms; ++term) {
+    const float* from = in + term * job.in_term;
+    for (int64_t j = 0; j < job.k; ++j) {
+      hn::Vec<F> x[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) x[v] = hn::LoadU(f, from + v * lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const auto factor = hn::Set(f, w[i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::MulAdd(factor, x[v], sums[i][v]);
+      }
+      w += kPanelRows;
+      from += job.in_item;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+    if (i >= count) break;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      hn::StoreU(job.round ? rounded(sums[i][v]) : sums[i][v], f, out + i * job.out_item + v * lanes);
+  }
+}
+
+template <int kRows, int kVectors>
+HWY_INLINE void multiply_lanes(const PanelProduct& job, const float* w, const float* in, float* out, int64_t count) {
+  const auto step = static_cast<int64_t>(hn::Lanes(F())) * kVectors;
+  for (int64_t lane = 0; lane < job.lanes; lane += step)
+    multiply<kRows, kVectors>(job, w, in + lane, out + lane, count);
+}
+
+/// Sums fill the registers: 24 of 32 wide vectors, 12 of 16 narrow ones.
+void panel_product(const PanelProduct& job, int64_t first, int64_t last) {
+  const bool wide = hn::Lanes(F()) == 16;
+  const bool many = job.lanes == kTileLanes;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const float* w = job.w + panel * job.terms * job.k * kPanelRows;
+    float* out = job.out + panel * kPanelRows * job.out_item;
+    const int64_t count = std::min(kPanelRows, job.m - panel * kPanelRows);
+    if (wide && count > 4) {
+      if (many)
+        multiply_lanes<8, 3>(job, w, job.in, out, count);
+      else
+        multiply_lanes<8, 1>(job, w, job.in, out, count);
+      continue;
+    }
+    for (int64_t half = 0; half < count; half += 4) {
+      if (many)
+        multiply_lanes<4, 3>(job, w + half, job.in, out + half * job.out_item, count - half);
+      else
+        multiply_lanes<4, 1>(job, w + half, job.in, out + half * job.out_item, count - half);
+    }
+  }
+}
+
+template <int kRows, int kVectors>
+HWY_INLINE void outer(const OuterProduct& job, int64_t row, int64_t column) {
+  const F f;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(f));
+  float* dw = job.dw + row * job.columns + column;
+  const float* g = job.g + row * job.g_item;
+  hn::Vec<F> sums[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::LoadU(f, dw + i * job.columns + v * lanes);
+  for (int64_t t = 0; t < job.lanes; ++t) {
+    const float* in = job.in + t * job.columns + column;
+    hn::Vec<F> x[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) x[v] = hn::LoadU(f, in + v * lanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const auto factor = hn::Set(f, g[i * job.g_item + t]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::MulAdd(factor, x[v], sums[i][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[i][v], f, dw + i * job.columns + v * lanes);
+}
+
+template <int kRows>
+HWY_INLINE void outer_rows(const OuterProduct& job, int64_t row) {
+  const auto lanes = static_cast<int64_t>(hn::Lanes(F()));
+  int64_t column = 0;
+  for (; column + 3 * lanes <= job.columns; column += 3 * lanes) outer<kRows, 3>(job, row, column);
+  for (; column + 2 * lanes <= job.columns; column += 2 * lanes) outer<kRows, 2>(job, row, column);
+  for (; column < job.columns; column += lanes) outer<kRows, 1>(job, row, column);
+}
+
+void outer_product(const OuterProduct& job) {
+  int64_t row = 0;
+  if (hn::Lanes(F()) == 16)
+    for (; row + 8 <= job.m; row += 8) outer_rows<8>(job, row);
+  for (; row + 4 <= job.m; row += 4) outer_rows<4>(job, row);
+  for (; row < job.m; ++row) outer_rows<1>(job, row);
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace heddle
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+namespace heddle {
+namespace {
+
+HWY_EXPORT(to_features);
+HWY_EXPORT(to_rows);
+HWY_EXPORT(panel_product);
+HWY_EXPORT(outer_product);
+
+}  // namespace
+
+void rows_to_features(const RowsToFeatures& job) { HWY_DYNAMIC_DISPATCH(to_features)(job); }
+
+void features_to_rows(const FeaturesToRows& job) { HWY_DYNAMIC_DISPATCH(to_rows)(job); }
+
+void multiply_panels(const PanelProduct& job, int64_t first_panel, int64_t last_panel) {
+  HWY_DYNAMIC_DISPATCH(panel_product)(job, first_panel, last_panel);
+}
+
+void accumulate_outer(const OuterProduct& job) { HWY_DYNAMIC_DISPATCH(outer_product)(job); }
+
+}  // namespace heddle
+#endif  // HWY_ONCE
