@@ -83,6 +83,7 @@ export * from './graph/ops/softmax.js'
 export * from './graph/ops/sort.js'
 export * from './graph/ops/sparse.js'
 export * from './graph/ops/stop_gradient.js'
+export * from './graph/ops/tucker.js'
 export type { Padding, Pair } from './graph/ops/window.js'
 export type { ScopePattern } from './graph/passes/recompute_scopes.js'
 export {
@@ -221,6 +222,39 @@ export {
   loadSequenceClassifier,
   SequenceClassifier,
 } from './sequence_classifier.js'
+export {
+  type Completion,
+  type CompletionOptions,
+  type CompletionReport,
+  type CompletionRound,
+  completeMatrix,
+} from './structured/completion.js'
+export {
+  disposeSupport,
+  nmMask,
+  type RandomSupportOptions,
+  randomSupport,
+  type SparseEntries,
+  type SupportOfEntries,
+  supportFromEntries,
+  supportFromMask,
+  supportFromRows,
+} from './structured/sparse.js'
+export { type SparseLowRankMatrixOptions, sparseLowRankMatrix } from './structured/sparse_low_rank.js'
+export {
+  disposeTucker,
+  type HooiDecomposition,
+  type HooiOptions,
+  type HosvdOptions,
+  hooi,
+  hosvd,
+  type Tucker,
+  type TuckerDecomposition,
+  type TuckerOptions,
+  tuckerParameterCount,
+  tuckerToDense,
+} from './structured/tucker.js'
+export { type TuckerMatrixOptions, tuckerMatrix } from './structured/tucker_matrix.js'
 export { type DType, dtypeSize, dtypes, type TypedArray } from './tensor/dtype.js'
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {

@@ -345,38 +345,59 @@ std::vector<double> gram_of(const double* a, size_t n, size_t k) {
   return gram;
 }
 
-/// Cholesky in which a column that depends on those before it becomes one of the identity, scaled so that the column's
-/// rest all but vanishes.
-std::vector<double> dependable_factor(std::vector<double> gram, size_t k) {
+/// The factor L of the Gram matrix of some columns, and which columns depend on those before them: in L these are 0.
+struct ColumnFactor {
+  std::vector<double> l;
+  std::vector<bool> open;
+};
+
+ColumnFactor factor_columns(std::vector<double> gram, size_t k) {
   double largest = 0.0;
   for (size_t i = 0; i < k; ++i) largest = std::max(largest, gram[i * k + i]);
-  for (size_t i = 0; i < k; ++i) {
+  std::vector<bool> open(k);
+  for (size_t i = 0; i < k; ++i)
     for (size_t j = 0; j <= i; ++j) {
       double sum = gram[i * k + j];
       for (size_t c = 0; c < j; ++c) sum -= gram[i * k + c] * gram[j * k + c];
-      if (j < i)
-        gram[i * k + j] = sum / gram[j * k + j];
-      else
-        gram[i * k + i] = sum > kOpen * largest ? std::sqrt(sum) : std::sqrt(largest) * 1e4 + 1.0;
+      if (i == j) {
+        open[i] = !(sum > kOpen * largest);
+        gram[i * k + i] = open[i] ? 0.0 : std::sqrt(sum);
+      } else {
+        gram[i * k + j] = open[j] ? 0.0 : sum / gram[j * k + j];
+      }
     }
-  }
-  return gram;
+  return {std::move(gram), std::move(open)};
 }
 
-/// a [n, k] with orthonormal columns, in place; `start` [rows, k] keeps start · aᵀ as it was. Twice: the second pass
-/// removes what rounding in the squared condition number has left.
+/// row = L^-1 row; open columns get a random number instead, which the next pass makes orthogonal to the rest.
+void replace_row(const ColumnFactor& factor, size_t k, uint64_t index, double scale, double* row) {
+  constexpr uint64_t kStream = 0x6f70656e;
+  for (size_t i = 0; i < k; ++i) {
+    if (factor.open[i]) {
+      row[i] = scale * (uniform_from_bits(philox_word(0, kStream + i, index)) - 0.5);
+      continue;
+    }
+    for (size_t c = 0; c < i; ++c) row[i] -= factor.open[c] ? 0.0 : factor.l[i * k + c] * row[c];
+    row[i] /= factor.l[i * k + i];
+  }
+}
+
+/// a [n, k] with orthonormal columns, in place; `start` [rows, k] keeps start * a^T as it was. The second pass removes
+/// what rounding in the squared condition number has left; each pass that had to invent directions needs two more.
 void orthonormalise(double* a, size_t n, size_t k, double* start, size_t rows) {
-  for (int pass = 0; pass < 2; ++pass) {
-    const std::vector<double> l = dependable_factor(gram_of(a, n, k), k);
+  for (int left = 2, pass = 0; left > 0 && pass < 6; --left, ++pass) {
+    const ColumnFactor factor = factor_columns(gram_of(a, n, k), k);
+    if (std::find(factor.open.begin(), factor.open.end(), true) != factor.open.end()) left = 3;
+    const double scale = std::sqrt(12.0 / static_cast<double>(std::max<size_t>(1, n)));
     TilePool::shared().run((n + kTallRows - 1) / kTallRows, [&](size_t tile, size_t) {
       for (size_t row = tile * kTallRows; row < std::min(n, (tile + 1) * kTallRows); ++row)
-        solve_lower(l.data(), k, a + row * k);
+        replace_row(factor, k, row, scale, a + row * k);
     });
-    // a = q Lᵀ, so start aᵀ = (start L) qᵀ.
+    // a = q L^T, so start a^T = (start L) q^T.
     for (size_t row = 0; row < rows; ++row)
       for (size_t j = 0; j < k; ++j) {
         double sum = 0.0;
-        for (size_t c = j; c < k; ++c) sum += start[row * k + c] * l[c * k + j];
+        for (size_t c = j; c < k; ++c) sum += start[row * k + c] * factor.l[c * k + j];
         start[row * k + j] = sum;
       }
   }

@@ -54,7 +54,7 @@ struct HalfStep {
 HalfStep half_step(const Observations& observations, const Tensor& basis, const std::optional<Tensor>& start,
                    const HalfStepOptions& options);
 
-/// The columns of a [n, k] f64 made orthonormal; columns that depend on those before them become (nearly) 0.
+/// The columns of a [n, k] f64, k <= n, made orthonormal; one that depends on those before it becomes a random one.
 Tensor orthonormal_columns(const Tensor& a);
 
 /// Connected parts of the graph that joins row i and column j where (i, j) was observed; rows and columns without an

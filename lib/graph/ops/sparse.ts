@@ -6,8 +6,7 @@ import { sameShape, shapeText } from '../../tensor/dtype.js'
 import type { Tensor } from '../../tensor/tensor.js'
 import { defineOperator, floatType, misuse, typeText } from '../operator.js'
 import { read, type Sym } from '../sym.js'
-import { add } from './elementwise.js'
-import { matmul } from './matmul.js'
+import { matmul, type Precision } from './matmul.js'
 import { reshape } from './reduce.js'
 
 /** Where S `[rows, columns]` may have non-zeros, by rows (CSR, the order of the values) and by columns (CSC). */
@@ -192,6 +191,8 @@ export interface SparseLowRankParts {
 export interface SparseLowRankOptions {
   /** Default: the one that {@link sparseLowRankPath} finds cheaper. */
   readonly path?: SparseLowRankPath
+  /** Of the dense products; default `f32`. */
+  readonly precision?: Precision
 }
 
 /**
@@ -227,6 +228,7 @@ export function sparseLowRankPath(sizes: {
  */
 export function sparseLowRankLinear(x: Sym, parts: SparseLowRankParts, options: SparseLowRankOptions = {}): Sym {
   const { a, b, support, values, scale = 1 } = parts
+  const { precision = 'f32' } = options
   const [rows, columns] = support.shape
   const rank = a.shape[0]!
   if (!sameShape(a.shape, [rank, columns]) || !sameShape(b.shape, [rows, rank]) || x.shape.at(-1) !== columns)
@@ -238,10 +240,11 @@ export function sparseLowRankLinear(x: Sym, parts: SparseLowRankParts, options: 
   const n = x.shape.slice(0, -1).reduce((product, size) => product * size, 1)
   const sizes = { n, in: columns, out: rows, rank, count: support.count }
   if ((options.path ?? sparseLowRankPath(sizes)) === 'materialised')
-    return matmul(x, sparseToDense(support, values, matmul(b, a, { alpha: scale })), { transposeB: true })
+    return matmul(x, sparseToDense(support, values, matmul(b, a, { alpha: scale })), {
+      transposeB: true,
+      precision,
+    })
   const sparse = spmm(support, values, x, { side: 'right' })
-  const low = matmul(x, a, { transposeB: true })
-  return x.rank > 1
-    ? matmul(low, b, { transposeB: true, alpha: scale, addend: sparse })
-    : add(matmul(low, b, { transposeB: true, alpha: scale }), sparse)
+  const low = matmul(x, a, { transposeB: true, precision })
+  return matmul(low, b, { transposeB: true, alpha: scale, addend: sparse, precision })
 }
