@@ -216,8 +216,10 @@ size_t conjugate_gradients(const Regression& p, const double* factor, size_t lim
   double current = turn();
   const double target = tolerance * tolerance * current;
   direction = gradient;
+  // A gradient this small next to the residual is rounding, and following it leads away.
+  const auto rounding = [&] { return 1e-30 * norm_squared(work.residual); };
   size_t done = 0;
-  for (; done < limit && current > target && current > 0.0; ++done) {
+  for (; done < limit && current > std::max(target, rounding()); ++done) {
     step = direction;
     if (factor != nullptr) solve_lower_transposed(factor, k, step.data());
     HWY_DYNAMIC_DISPATCH(apply_rows)(p, step.data(), work.product.data());
