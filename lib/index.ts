@@ -112,8 +112,10 @@ export {
   type LoadImageClassifierOptions,
   loadImageClassifier,
 } from './image_model.js'
-export { type Qr, qr, type Svd, svd } from './linalg/factorise.js'
-export { type LowRankOptions, svdLowRank } from './linalg/low_rank.js'
+export * from './linalg/factorise.js'
+export * from './linalg/low_rank.js'
+export * from './linalg/polar.js'
+export * from './linalg/solve.js'
 export {
   type DecoderEmbedOptions,
   type DecoderPooling,

@@ -152,8 +152,6 @@ interface RawAddon {
     entries: readonly SafetensorsEntry[],
     metadata: Readonly<Record<string, string>>,
   ): Promise<void>
-  svd(a: NativeTensor, full: boolean): Promise<{ u: NativeTensor; s: NativeTensor; vh: NativeTensor }>
-  qr(a: NativeTensor): Promise<{ q: NativeTensor; r: NativeTensor }>
   sparseSupportFromEntries(
     rowIndices: NativeTensor,
     columnIndices: NativeTensor,
@@ -207,12 +205,6 @@ export const addon = {
     entries: readonly SafetensorsEntry[],
     metadata: Readonly<Record<string, string>>,
   ): Promise<void> => async(() => raw().writeSafetensors(path, entries, metadata)),
-
-  /** Thin, or with all vectors when `full`. */
-  svd: (a: NativeTensor, full: boolean): Promise<{ u: NativeTensor; s: NativeTensor; vh: NativeTensor }> =>
-    async(() => raw().svd(a, full)),
-
-  qr: (a: NativeTensor): Promise<{ q: NativeTensor; r: NativeTensor }> => async(() => raw().qr(a)),
 
   sparseSupportFromEntries: (
     rowIndices: NativeTensor,

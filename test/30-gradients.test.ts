@@ -28,6 +28,8 @@ import { sddmm, sparseGather, sparseToDense, spmm } from '../lib/graph/ops/spars
 import { stopGradient } from '../lib/graph/ops/stop_gradient.js'
 import { program } from '../lib/graph/program.js'
 import { assign, read, type Sym } from '../lib/graph/sym.js'
+import { cholesky, eigh, lu, qr, qrPivoted, svd } from '../lib/linalg/factorise.js'
+import { pinv, solve, solveTriangular } from '../lib/linalg/solve.js'
 import { supportFromEntries } from '../lib/structured/sparse.js'
 import { elementCount } from '../lib/tensor/dtype.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
@@ -67,6 +69,16 @@ const binary = (fn: (a: Sym, b: Sym) => Sym, range?: readonly [number, number]):
   fn,
   ...(range ? { range } : {}),
 })
+
+const times = (a: Sym, b: Sym): Sym => matmul(a, b)
+/** A well conditioned matrix from any small one: its values lie around 1, 2, 3, … */
+const spread = (x: Sym): Sym => {
+  const [m, n] = x.shape.slice(-2) as [number, number]
+  const values = Float32Array.from({ length: m * n }, (_, i) => (Math.floor(i / n) === i % n ? 2 + (i % n) : 0))
+  return elementwise.add(elementwise.mul(x, 0.3), given(values, [m, n], x))
+}
+/** Positive definite. */
+const definite = (x: Sym): Sym => times(spread(x), index.transpose(spread(x)))
 
 const qkv = [
   [2, 6, 4, 8],
@@ -407,6 +419,89 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
         attention(q, k, v, { causal: true, segments: ints([0, 0, 1, 1, 1, -1, 0, 0, 0, 0, -1, -1], [2, 6]) }),
     },
   ],
+  svd: [
+    { shapes: [[2, 4, 3]], fn: (x) => svd(spread(x)).s },
+    {
+      // Not the vectors themselves, whose signs are free.
+      shapes: [[5, 3]],
+      fn: (x) => {
+        const { u, vh } = svd(spread(x))
+        return elementwise.add(reduce.sum(times(u, vh)), elementwise.mul(elementwise.square(u), 2))
+      },
+    },
+    { shapes: [[3, 5]], fn: (x) => elementwise.square(svd(spread(x)).vh) },
+    { shapes: [[4, 4]], fn: (x) => pinv(spread(x)) },
+  ],
+  qr: [
+    { shapes: [[2, 4, 3]], fn: (x) => qr(spread(x)).q },
+    { shapes: [[3, 3]], fn: (x) => qr(spread(x)).r },
+    {
+      shapes: [[3, 5]],
+      fn: (x) => {
+        const { q, r } = qr(spread(x))
+        return times(index.transpose(q), elementwise.sin(r))
+      },
+    },
+  ],
+  eigh: [
+    { shapes: [[2, 3, 3]], fn: (x) => eigh(definite(x)).w },
+    {
+      shapes: [[4, 4]],
+      fn: (x) => {
+        const { w, v } = eigh(definite(elementwise.mul(x, 0.3)))
+        return elementwise.mul(elementwise.square(v), elementwise.mul(w, 0.1))
+      },
+    },
+  ],
+  cholesky: [{ shapes: [[2, 3, 3]], fn: (x) => cholesky(definite(x)) }],
+  lu: [
+    {
+      shapes: [[4, 4]],
+      fn: (x) => {
+        const { l, u } = lu(spread(x))
+        return elementwise.add(elementwise.sin(l), u)
+      },
+    },
+  ],
+  solve: [
+    {
+      shapes: [
+        [4, 4],
+        [4, 2],
+      ],
+      fn: (a, b) => solve(spread(a), b),
+    },
+    {
+      shapes: [
+        [2, 3, 3],
+        [2, 3],
+      ],
+      fn: (a, b) => solve(spread(a), b),
+    },
+  ],
+  solve_triangular: [
+    {
+      shapes: [
+        [4, 4],
+        [4, 2],
+      ],
+      fn: (a, b) => solveTriangular(spread(a), b, { upper: true }),
+    },
+    {
+      shapes: [
+        [4, 4],
+        [4, 2],
+      ],
+      fn: (a, b) => solveTriangular(spread(a), b, { transpose: true }),
+    },
+    {
+      shapes: [
+        [4, 4],
+        [4, 2],
+      ],
+      fn: (a, b) => solveTriangular(spread(a), b, { unitTriangular: true }),
+    },
+  ],
   linear_cross_entropy: [
     {
       shapes: [
@@ -433,6 +528,7 @@ const refusals: Readonly<Record<string, (x: Sym) => Sym>> = {
   equal: (x) => elementwise.equal(x, 0),
   not_equal: (x) => elementwise.notEqual(x, 0),
   arange: () => gather.arange(2, { dtype: 'f32' }),
+  qr_pivoted: (x) => qrPivoted(reduce.reshape(x, [1, 2])).r,
   argmax: (x) => elementwise.cast(reduce.argmax(x), 'f32'),
   rope_table: (x) => ropeTable(elementwise.cast(x, 'i32'), [1]).cos,
   random_uniform: (x) => randomUniform(elementwise.cast(reduce.reshape(x, [2]), 'u32'), 0, [2]),

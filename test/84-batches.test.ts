@@ -248,7 +248,7 @@ test('a text that begins like an earlier one starts where they part, and is the 
 })
 
 test('beginnings that other texts have overwritten come back from the store, and change nothing', async (t) => {
-  const pool = new SessionPool(model.network, 'f32', 2 ** 24)
+  const pool = new SessionPool(model.network, 'stored', 2 ** 24)
   const texts = [proverbs.slice(0, 200), proverbs.slice(30, 230), proverbs.slice(60, 250)]
   const encoded = await Promise.all(texts.map((text) => model.tokenizer.encode(text)))
   const first: number[][] = []

@@ -87,3 +87,41 @@ test('a long run is thinned to a small file', (t) => {
   const steps = Array.from({ length: 50_000 }, (_, index) => ({ index: index + 1, loss: 2, learningRate: 1e-3 }))
   t.true(renderReport({ ...report, steps }).length < 64 * 1024)
 })
+
+test('what steps know besides gets a picture: gradient norm, speed, memory', (t) => {
+  const steps = report.steps.map((step) => ({
+    ...step,
+    gradientNorm: 1 / step.index,
+    tokensPerSecond: 5000,
+    residentBytes: 200 * 2 ** 20,
+  }))
+  const html = renderReport({ ...report, steps })
+  t.is((html.match(/<svg /g) ?? []).length, 5)
+  for (const text of ['Gradient norm, before clipping', 'Tokens per second', 'Resident memory: at most 200 MiB'])
+    t.true(html.includes(text), text)
+})
+
+test('a classification shows its metrics and its confusion matrix; texts written on the way are shown, escaped', (t) => {
+  const html = renderReport({
+    ...report,
+    evaluations: [{ step: 20, loss: 0.5, metrics: { accuracy: 0.9814 } }],
+    confusion: {
+      labels: ['ham', '<spam>'],
+      counts: [
+        [377, 3],
+        [8, 204],
+      ],
+    },
+    written: [{ step: 10, samples: [{ prompt: 'Once', text: 'upon <b>' }] }],
+  })
+  for (const text of [
+    '0.9814',
+    '<strong>377</strong>',
+    '<td>8</td>',
+    '&#60;spam&#62;',
+    'After step 10',
+    'upon &#60;b&#62;',
+  ])
+    t.true(html.includes(text), text)
+  t.false(html.includes('Perplexity'))
+})

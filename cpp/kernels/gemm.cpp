@@ -91,6 +91,18 @@ void widen_rows(const void* source, size_t stride, size_t rows, size_t cols, voi
   each_row(widen_row, source, stride, rows, cols, target);
 }
 
+/// Whether every number is a bf16 number.
+bool all_bf16(const float* values, size_t count) {
+  const F f;
+  const U u;
+  const size_t lanes = hn::Lanes(f);
+  auto low = hn::Zero(u);
+  size_t at = 0;
+  for (; at + lanes <= count; at += lanes) low = hn::Or(low, hn::BitCast(u, hn::LoadU(f, values + at)));
+  for (; at < count; ++at) low = hn::Or(low, hn::BitCast(u, hn::Set(f, values[at])));
+  return hn::AllTrue(u, hn::Eq(hn::And(low, hn::Set(u, 0xffff)), hn::Zero(u)));
+}
+
 void round_rows_in_f32(const void* source, size_t stride, size_t rows, size_t cols, void* target) {
   each_row(round_row_in_f32, source, stride, rows, cols, target);
 }
@@ -107,6 +119,7 @@ namespace {
 HWY_EXPORT(round_rows);
 HWY_EXPORT(widen_rows);
 HWY_EXPORT(round_rows_in_f32);
+HWY_EXPORT(all_bf16);
 
 using dnnl::memory;
 using Tag = memory::format_tag;
@@ -210,6 +223,16 @@ void pack_block(const MatrixSource& source, const OperandForm& form, int64_t k0,
   dnnl::reorder(plain, destination).execute(cpu_stream(), const_cast<memory&>(plain), destination);
 }
 
+/// Whether all f32 elements of a storage are bf16 numbers; found out once.
+bool holds_bf16(const std::shared_ptr<Storage>& storage) {
+  const auto found = storage->derived("holds bf16", [&]() -> std::shared_ptr<void> {
+    const Storage::Pin pin(storage);
+    const auto* values = reinterpret_cast<const float*>(pin.data());
+    return std::make_shared<bool>(HWY_DYNAMIC_DISPATCH(all_bf16)(values, storage->size() / sizeof(float)));
+  });
+  return *std::static_pointer_cast<bool>(found);
+}
+
 }  // namespace
 
 Precision precision_from_name(std::string_view name, std::string_view place) {
@@ -293,7 +316,8 @@ int64_t PackedMatrix::column_block(int64_t n) {
   return std::clamp<int64_t>((n / 8 + 63) / 64 * 64, 128, 512);
 }
 
-PackedMatrix::PackedMatrix(const MatrixSource& source, Precision precision, int64_t block_k, int64_t block_n)
+PackedMatrix::PackedMatrix(const MatrixSource& source, Precision precision, int64_t block_k, int64_t block_n,
+                           Packing packing)
     : n_blocks_((source.n + block_n - 1) / block_n) {
   const OperandForm form = OperandForm::of(source.dtype, precision);
   const int64_t k_blocks = (source.k + block_k - 1) / block_k;
@@ -301,35 +325,72 @@ PackedMatrix::PackedMatrix(const MatrixSource& source, Precision precision, int6
   const auto cols_of = [&](int64_t j) { return std::min(block_n, source.n - j * block_n); };
   guarded(kPlace, "a matrix that oneDNN can pack", [&] {
     std::vector<memory::desc> layouts;
-    std::vector<size_t> offsets{0};
+    offsets_.push_back(0);
     for (int64_t i = 0; i < k_blocks; ++i) {
       for (int64_t j = 0; j < n_blocks_; ++j) {
         layouts.push_back(packed_layout(form.to, rows_of(i), cols_of(j)));
-        offsets.push_back(checked_add(offsets.back(), (layouts.back().get_size() + 63) / 64 * 64, kPlace));
+        offsets_.push_back(checked_add(offsets_.back(), (layouts.back().get_size() + 63) / 64 * 64, kPlace));
       }
     }
-    bytes_ = AlignedBuffer(offsets.back());
-    for (size_t i = 0; i < layouts.size(); ++i) blocks_.push_back(memory_at(layouts[i], bytes_.data() + offsets[i]));
+    bytes_ = AlignedBuffer(offsets_.back());
+    for (size_t i = 0; i < layouts.size(); ++i) blocks_.push_back(memory_at(layouts[i], bytes_.data() + offsets_[i]));
     TilePool::shared().run(blocks_.size(), [&](size_t tile, size_t) {
       const auto i = static_cast<int64_t>(tile) / n_blocks_;
       const auto j = static_cast<int64_t>(tile) % n_blocks_;
       std::vector<std::byte> staging;
       pack_block(source, form, i * block_k, j * block_n, rows_of(i), cols_of(j), staging, blocks_[tile]);
     });
-    if (k_blocks != 1) return;
-    const memory::desc whole = packed_layout(form.to, source.k, source.n);
-    const bool seamless = std::all_of(layouts.begin(), layouts.end(),
-                                      [&](const memory::desc& block) { return tiles_seamlessly(block, whole); });
-    if (blocks_.size() == 1 || (seamless && whole.get_size() == offsets.back()))
-      whole_ = memory_at(whole, bytes_.data());
+    if (k_blocks == 1) {
+      const memory::desc whole = packed_layout(form.to, source.k, source.n);
+      const bool seamless = std::all_of(layouts.begin(), layouts.end(),
+                                        [&](const memory::desc& block) { return tiles_seamlessly(block, whole); });
+      if (blocks_.size() == 1 || (seamless && whole.get_size() == offsets_.back()))
+        whole_ = memory_at(whole, bytes_.data());
+    }
+    if (packing == Packing::kCompact && form.to == DType::kF32) compact();
   });
+}
+
+void PackedMatrix::compact() {
+  const size_t count = bytes_.size() / sizeof(float);
+  const auto* values = reinterpret_cast<const float*>(bytes_.data());
+  if (!HWY_DYNAMIC_DISPATCH(all_bf16)(values, count)) return;
+  AlignedBuffer halves(count * sizeof(uint16_t));
+  HWY_DYNAMIC_DISPATCH(round_rows)(values, count, 1, count, halves.data());
+  spread_bytes_ = bytes_.size();
+  bytes_ = std::move(halves);
+}
+
+void PackedMatrix::spread(TilePool& pool, std::byte* target) const {
+  constexpr size_t kChunk = size_t{1} << 16;
+  const size_t count = spread_bytes_ / sizeof(float);
+  const auto* halves = reinterpret_cast<const uint16_t*>(bytes_.data());
+  pool.run((count + kChunk - 1) / kChunk, [&](size_t tile, size_t) {
+    const size_t begin = tile * kChunk;
+    const size_t size = std::min(kChunk, count - begin);
+    HWY_DYNAMIC_DISPATCH(widen_rows)(halves + begin, size, 1, size, target + begin * sizeof(float));
+  });
+}
+
+memory PackedMatrix::block_in(const std::byte* spread, int64_t n_block) const {
+  const memory& own = blocks_[n_block];
+  return spread_bytes_ == 0 ? own : memory_at(own.get_desc(), spread + offsets_[n_block]);
+}
+
+memory PackedMatrix::whole_in(const std::byte* spread) const {
+  return spread_bytes_ == 0 ? whole_ : memory_at(whole_.get_desc(), spread);
 }
 
 std::shared_ptr<const PackedMatrix> PackedMatrix::of_frozen(const std::shared_ptr<Storage>& storage,
                                                             MatrixSource source, Precision precision, int64_t block_k,
-                                                            int64_t block_n) {
+                                                            int64_t block_n, Packing packing) {
+  const bool is_compact =
+      packing == Packing::kCompact && product_dtype(precision) == DType::kF32 && source.dtype == DType::kF32;
+  if (is_compact && !holds_bf16(storage))
+    return of_frozen(storage, source, precision, block_k, block_n, Packing::kPlain);
   std::string key = "product";
   key += precision == Precision::kBF16 ? "/bf16" : "/f32";
+  key += is_compact ? "/compact" : "";
   key += source.transposed ? "/transposed" : "/plain";
   for (const int64_t size : {source.k, source.n, block_k, block_n}) {
     key += '/';
@@ -338,7 +399,8 @@ std::shared_ptr<const PackedMatrix> PackedMatrix::of_frozen(const std::shared_pt
   const auto packed = storage->derived(key, [&]() -> std::shared_ptr<void> {
     const Storage::Pin pin(storage);
     source.data = pin.data();
-    return std::make_shared<PackedMatrix>(source, precision, block_k, block_n);
+    return std::make_shared<PackedMatrix>(source, precision, block_k, block_n,
+                                          is_compact ? Packing::kCompact : Packing::kPlain);
   });
   return std::static_pointer_cast<const PackedMatrix>(packed);
 }

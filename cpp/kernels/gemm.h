@@ -16,6 +16,7 @@
 
 #include "core/dtype.h"
 #include "core/storage.h"
+#include "core/tile_pool.h"
 
 namespace heddle {
 
@@ -97,27 +98,45 @@ struct MatrixSource {
   bool transposed = false;
 };
 
+/// `kCompact`: a matrix of f32 products whose elements are all bf16 numbers, as those of most checkpoints are, is kept
+/// in half the memory and spread out again for each run. Worth it where many rows are multiplied.
+enum class Packing { kPlain, kCompact };
+
 class PackedMatrix {
  public:
   /// Blocks of at most block_k x block_n; tiles over the shared pool.
-  PackedMatrix(const MatrixSource& source, Precision precision, int64_t block_k, int64_t block_n);
+  PackedMatrix(const MatrixSource& source, Precision precision, int64_t block_k, int64_t block_n,
+               Packing packing = Packing::kPlain);
 
   /// Packed once per storage, form and block size, for all programs. `source.data` is taken from the storage.
+  /// A matrix that cannot be compact is plain.
   static std::shared_ptr<const PackedMatrix> of_frozen(const std::shared_ptr<Storage>& storage, MatrixSource source,
-                                                       Precision precision, int64_t block_k, int64_t block_n);
+                                                       Precision precision, int64_t block_k, int64_t block_n,
+                                                       Packing packing = Packing::kPlain);
 
   /// Width of the column blocks that matmul and the loss share.
   static int64_t column_block(int64_t n);
 
   const dnnl::memory& block(int64_t k_block, int64_t n_block) const { return blocks_[k_block * n_blocks_ + n_block]; }
   int64_t n_blocks() const noexcept { return n_blocks_; }
-  /// The whole matrix as one block, when the blocks lie side by side just as oneDNN would have packed the whole;
-  /// else null.
-  const dnnl::memory* whole() const { return whole_.get(true) != nullptr ? &whole_ : nullptr; }
+  /// The blocks lie side by side just as oneDNN would have packed the whole matrix.
+  bool is_whole() const noexcept { return whole_.get(true) != nullptr; }
+
+  /// Memory that a run has to bring along for spread(); 0 for a plain matrix.
+  size_t spread_bytes() const noexcept { return spread_bytes_; }
+  /// Fills `target` with the elements as products take them.
+  void spread(TilePool& pool, std::byte* target) const;
+  /// A block, or the whole, at the place that spread() filled; the matrix's own of a plain one.
+  dnnl::memory block_in(const std::byte* spread, int64_t n_block) const;
+  dnnl::memory whole_in(const std::byte* spread) const;
 
  private:
+  void compact();
+
   int64_t n_blocks_;
   AlignedBuffer bytes_;
+  size_t spread_bytes_ = 0;
+  std::vector<size_t> offsets_;
   std::vector<dnnl::memory> blocks_;
   dnnl::memory whole_;
 };

@@ -18,6 +18,7 @@ const KernelTable& cpu_kernels() {
     register_matmul(table);
     register_monarch(table);
     register_norm(table);
+    register_orthogonal(table);
     register_pool(table);
     register_random(table);
     register_reduce(table);
@@ -27,6 +28,7 @@ const KernelTable& cpu_kernels() {
     register_softmax(table);
     register_sort(table);
     register_sparse(table);
+    register_triangular(table);
     return table;
   }();
   return kTable;

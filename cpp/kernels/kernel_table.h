@@ -18,6 +18,7 @@ void register_low_rank_matmul(KernelTable& table);
 void register_matmul(KernelTable& table);
 void register_monarch(KernelTable& table);
 void register_norm(KernelTable& table);
+void register_orthogonal(KernelTable& table);
 void register_pool(KernelTable& table);
 void register_random(KernelTable& table);
 void register_reduce(KernelTable& table);
@@ -27,5 +28,6 @@ void register_scan(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_sort(KernelTable& table);
 void register_sparse(KernelTable& table);
+void register_triangular(KernelTable& table);
 
 }  // namespace heddle

@@ -92,6 +92,7 @@ class FusedPlan {
       a_bytes_ = aligned(checked_mul(tile_rows_ * size, s_.k, "low_rank_matmul"));
       z_bytes_ = aligned(checked_mul(tile_rows_ * size, s_.r, "low_rank_matmul"));
     }
+    spread_ = shared_.reserve(packed_->spread_bytes());
     make_products();
   }
 
@@ -99,11 +100,13 @@ class FusedPlan {
 
   void run(const RunArguments& args) const {
     AlignedBuffer spill;
-    const std::byte* copies = shared_.fill(args, spill);
-    const void* u = copies != nullptr ? copies + u_ : args.in[kU];
-    const void* v = copies != nullptr ? copies + v_ : args.in[kV];
+    std::byte* const copies = shared_.fill(args, spill);
+    const void* u = form_.converts() ? copies + u_ : args.in[kU];
+    const void* v = form_.converts() ? copies + v_ : args.in[kV];
+    packed_->spread(args.pool, copies + spread_);
+    const dnnl::memory base = packed_->whole_in(copies + spread_);
     args.pool.run(tiles_, [&](size_t tile, size_t thread) {
-      run_tile(args, u, v, static_cast<int64_t>(tile),
+      run_tile(args, {base, u, v}, static_cast<int64_t>(tile),
                args.thread_scratch<std::byte>(thread) + shared_.scratch_bytes());
     });
   }
@@ -135,7 +138,14 @@ class FusedPlan {
     }
   }
 
-  void run_tile(const RunArguments& args, const void* u, const void* v, int64_t tile, std::byte* scratch) const {
+  /// Right operands of the three products.
+  struct RightSides {
+    const dnnl::memory& base;
+    const void* u;
+    const void* v;
+  };
+
+  void run_tile(const RunArguments& args, const RightSides& right, int64_t tile, std::byte* scratch) const {
     const int64_t row0 = tile * tile_rows_;
     const int64_t rows = std::min(tile_rows_, s_.m - row0);
     const Products& products = products_[tile + 1 == tiles_];
@@ -147,9 +157,9 @@ class FusedPlan {
       const float* c = args.input<float>(kC) + row0 * s_.n;
       if (c != y) std::copy_n(c, rows * s_.n, y);
     }
-    products.base->run(a, *packed_->whole(), nullptr, y, workspace);
-    products.down->run(a, u, nullptr, z, workspace);
-    products.up->run(rounded(z, rows * s_.r, scratch + a_bytes_), v, nullptr, y, workspace);
+    products.base->run(a, right.base, nullptr, y, workspace);
+    products.down->run(a, right.u, nullptr, z, workspace);
+    products.up->run(rounded(z, rows * s_.r, scratch + a_bytes_), right.v, nullptr, y, workspace);
   }
 
   /// The elements as the products take them.
@@ -167,6 +177,7 @@ class FusedPlan {
   SharedCopies shared_;
   size_t u_ = 0;
   size_t v_ = 0;
+  size_t spread_ = 0;
   size_t a_bytes_ = 0;
   size_t z_bytes_ = 0;
   size_t workspace_bytes_ = 0;
@@ -239,8 +250,9 @@ CompiledKernel compile_low_rank_matmul(const KernelRequest& request) {
   if (!b.frozen) return compiled(std::make_shared<const SeparatePlan>(shapes, b.dtype, nullptr));
   const MatrixSource source{.dtype = b.dtype, .k = shapes.k, .n = shapes.n, .transposed = shapes.transpose_b};
   auto packed =
-      PackedMatrix::of_frozen(b.frozen, source, shapes.precision, shapes.k, PackedMatrix::column_block(shapes.n));
-  const bool fuses = shapes.m >= kFusedRows && packed->whole() != nullptr;
+      PackedMatrix::of_frozen(b.frozen, source, shapes.precision, shapes.k, PackedMatrix::column_block(shapes.n),
+                              packing_for(shapes.m, shapes.k, shapes.n));
+  const bool fuses = shapes.m >= kFusedRows && packed->is_whole();
   CompiledKernel kernel = fuses ? compiled(std::make_shared<const FusedPlan>(shapes, std::move(packed)))
                                 : compiled(std::make_shared<const SeparatePlan>(shapes, b.dtype, std::move(packed)));
   kernel.consumed_inputs = {kB};

@@ -258,7 +258,8 @@ CompiledKernel compile_matmul(const KernelRequest& request) {
   if (!b.frozen) return compiled(std::make_shared<const MatrixPlan>(problem, nullptr), problem);
   const MatrixSource source{.dtype = b.dtype, .k = problem.k, .n = problem.n, .transposed = problem.transpose_b};
   auto packed =
-      PackedMatrix::of_frozen(b.frozen, source, problem.precision, problem.k, PackedMatrix::column_block(problem.n));
+      PackedMatrix::of_frozen(b.frozen, source, problem.precision, problem.k, PackedMatrix::column_block(problem.n),
+                              packing_for(problem.m, problem.k, problem.n));
   CompiledKernel kernel = compiled(std::make_shared<const MatrixPlan>(problem, std::move(packed)), problem);
   kernel.consumed_inputs = {1};
   return kernel;

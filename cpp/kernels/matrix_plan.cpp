@@ -49,7 +49,7 @@ void MatrixPlan::choose_tiles() {
   tile_rows_ = std::min(tile_rows_, m);
   row_tiles_ = ceil_div(m, tile_rows_);
   if (packed_) {
-    const bool whole_rows = packed_->n_blocks() == 1 || (row_tiles_ >= kWantedTiles && packed_->whole() != nullptr);
+    const bool whole_rows = packed_->n_blocks() == 1 || (row_tiles_ >= kWantedTiles && packed_->is_whole());
     tile_cols_ = whole_rows ? n : PackedMatrix::column_block(n);
   } else {
     const int64_t wanted = row_tiles_ * 2 >= kWantedTiles ? 1 : ceil_div(kWantedTiles, row_tiles_);
@@ -74,6 +74,7 @@ void MatrixPlan::choose_operands() {
     shared_b_ = shared_.add(1, problem_.form_b, checked_mul(problem_.k, problem_.n, "matmul"));
     tile_form_b_ = already(problem_.form_b);
   }
+  if (packed_) spread_ = shared_.reserve(packed_->spread_bytes());
   const bool slices_a = problem_.transpose_a && row_tiles_ > 1;
   const bool slices_b = !packed_ && !problem_.transpose_b && col_tiles_ > 1;
   // What the library reads well as it lies; anything else is made dense.
@@ -115,11 +116,13 @@ void MatrixPlan::make_products() {
 
 void MatrixPlan::run(const RunArguments& args) const {
   AlignedBuffer spill;
-  const std::byte* copies = shared_.fill(args, spill);
+  std::byte* const copies = shared_.fill(args, spill);
   const Buffers buffers{.a = shares_a_ ? copies + shared_a_ : args.in[0],
                         .b = shares_b_ ? copies + shared_b_ : args.in[1],
                         .c = problem_.addend == Addend::kNone ? nullptr : args.input<float>(2),
-                        .y = args.output<float>(0)};
+                        .y = args.output<float>(0),
+                        .spread = copies + spread_};
+  if (packed_) packed_->spread(args.pool, copies + spread_);
   args.pool.run(row_tiles_ * col_tiles_, [&](size_t tile, size_t thread) {
     const auto index = static_cast<int64_t>(tile);
     run_tile(buffers, index / col_tiles_, index % col_tiles_,
@@ -143,8 +146,8 @@ void MatrixPlan::run_tile(const Buffers& buffers, int64_t row_tile, int64_t col_
   const float* bias = library_bias_ ? buffers.c + col0 : nullptr;
   const Product& product = *products_[row_tile + 1 == row_tiles_][col_tile + 1 == col_tiles_];
   if (packed_) {
-    const dnnl::memory* const whole = col_tiles_ == 1 ? packed_->whole() : nullptr;
-    const dnnl::memory& b = whole != nullptr ? *whole : packed_->block(0, col_tile);
+    const bool is_whole = col_tiles_ == 1 && packed_->is_whole();
+    const dnnl::memory b = is_whole ? packed_->whole_in(buffers.spread) : packed_->block_in(buffers.spread, col_tile);
     product.run(a, b, bias, tile, workspace);
   } else {
     product.run(a, tile_of_b(buffers.b, col0, cols, scratch + a_bytes_), bias, tile, workspace);

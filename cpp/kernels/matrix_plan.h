@@ -17,6 +17,8 @@ namespace heddle {
 inline constexpr int64_t kWantedTiles = 16;
 // Converted copies of whole operands up to this size lie in the program's scratch memory.
 inline constexpr size_t kScratchLimit = size_t{4} << 20;
+// From so many rows on, a compact matrix is spread out for less than a hundredth of the product's time.
+inline constexpr int64_t kCompactRows = 512;
 // Small products of a batch are joined until a call does about this much work.
 inline constexpr int64_t kCallFlops = int64_t{1} << 21;
 
@@ -57,6 +59,13 @@ class SharedCopies {
     return copies_.back().offset;
   }
 
+  /// Room for something that is not a copy of an operand; returns its offset.
+  size_t reserve(size_t bytes) {
+    const size_t offset = bytes_;
+    bytes_ = checked_add(bytes_, aligned(bytes), "matmul");
+    return offset;
+  }
+
   size_t scratch_bytes() const { return bytes_ <= kScratchLimit ? bytes_ : 0; }
 
   /// Makes the copies in scratch memory, or in `spill` if they are too large for it.
@@ -74,6 +83,12 @@ class SharedCopies {
   size_t bytes_ = 0;
 };
 
+/// How a frozen b [k, n] of m rows is packed.
+inline Packing packing_for(int64_t m, int64_t k, int64_t n) {
+  const bool fits = static_cast<size_t>(k) * static_cast<size_t>(n) <= kScratchLimit / sizeof(float);
+  return m >= kCompactRows && fits ? Packing::kCompact : Packing::kPlain;
+}
+
 /// One matrix product (batch 1) in tiles of rows and, where there are few rows, of columns.
 class MatrixPlan {
  public:
@@ -88,6 +103,8 @@ class MatrixPlan {
     const void* b;
     const float* c;
     float* y;
+    /// Where a compact b was spread out.
+    const std::byte* spread;
   };
 
   void choose_tiles();
@@ -115,6 +132,7 @@ class MatrixPlan {
   bool shares_b_ = false;
   size_t shared_a_ = 0;
   size_t shared_b_ = 0;
+  size_t spread_ = 0;
   int64_t stride_a_ = 0;
   int64_t stride_b_ = 0;
   size_t a_bytes_ = 0;

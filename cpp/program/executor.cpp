@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "core/abort.h"
 #include "program/arena_pool.h"
 #include "program/cpu_backend.h"
 
@@ -54,10 +55,6 @@ heddle_status frozen_data(void* storage, const void** bytes, heddle_error* error
   } catch (...) {
     return store_current_exception(error);
   }
-}
-
-void check_aborted(const Program::Aborted& aborted) {
-  if (aborted && aborted()) throw Error(ErrorCode::kAborted, "program", "to run to its end", "an abort");
 }
 
 /// Holds the backend's number of threads still.
@@ -183,7 +180,7 @@ void Program::compile_steps(const Aborted& aborted) {
 
   for (const std::vector<uint32_t>& group : group_by_frozen()) {
     for (const uint32_t index : group) {
-      check_aborted(aborted);
+      check_aborted(&aborted);
       compile_step(index);
       check_overlaps(index);
     }
@@ -340,7 +337,7 @@ size_t Program::scratch_bytes(size_t threads) const {
 
 std::vector<Tensor> Program::run(std::span<const Tensor> inputs, const Aborted& aborted) {
   const std::lock_guard lock(run_mutex_);
-  check_aborted(aborted);
+  check_aborted(&aborted);
   const Session session(backend_);
   check_inputs(inputs);
   recompile_stale();
@@ -435,8 +432,9 @@ void Program::execute(const Addresses& addresses, std::byte* scratch, const Abor
   std::vector<const void*> in;
   std::vector<void*> out;
   heddle_error error;
+  const AbortScope scope(aborted);
   for (size_t index = 0; index < steps_.size(); ++index) {
-    check_aborted(aborted);
+    check_aborted(&aborted);
     const Step& step = steps_[index];
     in.clear();
     out.clear();

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/dtype.h"
 #include "quant/block_matrix.h"
 
 #endif  // HEDDLE_QUANT_BLOCK_PRODUCT_ONCE
@@ -21,11 +22,6 @@ namespace heddle {
 namespace HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// Two 16-bit lanes per row of the panel.
-using Words = hn::CappedTag<int16_t, 2 * kPanelRows>;
-using Sums = hn::RepartitionToWide<Words>;
-using Floats = hn::RebindToFloat<Sums>;
 
 constexpr float kLargestCode = 32767.0F;
 
@@ -58,6 +54,51 @@ void round_rows(const float* x, size_t rows, size_t k, const BlockRows16& out) {
   for (size_t block = 0; block < rows * (k / kBlockLength); ++block)
     round_block(x + block * kBlockLength, out.codes + block * kBlockLength, out.scales + block, out.sums + block);
 }
+
+#if HWY_TARGET == HWY_SCALAR
+
+/// One element of y: what the vectors below do for the rows of a panel at once, and what they mean.
+template <BlockForm kForm>
+float multiply_element(const BlockPanels& w, size_t panel, size_t lane, const BlockRows16& x, size_t row) {
+  constexpr size_t kPairs = kForm == BlockForm::kQ8_0 ? 2 : 4;
+  float total = 0.0F;
+  for (size_t block = 0; block < w.blocks(); ++block) {
+    const uint16_t* words = w.codes + (panel * w.blocks() + block) * w.words_per_block();
+    const uint16_t* scales = w.scales + (panel * w.blocks() + block) * w.scales_per_block();
+    const int16_t* codes = x.codes + row * w.k + block * kBlockLength;
+    int32_t sum = 0;
+    for (size_t i = 0; i < kBlockLength; ++i) {
+      const int word = words[(i / (2 * kPairs) * kPanelRows + lane) * 2 + i % 2] >> (i / 2 % kPairs * (16 / kPairs));
+      sum += codes[i] * (kForm == BlockForm::kQ8_0 ? static_cast<int8_t>(word) : word & 15);
+    }
+    const size_t at = row * w.blocks() + block;
+    const float scale = f16_to_f32(scales[lane]);
+    float minimum = 0.0F;
+    if (kForm == BlockForm::kQ4_0) minimum = -8.0F * scale;
+    if (kForm == BlockForm::kQ4_1) minimum = f16_to_f32(scales[kPanelRows + lane]);
+    total += scale * x.scales[at] * static_cast<float>(sum) + minimum * x.sums[at];
+  }
+  return total;
+}
+
+/// Columns of one panel for `kRows` rows from `row` on.
+template <BlockForm kForm, size_t kRows>
+void multiply_panel(const BlockPanels& w, size_t panel, const BlockProduct& product, size_t row, float* y) {
+  for (size_t column = panel * kPanelRows; column < std::min(w.n, (panel + 1) * kPanelRows); ++column) {
+    for (size_t r = row; r < row + kRows; ++r) {
+      const float result = product.alpha * multiply_element<kForm>(w, panel, column % kPanelRows, product.x, r);
+      const float* add = product.addend == nullptr ? nullptr : product.addend + (product.full ? r * w.n : 0) + column;
+      y[r * w.n + column] = add == nullptr ? result : result + *add;
+    }
+  }
+}
+
+#else
+
+// Two 16-bit lanes per row of the panel.
+using Words = hn::CappedTag<int16_t, 2 * kPanelRows>;
+using Sums = hn::RepartitionToWide<Words>;
+using Floats = hn::RebindToFloat<Sums>;
 
 /// Code number `pair` of every word.
 template <BlockForm kForm, int kPair>
@@ -160,6 +201,8 @@ void multiply_panel(const BlockPanels& w, size_t panel, const BlockProduct& prod
       store_totals(w, product, row + r, first + lane, std::min(lanes - lane, hn::Lanes(f)), totals[r], y);
   }
 }
+
+#endif  // HWY_TARGET == HWY_SCALAR
 
 template <BlockForm kForm>
 void multiply_form(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y) {

@@ -8,10 +8,10 @@ import type { ChatMessage } from '../tokenize/tokenizer.js'
 import {
   type CommonFlags,
   command,
+  inferencePrecisionOption,
   inSession,
   type ModelFlags,
   modelOption,
-  precisionOption,
   type Session,
   withRequired,
 } from './session.js'
@@ -40,7 +40,7 @@ export const chatCommand = (): Command =>
     .option('--temperature <t>', '0 always takes the most likely token', numberFrom(0), 0.7)
     .option('--top-p <p>', 'sample among the fewest tokens that reach this probability', numberFrom(0, 1), 0.9)
     .option('--seed <n>', 'the same seed gives the same conversation', integerFrom(0), 0)
-    .addOption(precisionOption())
+    .addOption(inferencePrecisionOption())
     .addHelpText(
       'after',
       `

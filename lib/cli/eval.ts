@@ -5,10 +5,10 @@ import {
   type CommonFlags,
   command,
   dataOption,
+  inferencePrecisionOption,
   inSession,
   type ModelFlags,
   modelOption,
-  precisionOption,
   withRequired,
 } from './session.js'
 import { integerFrom } from './values.js'
@@ -26,7 +26,7 @@ export const evalCommand = (): Command =>
     .option('-a, --adapter <folder>', 'PEFT adapter folder to use')
     .option('--batch-size <n>', 'sequences per batch', integerFrom(1), 8)
     .option('--max-length <n>', "most tokens per sequence (default: 256, or the model's maximum)", integerFrom(1))
-    .addOption(precisionOption())
+    .addOption(inferencePrecisionOption())
     .addHelpText(
       'after',
       `

@@ -5,10 +5,10 @@ import { HeddleError } from '../errors.js'
 import {
   type CommonFlags,
   command,
+  inferencePrecisionOption,
   inSession,
   type ModelFlags,
   modelOption,
-  precisionOption,
   withRequired,
 } from './session.js'
 import { integerFrom, numberFrom, repeated } from './values.js'
@@ -39,7 +39,7 @@ export const generateCommand = (): Command =>
     .option('--top-p <p>', 'sample among the fewest that reach this probability', numberFrom(0, 1), 1)
     .option('--seed <n>', 'the same seed gives the same text', integerFrom(0), 0)
     .option('--stop <text>', 'end before this text; can be given several times', repeated)
-    .addOption(precisionOption())
+    .addOption(inferencePrecisionOption())
     .addHelpText(
       'after',
       `

@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
 import { Dataset, type DatasetOptions } from '../data/dataset.js'
 import { HeddleError } from '../errors.js'
+import type { Precision } from '../graph/ops/matmul.js'
 import { loadModel, type Model } from '../model.js'
 import { addon } from '../native.js'
 import { type Progress, progress } from './progress.js'
@@ -24,7 +25,8 @@ export interface CommonFlags {
 
 export interface ModelFlags {
   readonly model: string
-  readonly precision: 'f32' | 'bf16'
+  /** Default: that of {@link inferencePrecisionOption}. */
+  readonly precision?: Precision
 }
 
 /** A subcommand with the flags that all have. */
@@ -61,6 +63,15 @@ export const precisionOption = (): Option =>
   new Option('--precision <type>', 'operands of matrix products; sums are always f32')
     .choices(['f32', 'bf16'])
     .default('f32')
+
+/** For commands that only run a model. */
+export const inferencePrecisionOption = (): Option =>
+  new Option(
+    '--precision <type>',
+    'f32, bf16, or as stored in a GGUF file (default: stored for .gguf files, else f32)',
+  ).choices(['f32', 'bf16', 'stored'])
+
+const inferencePrecision = (source: string): Precision => (source.toLowerCase().endsWith('.gguf') ? 'stored' : 'f32')
 
 /** One running subcommand. */
 export interface Session {
@@ -141,7 +152,7 @@ function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanup
     async loadModel({ model: source, precision }) {
       let bar: Progress | undefined
       const model = await loadModel(source, {
-        precision,
+        precision: precision ?? inferencePrecision(source),
         signal,
         onProgress: ({ loaded, total }) => {
           bar ??= startProgress(`Fetching ${source}`, total, 'bytes')

@@ -1,5 +1,6 @@
 /** A key–value cache of one or several texts with the program that runs on it: takes tokens, gives the next ones. */
 import { HeddleError } from '../errors.js'
+import { cast } from '../graph/ops/elementwise.js'
 import { cacheUpdate, gatherRows } from '../graph/ops/index.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { type SampledToken, sampleToken, settingNames } from '../graph/ops/sample.js'
@@ -85,7 +86,8 @@ export class Session {
     capacity: number,
     batch = 1,
   ): Promise<Session> {
-    return new Session(model, forward, await model.createCache(batch, capacity), batch)
+    const dtype = forward.precision === 'f32' ? 'f32' : 'bf16'
+    return new Session(model, forward, await model.createCache(batch, capacity, dtype), batch)
   }
 
   /** Number of texts. */
@@ -153,7 +155,7 @@ export class Session {
     this.#writer ??= program((position, ...fresh) => {
       for (const [index, { keys, values }] of this.#cache.layers.entries())
         for (const [half, cache] of [keys, values].entries())
-          cacheUpdate(read(cache), fresh[2 * index + half]!, position!)
+          cacheUpdate(read(cache), cast(fresh[2 * index + half]!, 'f32'), position!)
       return []
     })
     const position = tensor(Int32Array.of(this.#texts[0]!.length))

@@ -7,6 +7,7 @@ import { liveBytes, lower } from './lower.js'
 import { mergeCommonSubexpressions } from './passes/common_subexpression.js'
 import { removeDeadCode } from './passes/dead_code.js'
 import { fuseElementwise } from './passes/fuse_elementwise.js'
+import { halveActivations } from './passes/half_activations.js'
 import { fuseLowRankMatmuls } from './passes/low_rank_matmul.js'
 import { fuseMatmulAddends } from './passes/matmul_addend.js'
 import { recomputeCheapValues } from './passes/recompute.js'
@@ -45,10 +46,16 @@ export interface CompiledGraph {
   readonly recomputedFlops: number
 }
 
+/** How programs are compiled. */
+export interface CompileOptions {
+  readonly recompute: boolean | RecomputePolicy
+  readonly activations: 'f32' | 'bf16'
+}
+
 export async function compileTrace(
   trace: Trace,
   outputs: readonly Sym[],
-  recompute: boolean | RecomputePolicy,
+  { recompute, activations }: CompileOptions,
 ): Promise<CompiledGraph> {
   const graph = await graphOf(trace, outputs)
   await removeDeadCode(graph)
@@ -56,6 +63,7 @@ export async function compileTrace(
   await fuseMatmulAddends(graph)
   if (recompute !== false) await recomputeCheapValues(graph)
   await removeDeadCode(graph)
+  if (activations === 'bf16') await halveActivations(graph)
   await fuseElementwise(graph)
   await fuseLowRankMatmuls(graph)
   const policy = typeof recompute === 'object' ? recompute : {}

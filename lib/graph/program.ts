@@ -2,7 +2,7 @@
 import { HeddleError } from '../errors.js'
 import { NativeAbort } from '../native.js'
 import { Tensor } from '../tensor/tensor.js'
-import { type CompiledGraph, compileTrace, type RecomputePolicy } from './compile.js'
+import { type CompiledGraph, type CompileOptions, compileTrace, type RecomputePolicy } from './compile.js'
 import { typeText } from './operator.js'
 import { turn } from './pause.js'
 import { Sym, Trace } from './sym.js'
@@ -60,6 +60,11 @@ export interface ProgramOptions {
    * policy also recomputes whole modules.
    */
   readonly recompute?: boolean | RecomputePolicy
+  /**
+   * How values of the forward pass are kept for the backward pass: as they are (`f32`, default), or rounded to `bf16` in
+   * half the memory.
+   */
+  readonly activations?: 'f32' | 'bf16'
 }
 
 interface Compiled extends CompiledGraph {
@@ -82,7 +87,7 @@ interface Entry {
  * @throws HeddleError of the operator that was misused, when first called with inputs of a new type
  */
 export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: ProgramOptions = {}): Program<O> {
-  const { cacheSize = 8, recompute = true } = options
+  const { cacheSize = 8, recompute = true, activations = 'f32' } = options
   const cache = new Map<string, Entry>()
   const used = new Set<Compiled>()
 
@@ -94,7 +99,11 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
 
   const entryFor = (inputs: readonly Tensor[]): Entry => {
     const key = inputs.map(checkedTypeText).join('|')
-    const entry = cache.get(key) ?? { compiled: compile(fn, inputs, recompute), users: 0, dropped: false }
+    const entry = cache.get(key) ?? {
+      compiled: compile(fn, inputs, { recompute, activations }),
+      users: 0,
+      dropped: false,
+    }
     cache.delete(key)
     cache.set(key, entry)
     entry.compiled.catch(() => drop(key, entry))
@@ -190,14 +199,14 @@ function throwIfAborted(signal: AbortSignal | undefined): void {
 async function compile(
   fn: (...inputs: Sym[]) => unknown,
   inputs: readonly Tensor[],
-  recompute: boolean | RecomputePolicy,
+  options: CompileOptions,
 ): Promise<Compiled> {
   await turn()
   const trace = new Trace()
   const result = await trace.run(async () => fn(...inputs.map((input) => trace.input(input))))
   const outputs: Sym[] = []
   const assemble = flatten(result, outputs)
-  return { ...(await compileTrace(trace, outputs, recompute)), assemble }
+  return { ...(await compileTrace(trace, outputs, options)), assemble }
 }
 
 /** Collects the symbolic values of a result and gives the function that puts tensors in their places. */

@@ -1,9 +1,16 @@
 /** The leading singular vectors of a matrix without its whole decomposition (Halko et al. 2011, arXiv 0909.4061). */
-import { type MatmulOptions, matmul } from '../graph/ops/matmul.js'
+import { z } from 'zod'
+import { parseConfig } from '../config.js'
+import { misuse, typeText } from '../graph/operator.js'
+import { cast, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
+import { slice } from '../graph/ops/index.js'
+import { matmul } from '../graph/ops/matmul.js'
+import { matrixSize, scaleColumns, transposedTimes, withSizes } from '../graph/ops/matrices.js'
 import { randomNormal } from '../graph/ops/random.js'
-import { program } from '../graph/program.js'
+import { max, sum } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
+import { evaluate, isSym, type RunOptions } from './evaluate.js'
 import { qr, type Svd, svd } from './factorise.js'
 
 /** Options of {@link svdLowRank}. */
@@ -18,46 +25,92 @@ export interface LowRankOptions {
   readonly stream?: number
 }
 
+/** Options of {@link truncatedSvd}. */
+export interface TruncatedSvdOptions extends LowRankOptions {
+  /** Further vectors that are iterated and then dropped; default 10, fewer where the matrix has no more. */
+  readonly oversampling?: number
+}
+
+/** The leading part of a singular value decomposition. */
+export interface TruncatedSvd<T = Tensor> extends Svd<T> {
+  /**
+   * `[...]`: ‖a − u diag(s) vh‖₂ is at most this with a probability above 1 − 10⁻⁵, whatever a is. It is about ten times
+   * the error itself.
+   */
+  readonly error: T
+}
+
+const schema = z.strictObject({
+  rank: z.int().min(1),
+  iterations: z.int().min(0).default(2),
+  seed: z.int().min(0).default(0),
+  stream: z.int().min(0).default(0),
+  oversampling: z.int().min(0).default(10),
+  signal: z.instanceof(AbortSignal).optional(),
+})
+
 /**
- * u `[m, rank]`, s `[rank]`, vh `[rank, n]` with u diag(s) vh close to the best approximation of `a f32 [m, n]` of that
- * rank, by the algorithm of PyTorch's `svd_lowrank`.
- * @throws ERR_HEDDLE_SHAPE, ERR_HEDDLE_DTYPE; ERR_HEDDLE_ARGUMENT when an element is not finite
+ * u `[..., m, rank]`, s `[..., rank]`, vh `[..., rank, n]` with u diag(s) vh close to the best approximation of
+ * `a [..., m, n]` of that rank: a random sketch of a's range, refined by subspace iterations that are orthonormalised
+ * after each product. Reads a 2 · iterations + 3 times.
+ * @throws ERR_HEDDLE_SHAPE, ERR_HEDDLE_DTYPE; ERR_HEDDLE_ARGUMENT when an element is not finite; ERR_HEDDLE_ABORTED
  */
-export async function svdLowRank(a: Tensor, options: LowRankOptions): Promise<Svd> {
-  const { rank, iterations = 2, seed = 0, stream = 0 } = options
-  using words = tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0), [2])
-  let basis = await orthonormal(() => matmul(read(a), randomNormal(read(words), stream, [a.shape[1]!, rank])))
-  for (let i = 0; i < iterations; i += 1) {
-    basis = await spanned(a, basis, { transposeA: true })
-    basis = await spanned(a, basis, {})
-  }
-  using small = await computed(() => matmul(read(basis), read(a), { transposeA: true }))
-  const { u, s, vh } = await svd(small)
-  const left = await computed(() => matmul(read(basis), read(u)))
-  u.dispose()
-  basis.dispose()
-  return { u: left, s, vh }
+export function truncatedSvd(a: Tensor, options: TruncatedSvdOptions & RunOptions): Promise<TruncatedSvd>
+export function truncatedSvd(a: Sym, options: TruncatedSvdOptions): TruncatedSvd<Sym>
+export function truncatedSvd(
+  a: Tensor | Sym,
+  options: TruncatedSvdOptions & RunOptions,
+): Promise<TruncatedSvd> | TruncatedSvd<Sym> {
+  if (!isSym(a)) return evaluate((x) => truncatedSvd(x!, options), [a], options)
+  const { rank, iterations, seed, stream, oversampling } = parseConfig('truncatedSvd', schema, options)
+  const [m, n] = matrixSize('truncated_svd', a)
+  const size = Math.min(rank + oversampling, m, n)
+  if (rank > size) misuse('truncated_svd', `a rank of at most ${size}`, `${rank} for ${typeText(a)}`)
+  const basis = rangeOf(a, gaussian(a, size, seedWords(seed), stream), iterations)
+  const { u, s, vh } = svd(transposedTimes(basis, a))
+  const kept = { u: matmul(basis, firstOf(u, -1, rank)), s: firstOf(s, -1, rank), vh: firstOf(vh, -2, rank) }
+  const [low, high] = seedWords(seed)
+  return { ...kept, error: errorBound(a, kept, gaussian(a, probes, [low, high ^ 0x80000000], stream)) }
 }
 
-/** An orthonormal basis of what op(a) makes of the basis, which is freed. */
-async function spanned(a: Tensor, basis: Tensor, options: MatmulOptions): Promise<Tensor> {
-  const next = await orthonormal(() => matmul(read(a), read(basis), options))
-  basis.dispose()
-  return next
+/**
+ * {@link truncatedSvd} as PyTorch's `svd_lowrank` has it: no further vectors, no error.
+ * @throws as {@link truncatedSvd}
+ */
+export function svdLowRank(a: Tensor, options: LowRankOptions): Promise<Svd> {
+  return evaluate(
+    (x) => {
+      const { u, s, vh } = truncatedSvd(x!, { ...options, oversampling: 0 })
+      return { u, s, vh }
+    },
+    [a],
+  )
 }
 
-async function orthonormal(fn: () => Sym): Promise<Tensor> {
-  using columns = await computed(fn)
-  const { q, r } = await qr(columns)
-  r.dispose()
-  return q
+/** Gaussian probes of the error; the bound fails with probability 10^−probes. */
+const probes = 5
+
+/** An orthonormal basis of about the range of a, from its product with a sketch. */
+function rangeOf(a: Sym, sketch: Sym, iterations: number): Sym {
+  let basis = qr(matmul(a, sketch)).q
+  for (let i = 0; i < iterations; i += 1) basis = qr(matmul(a, qr(transposedTimes(a, basis)).q)).q
+  return basis
 }
 
-async function computed(fn: () => Sym): Promise<Tensor> {
-  const step = program(fn)
-  try {
-    return await step()
-  } finally {
-    step.dispose()
-  }
+/** 10 √(2/π) max ‖(a − u diag(s) vh) ω‖ over Gaussian ω (Halko et al., lemma 4.1). */
+function errorBound(a: Sym, { u, s, vh }: Svd<Sym>, probe: Sym): Sym {
+  const missed = sub(matmul(a, probe), matmul(scaleColumns(u, s), matmul(vh, probe)))
+  const lengths = sqrt(sum(square(missed), { axes: [-2] }))
+  return mul(10 * Math.sqrt(2 / Math.PI), max(lengths, { axes: [-1] }))
+}
+
+const firstOf = (x: Sym, axis: number, size: number): Sym => slice(x, [{ axis, start: 0, end: size }])
+
+/** The words of a seed for Philox. */
+const seedWords = (seed: number): readonly [number, number] => [seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0]
+
+/** Normal numbers `[..., n, count]` for a's columns, the same on any number of threads. */
+function gaussian(a: Sym, count: number, words: readonly number[], stream: number): Sym {
+  const drawn = randomNormal(read(tensor(Uint32Array.from(words), [2])), stream, withSizes(a, a.shape.at(-1)!, count))
+  return a.dtype === 'f64' ? cast(drawn, 'f64') : drawn
 }

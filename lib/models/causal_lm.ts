@@ -37,6 +37,6 @@ export interface CausalLm extends Network {
   logits(hidden: Sym, forward: Forward): Sym
   /** Logits are the output projection and nothing more: no bias, no cap. Losses may then fuse it. */
   readonly hasPlainLogits: boolean
-  /** An empty cache for `batch` texts of at most `capacity` tokens. */
-  createCache(batch: number, capacity: number): Promise<KeyValueCache>
+  /** An empty cache for `batch` texts of at most `capacity` tokens; default `f32`. */
+  createCache(batch: number, capacity: number, dtype?: 'f32' | 'bf16'): Promise<KeyValueCache>
 }

@@ -154,7 +154,7 @@ export function decoder(spec: DecoderSpec, source: WeightSource, place: string):
     outputSite,
     hasPlainLogits: output.softcap === undefined && !output.bias,
     logits: (hidden, forward) => capped(linear(outputSite, hidden, forward), output.softcap),
-    createCache: (batch, capacity) => createCache(spec, batch, capacity),
+    createCache: (batch, capacity, dtype) => createCache(spec, batch, capacity, dtype),
     weights: () => builder.weights(),
     async hidden(inputs, forward) {
       const view = viewOf(inputs)
@@ -358,11 +358,16 @@ function viewOf({ ids, segments, position, positions: given }: DecoderInputs): V
   return { batch, time, segments, position, positions: given ?? places, table }
 }
 
-async function createCache(spec: DecoderSpec, batch: number, capacity: number): Promise<KeyValueCache> {
+async function createCache(
+  spec: DecoderSpec,
+  batch: number,
+  capacity: number,
+  dtype: 'f32' | 'bf16' = 'f32',
+): Promise<KeyValueCache> {
   const shape = [batch, capacity, spec.kvHeads, spec.headDim]
   const layers: LayerCache[] = []
   while (layers.length < spec.layers) {
-    layers.push({ keys: zeros(shape), values: zeros(shape) })
+    layers.push({ keys: zeros(shape, dtype), values: zeros(shape, dtype) })
     await pause()
   }
   return { layers, capacity }

@@ -80,7 +80,7 @@ async function singleStep<N extends Network, B>(options: TrainingStepOptions<N, 
       const { loss, gradients: found } = await lossAndGradients(options, { normaliser, seed, arrays } as ForwardInputs)
       return { loss, gradientNorm: await applyUpdate(options, state.update, found, learningRate!, step!) }
     },
-    { cacheSize, recompute: options.recompute ?? true },
+    { cacheSize, recompute: options.recompute ?? true, activations: activationsOf(options) },
   )
   const inputsOf = (batch: B, request: Omit<StepRequest, 'batches'>): Tensor[] => [
     scalar(Math.max(1, objective.weight(batch))),
@@ -118,7 +118,7 @@ async function accumulatingStep<N extends Network, B>(options: TrainingStepOptio
       )
       return loss
     },
-    { cacheSize, recompute: options.recompute ?? true },
+    { cacheSize, recompute: options.recompute ?? true, activations: activationsOf(options) },
   )
   const update = program((learningRate, step) =>
     applyUpdate(options, state.update, sums.map(read), learningRate!, step!),
@@ -153,6 +153,10 @@ async function accumulatingStep<N extends Network, B>(options: TrainingStepOptio
     },
   }
 }
+
+/** Where products are computed on bf16 numbers, the backward pass does with bf16 activations. */
+const activationsOf = ({ precision = 'f32' }: { readonly precision?: Precision | undefined }): 'f32' | 'bf16' =>
+  precision === 'f32' ? 'f32' : 'bf16'
 
 /** Batch lengths come in buckets: 32, 48, 64, … gives 15 up to 4096 tokens. */
 const cacheSize = 16

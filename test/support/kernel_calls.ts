@@ -321,6 +321,50 @@ const inEither =
     }
   }
 
+/** Leading dimensions and sizes of a batch of matrices. */
+function matrices(random: Random) {
+  const leading = random.pick([[], [small(random)], [2, random.below(3)]])
+  const [m, n] = [size(random), size(random)]
+  return { leading, m, n, k: Math.min(m, n) }
+}
+
+function svdCall(random: Random): Call {
+  const { leading, m, n, k } = matrices(random)
+  const full = flag(random)
+  const u = f32(...leading, m, full ? m : k)
+  const vh = f32(...leading, full ? n : k, n)
+  return {
+    inputs: [f32(...leading, m, n)],
+    outputs: [maybe(random, u), f32(...leading, k), maybe(random, vh)],
+    attributes: [['full', full]],
+  }
+}
+
+function qrCall(random: Random): Call {
+  const { leading, m, n, k } = matrices(random)
+  const full = flag(random)
+  const inner = full ? m : k
+  return {
+    inputs: [f32(...leading, m, n)],
+    outputs: [maybe(random, f32(...leading, m, inner)), maybe(random, f32(...leading, inner, n))],
+    attributes: [['full', full]],
+  }
+}
+
+function solveTriangular(random: Random): Call {
+  const { leading, m, n } = matrices(random)
+  const x = f32(...leading, m, n)
+  return {
+    inputs: [f32(...leading, m, m), x],
+    outputs: [{ ...x }],
+    attributes: [
+      ['upper', flag(random)],
+      ['transpose', flag(random)],
+      ['unit', flag(random)],
+    ],
+  }
+}
+
 export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
   elementwise: inEither(elementwise),
   reduce_sum: inEither(reduce),
@@ -543,6 +587,29 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const x = f32(b, t, h, 2 * half + random.pick([0, 3]))
     return { inputs: [x, table, { ...table }], outputs: [{ ...x }], attributes: [['inverse', flag(random)]] }
   },
+  svd: inEither(svdCall),
+  qr: inEither(qrCall),
+  qr_pivoted: inEither((random) => {
+    const { leading, m, n, k } = matrices(random)
+    return plain([f32(...leading, m, n)], [f32(...leading, m, k), f32(...leading, k, n), i32(...leading, n)])
+  }),
+  eigh: inEither((random) => {
+    const { leading, n } = matrices(random)
+    return plain([f32(...leading, n, n)], [f32(...leading, n), f32(...leading, n, n)])
+  }),
+  lu: inEither((random) => {
+    const { leading, m, n, k } = matrices(random)
+    return plain([f32(...leading, m, n)], [i32(...leading, m), f32(...leading, m, k), f32(...leading, k, n)])
+  }),
+  cholesky: inEither((random) => {
+    const { leading, n } = matrices(random)
+    return plain([f32(...leading, n, n)], [f32(...leading, n, n)])
+  }),
+  solve: inEither((random) => {
+    const { leading, m, n } = matrices(random)
+    return plain([f32(...leading, m, m), f32(...leading, m, n)], [f32(...leading, m, n)])
+  }),
+  solve_triangular: inEither(solveTriangular),
   block_diagonal: blockDiagonal(false),
   block_diagonal_vjp: blockDiagonal(true),
   monarch: monarch(false),

@@ -106,7 +106,30 @@ async function formGroups(graph: Graph, position: ReadonlyMap<Step, number>): Pr
       if (!closesCycle(mine, theirs, readers, position)) merge(mine, theirs, groups)
     }
   }
+  await joinNarrowingCasts(graph, groups, readers, position)
   return groups
+}
+
+/** A narrowing cast goes along with another reader of its operand, which then passes through the cache once. */
+async function joinNarrowingCasts(
+  graph: Graph,
+  groups: Map<Step, Group>,
+  readers: readonly Step[][],
+  position: ReadonlyMap<Step, number>,
+): Promise<void> {
+  for (const [index, step] of graph.steps.entries()) {
+    if (index % 16 === 0) await pause()
+    const mine = groups.get(step)
+    if (step.op !== 'cast' || mine?.members.size !== 1) continue
+    for (const reader of readers[step.inputs[0]!]!) {
+      const theirs = groups.get(reader)
+      if (!theirs || theirs === mine || theirs.backward !== mine.backward || !sameShape(theirs.shape, mine.shape))
+        continue
+      if (theirs.computedIn !== mine.computedIn || closesCycle(mine, theirs, readers, position)) continue
+      merge(mine, theirs, groups)
+      break
+    }
+  }
 }
 
 /** What the kernel computes a step in: f64 as soon as one operand is f64. */

@@ -1,0 +1,72 @@
+// LAPACK's routines under one name for f32 and f64. All take column-major matrices. Row-major bytes are those of the
+// transpose, so that most kernels call the routine of the transposed problem and copy nothing around.
+#pragma once
+
+#include <lapacke.h>
+
+#include <string>
+
+#include "core/status.h"
+
+namespace heddle::lapack {
+
+inline lapack_int gesdd(char job, int m, int n, float* a, float* s, float* u, int ldu, float* vt, int ldvt) {
+  return LAPACKE_sgesdd(LAPACK_COL_MAJOR, job, m, n, a, m, s, u, ldu, vt, ldvt);
+}
+inline lapack_int gesdd(char job, int m, int n, double* a, double* s, double* u, int ldu, double* vt, int ldvt) {
+  return LAPACKE_dgesdd(LAPACK_COL_MAJOR, job, m, n, a, m, s, u, ldu, vt, ldvt);
+}
+inline lapack_int gelqf(int m, int n, float* a, float* tau) {
+  return LAPACKE_sgelqf(LAPACK_COL_MAJOR, m, n, a, m, tau);
+}
+inline lapack_int gelqf(int m, int n, double* a, double* tau) {
+  return LAPACKE_dgelqf(LAPACK_COL_MAJOR, m, n, a, m, tau);
+}
+inline lapack_int orglq(int m, int n, int k, float* a, const float* tau) {
+  return LAPACKE_sorglq(LAPACK_COL_MAJOR, m, n, k, a, m, tau);
+}
+inline lapack_int orglq(int m, int n, int k, double* a, const double* tau) {
+  return LAPACKE_dorglq(LAPACK_COL_MAJOR, m, n, k, a, m, tau);
+}
+inline lapack_int geqp3(int m, int n, float* a, lapack_int* places, float* tau) {
+  return LAPACKE_sgeqp3(LAPACK_COL_MAJOR, m, n, a, m, places, tau);
+}
+inline lapack_int geqp3(int m, int n, double* a, lapack_int* places, double* tau) {
+  return LAPACKE_dgeqp3(LAPACK_COL_MAJOR, m, n, a, m, places, tau);
+}
+inline lapack_int orgqr(int m, int n, int k, float* a, const float* tau) {
+  return LAPACKE_sorgqr(LAPACK_COL_MAJOR, m, n, k, a, m, tau);
+}
+inline lapack_int orgqr(int m, int n, int k, double* a, const double* tau) {
+  return LAPACKE_dorgqr(LAPACK_COL_MAJOR, m, n, k, a, m, tau);
+}
+inline lapack_int syevd(int n, float* a, float* w) { return LAPACKE_ssyevd(LAPACK_COL_MAJOR, 'V', 'U', n, a, n, w); }
+inline lapack_int syevd(int n, double* a, double* w) { return LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'U', n, a, n, w); }
+inline lapack_int potrf(int n, float* a) { return LAPACKE_spotrf(LAPACK_COL_MAJOR, 'U', n, a, n); }
+inline lapack_int potrf(int n, double* a) { return LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', n, a, n); }
+inline lapack_int getrf(int m, int n, float* a, lapack_int* swaps) {
+  return LAPACKE_sgetrf(LAPACK_COL_MAJOR, m, n, a, m, swaps);
+}
+inline lapack_int getrf(int m, int n, double* a, lapack_int* swaps) {
+  return LAPACKE_dgetrf(LAPACK_COL_MAJOR, m, n, a, m, swaps);
+}
+inline lapack_int getrs(int n, int columns, const float* lu, const lapack_int* swaps, float* b) {
+  return LAPACKE_sgetrs(LAPACK_COL_MAJOR, 'N', n, columns, lu, n, swaps, b, n);
+}
+inline lapack_int getrs(int n, int columns, const double* lu, const lapack_int* swaps, double* b) {
+  return LAPACKE_dgetrs(LAPACK_COL_MAJOR, 'N', n, columns, lu, n, swaps, b, n);
+}
+
+/// Throws on what LAPACK reports, but for `info` > 0, whose meaning is the routine's own.
+inline void check_call(const char* op, lapack_int info) {
+  if (info == LAPACK_WORK_MEMORY_ERROR || info == LAPACK_TRANSPOSE_MEMORY_ERROR)
+    throw Error(ErrorCode::kOutOfMemory, op, "memory for LAPACK's work", "none");
+  if (info < 0) throw Error(ErrorCode::kInternal, op, "valid arguments", "argument " + std::to_string(-info));
+}
+
+inline void check_converged(const char* op, lapack_int info) {
+  check_call(op, info);
+  if (info > 0) throw Error(ErrorCode::kInternal, op, "an iteration that converges", "one that does not");
+}
+
+}  // namespace heddle::lapack
