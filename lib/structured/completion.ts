@@ -49,7 +49,8 @@ export interface CompletionOptions {
   /**
    * How a row's regression is solved: `exact` by normal equations in f64; `sketch-pcg` by a few conjugate-gradient steps
    * preconditioned with a CountSketch, from the last round's solution; `cg` without the preconditioner, for incoherent,
-   * well-conditioned matrices. Default `exact`, which is the fastest up to ranks of about 64 (docs/matrix-completion.md).
+   * well-conditioned matrices. Default `exact`; docs/matrix-completion.md compares
+   * their costs.
    */
   readonly solver?: 'exact' | 'sketch-pcg' | 'cg'
   /** Rows of a sketch; default 4 · rank. Rows with no more observations are solved exactly. */
