@@ -12,7 +12,7 @@ import { add, div, sqrt, square } from './graph/ops/elementwise.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { sum } from './graph/ops/reduce.js'
 import type { Sym } from './graph/sym.js'
-import { buildNetwork } from './models/build.js'
+import { buildNetwork, siteStructures } from './models/build.js'
 import { type Encoder, type Pooling, pool } from './models/encoder.js'
 import { encoders } from './models/registry.js'
 import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
@@ -60,7 +60,7 @@ export async function loadEncoder(source: string, options: LoadEncoderOptions = 
   const checkpoint = await openCheckpoint(source, hub)
   try {
     const stored = await readSentenceTransformer(checkpoint.path)
-    const network = buildNetwork(encoders, checkpoint)
+    const network = buildNetwork(encoders, checkpoint, await siteStructures(checkpoint))
     const settings = {
       pooling: given.pooling ?? stored.pooling,
       normalize: given.normalize ?? stored.normalize,

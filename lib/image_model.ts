@@ -9,7 +9,7 @@ import { HeddleError } from './errors.js'
 import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
 import type { Precision } from './graph/ops/matmul.js'
-import { buildNetwork } from './models/build.js'
+import { buildNetwork, siteStructures } from './models/build.js'
 import type { ImageClassifier } from './models/image_classifier.js'
 import { imageClassifiers } from './models/registry.js'
 import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
@@ -42,7 +42,11 @@ export async function loadImageClassifier(
   const { precision } = parseConfig('loadImageClassifier', schema, { precision: given })
   const checkpoint = await openCheckpoint(source, hub)
   try {
-    return new ImageModel(checkpoint.modelId, buildNetwork(imageClassifiers, checkpoint), precision)
+    return new ImageModel(
+      checkpoint.modelId,
+      buildNetwork(imageClassifiers, checkpoint, await siteStructures(checkpoint)),
+      precision,
+    )
   } finally {
     checkpoint.close()
   }

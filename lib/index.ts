@@ -82,7 +82,9 @@ export * from './graph/ops/scan.js'
 export * from './graph/ops/segment.js'
 export * from './graph/ops/softmax.js'
 export * from './graph/ops/sort.js'
+export * from './graph/ops/sparse.js'
 export * from './graph/ops/stop_gradient.js'
+export * from './graph/ops/tucker.js'
 export * from './graph/ops/walsh_hadamard.js'
 export type { Padding, Pair } from './graph/ops/window.js'
 export type { ScopePattern } from './graph/passes/recompute_scopes.js'
@@ -247,6 +249,13 @@ export {
   type BlockDiagonalMatrixOptions,
   blockDiagonalMatrix,
 } from './structured/block_diagonal_matrix.js'
+export {
+  type Completion,
+  type CompletionOptions,
+  type CompletionReport,
+  type CompletionRound,
+  completeMatrix,
+} from './structured/completion.js'
 export { denseMatrix } from './structured/dense_matrix.js'
 export { type KroneckerMatrixOptions, kroneckerMatrix } from './structured/kronecker_matrix.js'
 export { type LowRankMatrixOptions, lowRankMatrix } from './structured/low_rank_matrix.js'
@@ -254,6 +263,18 @@ export { type MonarchMatrixOptions, monarchMatrix } from './structured/monarch_m
 export { structures } from './structured/registry.js'
 export { type ReplacedLinear, type Replacement, replaceLinear } from './structured/replace_linear.js'
 export { loadStructured, saveStructured } from './structured/saved_matrices.js'
+export {
+  disposeSupport,
+  nmMask,
+  type RandomSupportOptions,
+  randomSupport,
+  type SparseEntries,
+  type SupportOfEntries,
+  supportFromEntries,
+  supportFromMask,
+  supportFromRows,
+} from './structured/sparse.js'
+export { type SparseLowRankMatrixOptions, sparseLowRankMatrix } from './structured/sparse_low_rank.js'
 export type {
   Projection,
   SavedStructure,
@@ -263,6 +284,20 @@ export type {
   StructuredMatrix,
   StructureKind,
 } from './structured/structured_matrix.js'
+export {
+  disposeTucker,
+  type HooiDecomposition,
+  type HooiOptions,
+  type HosvdOptions,
+  hooi,
+  hosvd,
+  type Tucker,
+  type TuckerDecomposition,
+  type TuckerOptions,
+  tuckerParameterCount,
+  tuckerToDense,
+} from './structured/tucker.js'
+export { type TuckerMatrixOptions, tuckerMatrix } from './structured/tucker_matrix.js'
 export { type DType, dtypeSize, dtypes, type TypedArray } from './tensor/dtype.js'
 export { Tensor, tensor, write, zeros } from './tensor/tensor.js'
 export {

@@ -22,7 +22,7 @@ import {
 import { SessionPool } from './generate/session_pool.js'
 import type { GeneratedToken } from './generate/text_in_progress.js'
 import type { Precision } from './graph/ops/matmul.js'
-import { buildNetwork } from './models/build.js'
+import { buildNetwork, siteStructures } from './models/build.js'
 import type { CausalLm } from './models/causal_lm.js'
 import { expectRoom } from './models/memory.js'
 import { decoders } from './models/registry.js'
@@ -84,7 +84,7 @@ export async function loadModel(source: string, options: LoadOptions = {}): Prom
   const checkpoint = await openCheckpoint(source, hub)
   try {
     await expectRoom(checkpoint, precision, memoryLimit)
-    const network = buildNetwork(decoders, checkpoint)
+    const network = buildNetwork(decoders, checkpoint, await siteStructures(checkpoint))
     const tokenizer = await Tokenizer.load(checkpoint.tokenizerSource)
     return new Model(checkpoint.modelId, network, tokenizer, precision, cacheBytes)
   } finally {

@@ -101,6 +101,43 @@ interface RawFile {
   close(): void
 }
 
+/** The support of a sparse matrix by rows and by columns; `source`: where its entries stood in the input. */
+export interface NativeSupport {
+  readonly rowPointers: NativeTensor
+  readonly columnIndices: NativeTensor
+  readonly columnPointers: NativeTensor
+  readonly rowIndices: NativeTensor
+  readonly columnOrder: NativeTensor
+  readonly source?: NativeTensor
+}
+
+/** What {@link addon}.alternatingHalfStep solves for: observations by row, f64. */
+export interface NativeObservations {
+  readonly pointers: NativeTensor
+  readonly indices: NativeTensor
+  readonly order: NativeTensor | undefined
+  readonly values: NativeTensor
+  readonly weights: NativeTensor | undefined
+}
+
+/** How {@link addon}.alternatingHalfStep solves. */
+export interface HalfStepOptions {
+  readonly solver: 'exact' | 'sketch-pcg' | 'cg'
+  readonly sketchRows: number
+  readonly iterations: number
+  readonly tolerance: number
+  readonly ridge: number
+  readonly seed: number
+}
+
+/** The factor that was solved for and the basis that it goes with. */
+export interface NativeHalfStep {
+  readonly factor: NativeTensor
+  readonly basis: NativeTensor
+  readonly iterations: number
+  readonly undetermined: number
+}
+
 interface RawAddon {
   tensorFromData(dtype: DType, shape: readonly number[], view: ArrayBufferView): NativeTensor
   tensorZeros(dtype: DType, shape: readonly number[]): NativeTensor
@@ -115,6 +152,23 @@ interface RawAddon {
     entries: readonly SafetensorsEntry[],
     metadata: Readonly<Record<string, string>>,
   ): Promise<void>
+  sparseSupportFromEntries(
+    rowIndices: NativeTensor,
+    columnIndices: NativeTensor,
+    rows: number,
+    columns: number,
+  ): Promise<NativeSupport>
+  sparseSupportFromRows(rowPointers: NativeTensor, columnIndices: NativeTensor, columns: number): Promise<NativeSupport>
+  sparseSupportFromMask(mask: NativeTensor): Promise<NativeSupport>
+  randomSparseSupport(rows: number, columns: number, count: number, seed: number): Promise<NativeSupport>
+  alternatingHalfStep(
+    observations: NativeObservations,
+    basis: NativeTensor,
+    start: NativeTensor | undefined,
+    options: HalfStepOptions,
+  ): Promise<NativeHalfStep>
+  orthonormalColumns(a: NativeTensor): Promise<NativeTensor>
+  connectedParts(rowPointers: NativeTensor, columnIndices: NativeTensor, columns: number): Promise<number>
   writeTensorFile(path: string, head: Uint8Array, alignment: number, entries: readonly TensorFileEntry[]): Promise<void>
   threads(): number
   setThreads(count: number): void
@@ -151,6 +205,38 @@ export const addon = {
     entries: readonly SafetensorsEntry[],
     metadata: Readonly<Record<string, string>>,
   ): Promise<void> => async(() => raw().writeSafetensors(path, entries, metadata)),
+
+  sparseSupportFromEntries: (
+    rowIndices: NativeTensor,
+    columnIndices: NativeTensor,
+    rows: number,
+    columns: number,
+  ): Promise<NativeSupport> => async(() => raw().sparseSupportFromEntries(rowIndices, columnIndices, rows, columns)),
+
+  sparseSupportFromRows: (
+    rowPointers: NativeTensor,
+    columnIndices: NativeTensor,
+    columns: number,
+  ): Promise<NativeSupport> => async(() => raw().sparseSupportFromRows(rowPointers, columnIndices, columns)),
+
+  sparseSupportFromMask: (mask: NativeTensor): Promise<NativeSupport> => async(() => raw().sparseSupportFromMask(mask)),
+
+  randomSparseSupport: (rows: number, columns: number, count: number, seed: number): Promise<NativeSupport> =>
+    async(() => raw().randomSparseSupport(rows, columns, count, seed)),
+
+  /** One factor of a partly observed matrix from the other, row by row. */
+  alternatingHalfStep: (
+    observations: NativeObservations,
+    basis: NativeTensor,
+    start: NativeTensor | undefined,
+    options: HalfStepOptions,
+  ): Promise<NativeHalfStep> => async(() => raw().alternatingHalfStep(observations, basis, start, options)),
+
+  orthonormalColumns: (a: NativeTensor): Promise<NativeTensor> => async(() => raw().orthonormalColumns(a)),
+
+  /** Parts of the graph of rows and columns that observations join. */
+  connectedParts: (rowPointers: NativeTensor, columnIndices: NativeTensor, columns: number): Promise<number> =>
+    async(() => raw().connectedParts(rowPointers, columnIndices, columns)),
 
   /** Writes the head and then every tensor, each padded to the alignment, as atomically as {@link addon.writeSafetensors}. */
   writeTensorFile: (

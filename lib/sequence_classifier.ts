@@ -12,7 +12,7 @@ import type { Precision } from './graph/ops/matmul.js'
 import { softmax } from './graph/ops/softmax.js'
 import { type Program, program } from './graph/program.js'
 import type { Sym } from './graph/sym.js'
-import { buildNetwork } from './models/build.js'
+import { buildNetwork, siteStructures } from './models/build.js'
 import { decoders, encoders } from './models/registry.js'
 import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { type ClassifierNetwork, decoderClassifier, encoderClassifier } from './models/sequence_classifier.js'
@@ -91,8 +91,8 @@ export async function loadSequenceClassifier(
       source: stored?.length === labels.length ? checkpointWeights(tensors, path) : undefined,
     }
     const network = isEncoder
-      ? await encoderClassifier(buildNetwork(encoders, checkpoint), head)
-      : await decoderClassifier(buildNetwork(decoders, checkpoint), head)
+      ? await encoderClassifier(buildNetwork(encoders, checkpoint, await siteStructures(checkpoint)), head)
+      : await decoderClassifier(buildNetwork(decoders, checkpoint, await siteStructures(checkpoint)), head)
     const tokenizer = await Tokenizer.load(checkpoint.tokenizerSource)
     return new SequenceClassifier(checkpoint.modelId, network, tokenizer, given.precision)
   } finally {

@@ -25,6 +25,7 @@ import { cumprod, cumsum, linearScan } from '../lib/graph/ops/scan.js'
 import { segmentMax } from '../lib/graph/ops/segment.js'
 import { logSumExp, softmax } from '../lib/graph/ops/softmax.js'
 import { sort, topk } from '../lib/graph/ops/sort.js'
+import { sddmm, sparseGather, sparseToDense, spmm } from '../lib/graph/ops/sparse.js'
 import { stopGradient } from '../lib/graph/ops/stop_gradient.js'
 import { walshHadamard } from '../lib/graph/ops/walsh_hadamard.js'
 import { program } from '../lib/graph/program.js'
@@ -32,6 +33,7 @@ import { assign, read, type Sym } from '../lib/graph/sym.js'
 import { cholesky, eigh, lu, qr, qrPivoted, svd } from '../lib/linalg/factorise.js'
 import { linearAssignment } from '../lib/linalg/permutation.js'
 import { pinv, solve, solveTriangular } from '../lib/linalg/solve.js'
+import { supportFromEntries } from '../lib/structured/sparse.js'
 import { elementCount } from '../lib/tensor/dtype.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
 import { randomNumbers } from './random_numbers.js'
@@ -87,6 +89,12 @@ const qkv = [
   [2, 6, 2, 8],
 ]
 
+/** A sparse 4 × 5 matrix with an empty row and an empty column. */
+const { support } = await supportFromEntries(
+  { rows: Int32Array.of(3, 0, 1, 0, 3, 1), columns: Int32Array.of(1, 4, 0, 1, 4, 2) },
+  [4, 5],
+)
+
 const blockShapes = [
   [2, 3, 6],
   [2, 4, 3],
@@ -103,6 +111,7 @@ const kroneckerShapes = [
   [2, 2, 4],
   [2, 5, 3],
 ]
+
 /** Differentiable operators: one or more functions that use the operator on the way. */
 const cases: Readonly<Record<string, readonly Case[]>> = {
   neg: [unary((x) => elementwise.neg(x))],
@@ -265,6 +274,33 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
       fn: (a, b, c) => matmul(a, b, { addend: c, alpha: 2 }),
     },
   ],
+  spmm: [
+    { shapes: [[6], [5, 3]], fn: (values, x) => spmm(support, values, x) },
+    { shapes: [[6], [4, 3]], fn: (values, x) => spmm(support, values, x, { transpose: true }) },
+    { shapes: [[6], [2, 3, 5]], fn: (values, x) => spmm(support, values, x, { side: 'right' }) },
+    { shapes: [[6], [3, 4]], fn: (values, x) => spmm(support, values, x, { transpose: true, side: 'right' }) },
+  ],
+  sddmm: [
+    {
+      shapes: [
+        [4, 3],
+        [5, 3],
+      ],
+      fn: (a, b) => sddmm(support, a, b),
+    },
+    {
+      shapes: [
+        [3, 4],
+        [3, 5],
+      ],
+      fn: (a, b) => sddmm(support, a, b, { side: 'right' }),
+    },
+  ],
+  sparse_add: [
+    { shapes: [[6], [4, 5]], fn: (values, dense) => sparseToDense(support, values, dense) },
+    { shapes: [[6]], fn: (values) => sparseToDense(support, values) },
+  ],
+  sparse_gather: [{ shapes: [[4, 5]], fn: (x) => sparseGather(support, x) }],
   rms_norm: [{ shapes: [[3, 8], [8]], fn: (x, w) => rmsNorm(x, w, 1e-5) }],
   gather: [
     { shapes: [[2, 3, 2]], fn: (x) => gather.gather(x, 1, ints([0, 2, 2, 1, 1, 0, 0, 0], [2, 2, 2])) },

@@ -29,6 +29,7 @@ const KernelTable& cpu_kernels() {
     register_segment_max(table);
     register_softmax(table);
     register_sort(table);
+    register_sparse(table);
     register_triangular(table);
     register_walsh_hadamard(table);
     return table;

@@ -29,6 +29,7 @@ void register_scan(KernelTable& table);
 void register_segment_max(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_sort(KernelTable& table);
+void register_sparse(KernelTable& table);
 void register_triangular(KernelTable& table);
 void register_walsh_hadamard(KernelTable& table);
 

@@ -156,6 +156,7 @@ Addon::Addon(Napi::Env env, Napi::Object exports) : channel_(std::make_shared<Ch
   define_program(env, *this, exports);
   define_file(env, *this, exports);
   define_machine(env, exports);
+  define_sparse(env, exports);
 }
 
 Addon::~Addon() = default;

@@ -16,6 +16,7 @@ void define_tensor(Napi::Env env, Addon& addon, Napi::Object exports);
 void define_program(Napi::Env env, Addon& addon, Napi::Object exports);
 void define_file(Napi::Env env, Addon& addon, Napi::Object exports);
 void define_machine(Napi::Env env, Napi::Object exports);
+void define_sparse(Napi::Env env, Napi::Object exports);
 
 /// The live tensor behind a JavaScript value; throws kArgument for anything else.
 Tensor tensor_argument(const Napi::Value& value, const std::string& place);

@@ -2,24 +2,27 @@
 import { HeddleError } from '../errors.js'
 import type { Checkpoint } from '../formats/checkpoint.js'
 import type { Network } from '../nn/network.js'
-import { parseStructures } from '../structured/saved_matrices.js'
+import { loadParameter, parseStructures, restoreStructured } from '../structured/saved_matrices.js'
+import type { StructuredMatrix } from '../structured/structured_matrix.js'
+import { Tensor } from '../tensor/tensor.js'
 import { type Architecture, architectureOf } from './registry.js'
-import { checkpointWeights } from './weights.js'
+import { checkpointWeights, isParameterOf, type SiteStructures } from './weights.js'
 
 /** In config.json: `{ site: { kind, shape, transposed, config } }` for weights that are stored in a structure. */
 export const structuresKey = 'heddle_structures'
 
 /**
  * Builds the network of one of the `known` architectures over a checkpoint's tensors.
+ * @param structures what {@link siteStructures} gives, for checkpoints that have any
  * @throws ERR_HEDDLE_FORMAT naming what is unknown, missing, misshapen or left over
  */
 export function buildNetwork<N extends Network>(
   known: readonly Architecture<N>[],
   { config, path, tensors }: Pick<Checkpoint, 'config' | 'path' | 'tensors'>,
+  structures: SiteStructures = new Map(),
 ): N {
   const architecture = architectureOf(known, config, path)
-  const { [structuresKey]: saved = {}, ...own } = config
-  const structures = parseStructures(saved, `${path}: ${structuresKey}`)
+  const { [structuresKey]: _, ...own } = config
   const source = checkpointWeights(tensors, path, architecture, structures)
   const network = architecture.build(own, source, path)
   // Some files keep a second copy of an embedding that is the output projection too. Any other tensor that is left
@@ -31,4 +34,22 @@ export function buildNetwork<N extends Network>(
     expected: 'no tensors but those that config.json asks for',
     got: `"${unused}"`,
   })
+}
+
+/** The weights of a checkpoint that are stored in a structure. @throws ERR_HEDDLE_FORMAT */
+export async function siteStructures({
+  config,
+  path,
+  tensors,
+}: Pick<Checkpoint, 'config' | 'path' | 'tensors'>): Promise<SiteStructures> {
+  const saved = parseStructures(config[structuresKey] ?? {}, `${path}: ${structuresKey}`)
+  const structures = new Map<string, StructuredMatrix>()
+  for (const [site, each] of Object.entries(saved)) {
+    const own = [...tensors].filter(([name]) => isParameterOf(site, name))
+    const parameters = own.map(
+      ([name, stored]) => [name.slice(site.length + 1), new Tensor(loadParameter(stored))] as const,
+    )
+    structures.set(site, await restoreStructured(each, new Map(parameters)))
+  }
+  return structures
 }

@@ -2,8 +2,7 @@
 import { HeddleError } from '../errors.js'
 import type { StoredTensor } from '../formats/tensor_archive.js'
 import { type Site, weightTensors } from '../nn/site.js'
-import { loadParameter, restoreStructured } from '../structured/saved_matrices.js'
-import type { SavedStructure, StructuredMatrix } from '../structured/structured_matrix.js'
+import type { StructuredMatrix } from '../structured/structured_matrix.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
 import { Tensor, zeros } from '../tensor/tensor.js'
 
@@ -29,7 +28,7 @@ export interface CheckpointNames {
 }
 
 /** Weights that are stored in a structure, by site. */
-export type SavedStructures = Readonly<Record<string, SavedStructure>>
+export type SiteStructures = ReadonlyMap<string, StructuredMatrix>
 
 /** A checkpoint's tensors; {@link CheckpointWeights.unused} says what nobody asked for. */
 export interface CheckpointWeights extends WeightSource {
@@ -42,7 +41,7 @@ export function checkpointWeights(
   tensors: ReadonlyMap<string, StoredTensor>,
   place: string,
   { basePrefix, ignored }: CheckpointNames = {},
-  structures: SavedStructures = {},
+  structures: SiteStructures = new Map(),
 ): CheckpointWeights {
   const used = new Set<string>()
   const find = (name: string): StoredTensor | undefined => {
@@ -60,22 +59,21 @@ export function checkpointWeights(
       return new Tensor(stored.load('f32'))
     },
     structure(path) {
-      const saved = structures[path]
-      if (!saved) return undefined
-      const parameters = new Map<string, Tensor>()
-      for (const [name, stored] of tensors) {
-        const parameter = name.slice(path.length + 1)
-        if (!name.startsWith(`${path}.`) || parameter.includes('.') || parameter === 'bias') continue
-        used.add(name)
-        parameters.set(parameter, new Tensor(loadParameter(stored)))
-      }
-      return restoreStructured(saved, parameters)
+      const found = structures.get(path)
+      for (const name of tensors.keys()) if (found && isParameterOf(path, name)) used.add(name)
+      return found
     },
     unused: (copies) =>
       [...tensors.keys()].find(
         (name) => !used.has(name) && !copies.includes(name) && !derived.test(name) && !ignored?.test(name),
       ),
   }
+}
+
+/** Whether a tensor belongs to the structured weight of a site; its bias does not. */
+export const isParameterOf = (path: string, name: string): boolean => {
+  const parameter = name.slice(path.length + 1)
+  return name.startsWith(`${path}.`) && !parameter.includes('.') && parameter !== 'bias'
 }
 
 /** Derived values that some checkpoints store beside their parameters. */

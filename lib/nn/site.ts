@@ -92,7 +92,7 @@ export function linearShape({ weight, transposed }: Site): readonly [number, num
 
 /** The tensors that make the site's weight, by the name that files give them below its path. */
 export const weightTensors = ({ weight, structure }: Site): ReadonlyMap<string, Tensor> =>
-  structure ? structure.parameters() : new Map([['weight', weight]])
+  structure ? new Map([...structure.parameters(), ...structure.buffers()]) : new Map([['weight', weight]])
 
 /** What the site computes, or what the forward pass's hook makes of it. */
 export function through(site: Site, x: Sym, forward: Forward, compute: (part: Site, input: Sym) => Sym): Sym {

@@ -22,7 +22,7 @@ export async function saveStructured(
   matrices: Readonly<Record<string, StructuredMatrix>>,
 ): Promise<void> {
   const entries = Object.entries(matrices).flatMap(([name, matrix]) =>
-    [...matrix.parameters()].map(([parameter, tensor]) => ({
+    [...matrix.parameters(), ...matrix.buffers()].map(([parameter, tensor]) => ({
       name: `${name}.${parameter}`,
       tensor: tensor.native,
     })),
@@ -44,7 +44,7 @@ export async function loadStructured(path: string): Promise<Record<string, Struc
     const saved = parseStructures(JSON.parse(text), path)
     const matrices: Record<string, StructuredMatrix> = {}
     for (const [name, each] of Object.entries(saved))
-      matrices[name] = restoreStructured(each, await parametersOf(archive.tensors, name))
+      matrices[name] = await restoreStructured(each, await parametersOf(archive.tensors, name))
     return matrices
   } finally {
     archive.close()
@@ -52,8 +52,10 @@ export async function loadStructured(path: string): Promise<Record<string, Struc
 }
 
 /** The matrix over these parameters. @throws ERR_HEDDLE_FORMAT */
-export const restoreStructured = (saved: SavedStructure, parameters: ReadonlyMap<string, Tensor>): StructuredMatrix =>
-  structures.get(saved.kind)!.restore(saved, parameters)
+export const restoreStructured = async (
+  saved: SavedStructure,
+  parameters: ReadonlyMap<string, Tensor>,
+): Promise<StructuredMatrix> => structures.get(saved.kind)!.restore(saved, parameters)
 
 /** Copies of the tensors `name.parameter` without a further dot, by parameter: those of a file cannot be trained. */
 async function parametersOf(tensors: ReadonlyMap<string, StoredTensor>, name: string): Promise<Map<string, Tensor>> {

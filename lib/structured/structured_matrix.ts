@@ -35,7 +35,7 @@ export interface StructuredMatrix {
   readonly config: StructureConfig
   /** This is the transpose of what `config` and the parameters describe. */
   readonly transposed: boolean
-  /** Numbers in all parameters. */
+  /** Numbers in all parameters, buffers not counted. */
   readonly parameterCount: number
   /** x `[..., in]` → x Wᵀ `[..., out]`, traced and differentiable. @throws ERR_HEDDLE_SHAPE */
   matmul(x: Sym, options?: StructuredMatmulOptions): Sym
@@ -47,7 +47,9 @@ export interface StructuredMatrix {
   dense(): Promise<Tensor>
   /** By name, as in files: `blkdiag1`, `blkdiag2` of Monarch, … */
   parameters(): ReadonlyMap<string, Tensor>
-  /** Frees the parameters, also of the transpose. */
+  /** What files hold besides the parameters and no training changes: where a sparse matrix has its entries, … */
+  buffers(): ReadonlyMap<string, Tensor>
+  /** Frees the parameters and buffers, also of the transpose. */
   dispose(): void
 }
 
@@ -74,10 +76,10 @@ export interface Structure<O = unknown> {
   /** A matrix as training starts from. @throws ERR_HEDDLE_ARGUMENT */
   random(shape: readonly [number, number], options: O & { readonly seed?: number }): Promise<StructuredMatrix>
   /**
-   * Over parameters from a file, which then belong to the matrix.
-   * @throws ERR_HEDDLE_FORMAT when the parameters are not what the configuration asks for
+   * Over parameters and buffers from a file, which then belong to the matrix.
+   * @throws ERR_HEDDLE_FORMAT when they are not what the configuration asks for
    */
-  restore(saved: SavedStructure, parameters: ReadonlyMap<string, Tensor>): StructuredMatrix
+  restore(saved: SavedStructure, parameters: ReadonlyMap<string, Tensor>): StructuredMatrix | Promise<StructuredMatrix>
 }
 
 /** A structured matrix without its numbers, as it stands in files. */
@@ -95,6 +97,10 @@ export interface StructuredParts {
   readonly shape: readonly [number, number]
   readonly config: StructureConfig
   readonly parameters: Readonly<Record<string, Tensor>>
+  /** Saved and restored with the parameters. */
+  readonly buffers?: Readonly<Record<string, Tensor>>
+  /** Frees what the matrix holds besides parameters and buffers. */
+  readonly dispose?: () => void
   /** x `[..., in]` → x Wᵀ; `transposed`: x `[..., out]` → x W. */
   readonly product: (x: Sym, options: { readonly transposed: boolean; readonly precision: Precision }) => Sym
   /** W `[out, in]`, traced. */
@@ -107,6 +113,7 @@ export function structuredMatrix(parts: StructuredParts, transposed = false): St
   const shape: readonly [number, number] = transposed ? [inner, out] : parts.shape
   const toDense = (): Sym => (transposed ? transpose(parts.toDense()) : parts.toDense())
   const parameters = new Map(Object.entries(parts.parameters))
+  const buffers = new Map(Object.entries(parts.buffers ?? {}))
   return {
     kind: parts.kind,
     shape,
@@ -126,8 +133,10 @@ export function structuredMatrix(parts: StructuredParts, transposed = false): St
     toDense,
     dense: () => computed(toDense),
     parameters: () => parameters,
+    buffers: () => buffers,
     dispose() {
-      for (const each of parameters.values()) each.dispose()
+      for (const each of [...parameters.values(), ...buffers.values()]) each.dispose()
+      parts.dispose?.()
     },
   }
 }

@@ -85,8 +85,10 @@ async function wholeModel(network: Network): Promise<Trained> {
     await pause()
   }
   for (const original of own.keys()) original.dispose()
-  const writable = new Set([...own.values()].filter(({ dtype }) => dtype === 'f32'))
-  const named = network.weights().flatMap(({ name, tensor }) => (writable.has(tensor) ? [[name, tensor] as const] : []))
+  const writable = new Set(own.values())
+  const named = network
+    .weights()
+    .flatMap(({ name, tensor }) => (writable.has(tensor) && tensor.dtype === 'f32' ? [[name, tensor] as const] : []))
   const parameters = Object.fromEntries(named)
   return {
     parameters,
@@ -103,7 +105,8 @@ async function ownStructure(
   ownOf: (original: Tensor) => Promise<Tensor>,
 ): Promise<StructuredMatrix> {
   const parameters = new Map<string, Tensor>()
-  for (const [name, tensor] of structure.parameters()) parameters.set(name, await ownOf(tensor))
+  for (const [name, tensor] of [...structure.parameters(), ...structure.buffers()])
+    parameters.set(name, await ownOf(tensor))
   return restoreStructured(savedStructure(structure), parameters)
 }
 

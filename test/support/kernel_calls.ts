@@ -267,12 +267,44 @@ const convolutionOf =
     }
   }
 
+/** A support of `count` entries in [rows, columns], its index operands, and those of the other orientation. */
+const supportOperands = (rows: number, columns: number, count: number, order: Operand | null): (Operand | null)[] => [
+  i32(rows + 1),
+  i32(count),
+  order,
+  i32(columns + 1),
+  i32(count),
+  null,
+]
+
+/** [rows, columns, entries], mostly small enough for pointers drawn below 4 to be right now and then. */
+const supportSizes = (random: Random): [number, number, number] => [
+  random.pick([1, 1, 1, size(random)]),
+  random.pick([4, size(random)]),
+  random.pick([1, 2, 3, size(random)]),
+]
+
+const sparseProduct =
+  (sampled: boolean) =>
+  (random: Random): Call => {
+    const [rows, columns, count] = supportSizes(random)
+    const n = size(random)
+    const right = flag(random)
+    const matrix = (side: number) => (right ? f32(n, side) : f32(side, n))
+    const indices = supportOperands(rows, columns, count, sampled ? null : maybe(random, i32(count)))
+    return {
+      inputs: [...(sampled ? [matrix(rows)] : [f32(count)]), matrix(columns), ...indices],
+      outputs: [sampled ? f32(count) : matrix(rows)],
+      attributes: [['right', right]],
+    }
+  }
+
 const scanAttributes = (random: Random): [string, Attribute][] => [
   ['axis', random.below(3)],
   ['reverse', flag(random)],
 ]
 
-const plain = (inputs: Operand[], outputs: Operand[]): Call => ({ inputs, outputs, attributes: [] })
+const plain = (inputs: (Operand | null)[], outputs: Operand[]): Call => ({ inputs, outputs, attributes: [] })
 
 /** The same call in f64, every other time. */
 const inEither =
@@ -449,6 +481,20 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
       ],
     }
   },
+  spmm: inEither(sparseProduct(false)),
+  sddmm: inEither(sparseProduct(true)),
+  sparse_add: inEither((random) => {
+    const [rows, columns, count] = supportSizes(random)
+    return {
+      inputs: [f32(count), maybe(random, f32(rows, columns)), i32(rows + 1), i32(count), null],
+      outputs: [f32(rows, columns)],
+      attributes: [['columns', columns]],
+    }
+  }),
+  sparse_gather: inEither((random) => {
+    const [rows, columns, count] = supportSizes(random)
+    return plain([f32(rows, columns), i32(rows + 1), i32(count), null], [f32(count)])
+  }),
   cumsum: (random) => {
     const x = f32(small(random), size(random), size(random))
     return { inputs: [x], outputs: [{ ...x }], attributes: scanAttributes(random) }

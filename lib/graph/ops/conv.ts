@@ -1,8 +1,8 @@
 /** Convolutions of images and sequences. Both gradients are convolutions again, so any order of derivative exists. */
-import { sameShape } from '../../tensor/dtype.js'
+import { elementCount, sameShape } from '../../tensor/dtype.js'
 import { pullbackOf } from '../grad.js'
 import { type Decomposition, defineOperator, floatType, gradientType, misuse, typeText } from '../operator.js'
-import type { Attributes, Sym } from '../sym.js'
+import type { Attributes, Sym, SymType } from '../sym.js'
 import { add, broadcastTo, constant } from './elementwise.js'
 import { placeInZeros, type SliceRange, slice } from './index.js'
 import { matmul } from './matmul.js'
@@ -79,9 +79,13 @@ const windowProducts: Decomposition = ([x, w, bias], attributes) => {
 /** Zeros of a shape in the dtype of x. */
 const zerosOf = (x: Sym, shape: readonly number[]): Sym => broadcastTo(constant(0, gradientType(x)), shape)
 
+/** A multiplication and an addition for each output pixel and each weight that it meets. */
+const convFlops = (w: SymType, y: SymType): number => 2 * elementCount(y.shape) * elementCount(w.shape.slice(1))
+
 const conv2dOf = defineOperator({
   name: 'conv2d',
   attributes: window,
+  flops: ([, w], [y]) => convFlops(w!, y!),
   types: ([x, w, bias], attributes) => {
     const groups = attributes.groups as number
     const [n, c, ...image] = x!.shape
@@ -103,6 +107,7 @@ const conv2dOf = defineOperator({
 const inputVjpOf = defineOperator({
   name: 'conv2d_input_vjp',
   attributes: { ...window, shape: 'i64[]' },
+  flops: ([y, w]) => convFlops(w!, y!),
   types: ([y], { shape }) => [{ shape: shape as readonly number[], dtype: gradientType(y!) }],
   decompose: ([y, w], attributes) => {
     const x = zerosOf(y!, attributes.shape as readonly number[])
@@ -117,6 +122,7 @@ const inputVjpOf = defineOperator({
 const weightVjpOf = defineOperator({
   name: 'conv2d_weight_vjp',
   attributes: { ...window, shape: 'i64[]' },
+  flops: ([, y], [w]) => convFlops(w!, y!),
   types: ([x], { shape }) => [{ shape: shape as readonly number[], dtype: gradientType(x!) }],
   decompose: ([x, y], attributes) => {
     const w = zerosOf(x!, attributes.shape as readonly number[])
