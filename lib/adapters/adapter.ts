@@ -210,7 +210,8 @@ export class Adapter {
   #expectMergeable({ site, plan }: Attachment): void {
     if (plan && !plan.merged)
       throw misuse('merge', 'a method that can be merged', `${this.method.name} at ${site.path}`)
-    if (site.structure) throw misuse('merge', 'sites with dense weights', `${site.path}, which is ${site.structure.kind}`)
+    if (site.structure)
+      throw misuse('merge', 'sites with dense weights', `${site.path}, which is ${site.structure.kind}`)
     const isShared = site === this.model.outputSite || site.kind === 'embedding'
     if (isShared && this.model.embeddingTied)
       throw misuse('merge', 'an output projection of its own', `${site.path}, which shares its weight`)
