@@ -4,10 +4,13 @@ import test from 'ava'
 import { grad, gradients, hvp, jvp, vjp } from '../lib/graph/grad.js'
 import { operators } from '../lib/graph/operator.js'
 import { attention, attentionCached } from '../lib/graph/ops/attention.js'
+import { blockDiagonal } from '../lib/graph/ops/block_diagonal.js'
 import { conv2d } from '../lib/graph/ops/conv.js'
 import { add, cast, cos, div, exp, mul, relu, select, sin, square } from '../lib/graph/ops/elementwise.js'
+import { kroneckerMatmul } from '../lib/graph/ops/kronecker.js'
 import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
+import { monarch } from '../lib/graph/ops/monarch.js'
 import { layerNorm, rmsNorm } from '../lib/graph/ops/norm.js'
 import { reshape, sum } from '../lib/graph/ops/reduce.js'
 import { rope, ropeTable } from '../lib/graph/ops/rope.js'
@@ -194,6 +197,58 @@ const heads = [
 ] as const
 
 const calls: Readonly<Record<string, readonly Call[]>> = {
+  block_diagonal: [
+    {
+      shapes: [
+        [130, 96],
+        [8, 10, 12],
+      ],
+      fn: (x, w) => blockDiagonal(x!, w!),
+    },
+    {
+      shapes: [
+        [3, 5, 20],
+        [4, 7, 5],
+      ],
+      fn: (x, w) => blockDiagonal(x!, w!),
+    },
+  ],
+  monarch: [
+    {
+      shapes: [
+        [130, 96],
+        [8, 12, 12],
+        [8, 10, 12],
+      ],
+      fn: (x, first, second) => monarch(x!, first!, second!),
+    },
+    {
+      shapes: [
+        [2, 3, 10],
+        [4, 2, 3],
+        [4, 2, 2],
+      ],
+      fn: (x, first, second) => monarch(x!, first!, second!, { out: 7 }),
+    },
+  ],
+  kronecker: [
+    {
+      shapes: [
+        [67, 96],
+        [1, 5, 8],
+        [1, 9, 12],
+      ],
+      fn: (x, ...factors) => kroneckerMatmul(x!, factors as Sym[]),
+    },
+    {
+      shapes: [
+        [3, 12],
+        [2, 2, 4],
+        [2, 5, 3],
+      ],
+      fn: (x, ...factors) => kroneckerMatmul(x!, factors as Sym[]),
+    },
+  ],
   conv2d: [
     {
       shapes: [[3, 19, 9, 8], [34, 19, 3, 3], [34]],

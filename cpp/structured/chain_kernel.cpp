@@ -70,8 +70,9 @@ CompiledKernel compile_chain(const KernelRequest& request, ReadChain read) {
   const auto plan = std::make_shared<const ChainProduct>(made.shape);
   CompiledKernel kernel = with_scratch(plan);
   kernel.run = [plan, weight_of = made.weight_of](const RunArguments& args) {
-    std::vector<const float*> weights;
-    for (const size_t weight : weight_of) weights.push_back(args.input<float>(1 + weight));
+    std::vector<const float*> weights(weight_of.size());
+    std::transform(weight_of.begin(), weight_of.end(), weights.begin(),
+                   [&](size_t weight) { return args.input<float>(1 + weight); });
     plan->run(args.input<float>(0), weights, args.output<float>(0), args);
   };
   return kernel;

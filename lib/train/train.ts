@@ -107,7 +107,6 @@ async function* steps(run: Run): AsyncGenerator<TrainStep<EvaluationResult>, voi
         progress.evaluationDue = run.score !== undefined && (index % evaluateEvery === 0 || index === plan.total)
         const event = progress.evaluationDue ? await evaluateUnlessAborted(run, progress) : undefined
         const isBest = settings.loadBestModelAtEnd && progress.memory?.best?.step === index
-        if (index % checkpointEvery === 0 || index === plan.total || isBest || progress.stopped) await save()
         const tokens = batches.reduce<number>((total, batch) => total + objective.tokens(batch), 0)
         const report = {
           index,
@@ -123,7 +122,9 @@ async function* steps(run: Run): AsyncGenerator<TrainStep<EvaluationResult>, voi
           plannedBytes: (await step.plan(batches[0]!)).peakBytes,
           ...event,
         }
+        // Before the checkpoint: a run that is killed between the two does the step again and replaces its line.
         await history?.addStep(report)
+        if (index % checkpointEvery === 0 || index === plan.total || isBest || progress.stopped) await save()
         yield report
         if (progress.stopped) break
       }
