@@ -1,7 +1,7 @@
 // What a long life brings: a thousand models come and go in the same memory, and disks that are full.
 
 import { execFile } from 'node:child_process'
-import { readdir, writeFile } from 'node:fs/promises'
+import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -64,10 +64,10 @@ test('a full disk is an error that names the file, and nothing half written stay
   t.like(error, { code: 'ERR_HEDDLE_IO', known: true })
   t.regex(error.place, /checkpoints/)
   t.deepEqual(await readdir(join(outputFolder, 'checkpoints')), [])
-  t.deepEqual(
-    (await readdir(outputFolder)).filter((name) => name !== 'checkpoints'),
-    [],
-  )
+  t.deepEqual((await readdir(outputFolder)).sort(), ['checkpoints', 'metrics.jsonl'])
+  // The step was done, and its line is whole.
+  const metrics = await readFile(join(outputFolder, 'metrics.jsonl'), 'utf8')
+  t.is(JSON.parse(metrics).step.index, 1)
 })
 
 test('an output folder that cannot be made is refused before anything is trained', async (t) => {
