@@ -198,7 +198,7 @@ class BlockPlan {
   BlockPlan(const Problem& problem, std::shared_ptr<const BlockMatrix> matrix)
       : problem_(problem),
         matrix_(std::move(matrix)),
-        panels_per_tile_(std::max<size_t>(1, kTileCodes / (kPanelRows * matrix_->panels().k))) {}
+        panels_per_tile_(std::max<size_t>(1, kTileCodes / (kBlockPanelRows * matrix_->panels().k))) {}
 
   size_t scratch_per_thread() const { return BlockRows16::bytes(problem_.m, problem_.k); }
 

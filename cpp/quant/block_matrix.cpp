@@ -47,8 +47,8 @@ void place_codes(const Block& block, uint16_t* words) {
       even |= static_cast<uint32_t>(codes[2 * pair]) << (pair * kBits);
       odd |= static_cast<uint32_t>(codes[2 * pair + 1]) << (pair * kBits);
     }
-    words[vector * 2 * kPanelRows] = static_cast<uint16_t>(even);
-    words[vector * 2 * kPanelRows + 1] = static_cast<uint16_t>(odd);
+    words[vector * 2 * kBlockPanelRows] = static_cast<uint16_t>(even);
+    words[vector * 2 * kBlockPanelRows + 1] = static_cast<uint16_t>(odd);
   }
 }
 
@@ -96,15 +96,15 @@ BlockMatrix::BlockMatrix(const EncodedRows& rows, size_t n, size_t k)
 }
 
 void BlockMatrix::pack_panel(const EncodedRows& rows, size_t panel) {
-  const size_t lanes = std::min(kPanelRows, panels_.n - panel * kPanelRows);
+  const size_t lanes = std::min(kBlockPanelRows, panels_.n - panel * kBlockPanelRows);
   for (size_t lane = 0; lane < lanes; ++lane) {
-    const std::byte* const row = rows.row(panel * kPanelRows + lane);
+    const std::byte* const row = rows.row(panel * kBlockPanelRows + lane);
     for (size_t index = 0; index < panels_.blocks(); ++index) {
       const size_t at = panel * panels_.blocks() + index;
       const Block block(panels_.form, row + index * bytes_of(panels_.form));
       auto* const scales = reinterpret_cast<uint16_t*>(scales_.data()) + at * panels_.scales_per_block();
       scales[lane] = block.scale;
-      if (panels_.form == BlockForm::kQ4_1) scales[kPanelRows + lane] = block.minimum;
+      if (panels_.form == BlockForm::kQ4_1) scales[kBlockPanelRows + lane] = block.minimum;
       auto* const words = reinterpret_cast<uint16_t*>(codes_.data()) + at * panels_.words_per_block() + 2 * lane;
       if (panels_.form == BlockForm::kQ8_0)
         place_codes<2>(block, words);

@@ -19,7 +19,7 @@ namespace heddle {
 enum class BlockForm : uint8_t { kQ4_0, kQ4_1, kQ8_0 };
 
 inline constexpr size_t kBlockLength = 32;
-inline constexpr size_t kPanelRows = 16;
+inline constexpr size_t kBlockPanelRows = 16;
 
 /// What the kernel sees of a packed W [n, k].
 struct BlockPanels {
@@ -32,7 +32,7 @@ struct BlockPanels {
   const uint16_t* scales = nullptr;
 
   size_t blocks() const noexcept { return k / kBlockLength; }
-  size_t panels() const noexcept { return (n + kPanelRows - 1) / kPanelRows; }
+  size_t panels() const noexcept { return (n + kBlockPanelRows - 1) / kBlockPanelRows; }
   size_t words_per_block() const noexcept { return form == BlockForm::kQ8_0 ? 256 : 128; }
   size_t scales_per_block() const noexcept { return form == BlockForm::kQ4_1 ? 32 : 16; }
 };

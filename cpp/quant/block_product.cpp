@@ -68,14 +68,15 @@ float multiply_element(const BlockPanels& w, size_t panel, size_t lane, const Bl
     const int16_t* codes = x.codes + row * w.k + block * kBlockLength;
     int32_t sum = 0;
     for (size_t i = 0; i < kBlockLength; ++i) {
-      const int word = words[(i / (2 * kPairs) * kPanelRows + lane) * 2 + i % 2] >> (i / 2 % kPairs * (16 / kPairs));
+      const int word =
+          words[(i / (2 * kPairs) * kBlockPanelRows + lane) * 2 + i % 2] >> (i / 2 % kPairs * (16 / kPairs));
       sum += codes[i] * (kForm == BlockForm::kQ8_0 ? static_cast<int8_t>(word) : word & 15);
     }
     const size_t at = row * w.blocks() + block;
     const float scale = f16_to_f32(scales[lane]);
     float minimum = 0.0F;
     if (kForm == BlockForm::kQ4_0) minimum = -8.0F * scale;
-    if (kForm == BlockForm::kQ4_1) minimum = f16_to_f32(scales[kPanelRows + lane]);
+    if (kForm == BlockForm::kQ4_1) minimum = f16_to_f32(scales[kBlockPanelRows + lane]);
     total += scale * x.scales[at] * static_cast<float>(sum) + minimum * x.sums[at];
   }
   return total;
@@ -84,9 +85,9 @@ float multiply_element(const BlockPanels& w, size_t panel, size_t lane, const Bl
 /// Columns of one panel for `kRows` rows from `row` on.
 template <BlockForm kForm, size_t kRows>
 void multiply_panel(const BlockPanels& w, size_t panel, const BlockProduct& product, size_t row, float* y) {
-  for (size_t column = panel * kPanelRows; column < std::min(w.n, (panel + 1) * kPanelRows); ++column) {
+  for (size_t column = panel * kBlockPanelRows; column < std::min(w.n, (panel + 1) * kBlockPanelRows); ++column) {
     for (size_t r = row; r < row + kRows; ++r) {
-      const float result = product.alpha * multiply_element<kForm>(w, panel, column % kPanelRows, product.x, r);
+      const float result = product.alpha * multiply_element<kForm>(w, panel, column % kBlockPanelRows, product.x, r);
       const float* add = product.addend == nullptr ? nullptr : product.addend + (product.full ? r * w.n : 0) + column;
       y[r * w.n + column] = add == nullptr ? result : result + *add;
     }
@@ -96,7 +97,7 @@ void multiply_panel(const BlockPanels& w, size_t panel, const BlockProduct& prod
 #else
 
 // Two 16-bit lanes per row of the panel.
-using Words = hn::CappedTag<int16_t, 2 * kPanelRows>;
+using Words = hn::CappedTag<int16_t, 2 * kBlockPanelRows>;
 using Sums = hn::RepartitionToWide<Words>;
 using Floats = hn::RebindToFloat<Sums>;
 
@@ -141,7 +142,7 @@ HWY_INLINE void accumulate_block(const BlockPanels& w, const uint16_t* words, co
     even[r] = odd[r] = hn::Zero(s);
   }
   for (size_t vector = 0; vector < kBlockLength / (2 * kPairs); ++vector) {
-    const auto packed = hn::LoadU(d, reinterpret_cast<const int16_t*>(words) + vector * 2 * kPanelRows);
+    const auto packed = hn::LoadU(d, reinterpret_cast<const int16_t*>(words) + vector * 2 * kBlockPanelRows);
     const size_t at = vector * 2 * kPairs;
     const auto add = [&](hn::Vec<Words> values, size_t pair) HWY_ATTR {
       for (size_t r = 0; r < kRows; ++r)
@@ -162,7 +163,7 @@ HWY_INLINE void accumulate_block(const BlockPanels& w, const uint16_t* words, co
     if constexpr (kForm == BlockForm::kQ4_0)
       totals[r] = hn::MulAdd(hn::Mul(scale, hn::Set(f, -8.0F)), hn::Set(f, x.sums[at]), totals[r]);
     if constexpr (kForm == BlockForm::kQ4_1)
-      totals[r] = hn::MulAdd(from_half(scales + kPanelRows), hn::Set(f, x.sums[at]), totals[r]);
+      totals[r] = hn::MulAdd(from_half(scales + kBlockPanelRows), hn::Set(f, x.sums[at]), totals[r]);
   }
 }
 
@@ -178,7 +179,7 @@ HWY_INLINE void store_totals(const BlockPanels& w, const BlockProduct& product, 
     hn::StoreU(add == nullptr ? scaled : hn::Add(scaled, hn::LoadU(f, add)), f, to);
     return;
   }
-  HWY_ALIGN float part[kPanelRows];
+  HWY_ALIGN float part[kBlockPanelRows];
   hn::Store(scaled, f, part);
   for (size_t i = 0; i < count; ++i) to[i] = add == nullptr ? part[i] : part[i] + add[i];
 }
@@ -187,8 +188,8 @@ HWY_INLINE void store_totals(const BlockPanels& w, const BlockProduct& product, 
 template <BlockForm kForm, size_t kRows>
 void multiply_panel(const BlockPanels& w, size_t panel, const BlockProduct& product, size_t row, float* y) {
   const Floats f;
-  const size_t first = panel * kPanelRows;
-  const size_t lanes = std::min(kPanelRows, w.n - first);
+  const size_t first = panel * kBlockPanelRows;
+  const size_t lanes = std::min(kBlockPanelRows, w.n - first);
   const uint16_t* words = w.codes + panel * w.blocks() * w.words_per_block();
   const uint16_t* scales = w.scales + panel * w.blocks() * w.scales_per_block();
   for (size_t lane = 0; lane < lanes; lane += hn::Lanes(f)) {

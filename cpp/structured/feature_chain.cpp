@@ -46,7 +46,7 @@ int64_t gradient_columns(const Stage& stage) { return ceil_div(stage.k, kGradien
 /// Panels of a stage's blocks, [first, last) of all of them: block by block along term, pre, post.
 void run_panels(const Stage& stage, size_t index, const PackedStages& packed, int64_t lanes, bool round,
                 const float* in, float* out, int64_t first, int64_t last) {
-  const int64_t panels = ceil_div(stage.m, kPanelRows);
+  const int64_t panels = ceil_div(stage.m, kChainPanelRows);
   while (first < last) {
     const int64_t block = first / panels;
     const int64_t panel = first % panels;
@@ -71,7 +71,7 @@ void run_panels(const Stage& stage, size_t index, const PackedStages& packed, in
 }
 
 int64_t panel_count(const Stage& stage) {
-  return (stage.sums_terms() ? 1 : stage.terms) * stage.pre * stage.post * ceil_div(stage.m, kPanelRows);
+  return (stage.sums_terms() ? 1 : stage.terms) * stage.pre * stage.post * ceil_div(stage.m, kChainPanelRows);
 }
 
 }  // namespace
@@ -112,7 +112,7 @@ PackedStages::PackedStages(const ChainShape& shape, std::span<const float* const
   size_t size = 0;
   for (size_t i = 0; i < shape.stages.size(); ++i) {
     const Stage& s = shape.stages[i];
-    const int64_t block = ceil_div(s.m, kPanelRows) * kPanelRows * s.k * (s.sums_terms() ? s.terms : 1);
+    const int64_t block = ceil_div(s.m, kChainPanelRows) * kChainPanelRows * s.k * (s.sums_terms() ? s.terms : 1);
     const int64_t pres = s.w_pre == 0 ? 1 : s.pre;
     const int64_t terms = s.sums_terms() || s.w_term == 0 ? 1 : s.terms;
     parts_.push_back({size, block, terms == 1 ? 0 : pres * block, pres == 1 ? 0 : block});
@@ -129,14 +129,14 @@ PackedStages::PackedStages(const ChainShape& shape, std::span<const float* const
     const Part& part = parts_[job.stage];
     const float* from = weights[job.stage] + job.term * s.w_term + job.pre * s.w_pre;
     float* to = base + part.offset + job.term * part.term_stride + job.pre * part.pre_stride;
-    for (int64_t first = 0; first < s.m; first += kPanelRows) {
-      const int64_t rows = std::min(kPanelRows, s.m - first);
+    for (int64_t first = 0; first < s.m; first += kChainPanelRows) {
+      const int64_t rows = std::min(kChainPanelRows, s.m - first);
       for (int64_t term = 0; term < (s.sums_terms() ? s.terms : 1); ++term) {
-        for (int64_t j = 0; j < s.k; ++j, to += kPanelRows) {
+        for (int64_t j = 0; j < s.k; ++j, to += kChainPanelRows) {
           const float* column = from + term * s.w_term + first * s.w_m + j * s.w_k;
           for (int64_t i = 0; i < rows; ++i)
             to[i] = round ? bf16_to_f32(f32_to_bf16(column[i * s.w_m])) : column[i * s.w_m];
-          std::fill(to + rows, to + kPanelRows, 0.0F);
+          std::fill(to + rows, to + kChainPanelRows, 0.0F);
         }
       }
     }

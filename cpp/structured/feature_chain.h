@@ -50,7 +50,7 @@ struct ChainShape {
   void check(const KernelRequest& request) const;
 };
 
-/// Weights of a chain's stages, rounded where asked for, in panels of kPanelRows rows.
+/// Weights of a chain's stages, rounded where asked for, in panels of kChainPanelRows rows.
 class PackedStages {
  public:
   PackedStages(const ChainShape& shape, std::span<const float* const> weights, TilePool& pool);

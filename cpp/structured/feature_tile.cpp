@@ -212,7 +212,7 @@ HWY_INLINE void multiply(const PanelProduct& job, const float* w, const float* i
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sums[i][v] = hn::MulAdd(factor, x[v], sums[i][v]);
       }
-      w += kPanelRows;
+      w += kChainPanelRows;
       from += job.in_item;
     }
   }
@@ -237,9 +237,9 @@ void panel_product(const PanelProduct& job, int64_t first, int64_t last) {
   const bool wide = hn::Lanes(F()) == 16;
   const bool many = job.lanes == kTileLanes;
   for (int64_t panel = first; panel < last; ++panel) {
-    const float* w = job.w + panel * job.terms * job.k * kPanelRows;
-    float* out = job.out + panel * kPanelRows * job.out_item;
-    const int64_t count = std::min(kPanelRows, job.m - panel * kPanelRows);
+    const float* w = job.w + panel * job.terms * job.k * kChainPanelRows;
+    float* out = job.out + panel * kChainPanelRows * job.out_item;
+    const int64_t count = std::min(kChainPanelRows, job.m - panel * kChainPanelRows);
     if (wide && count > 4) {
       if (many)
         multiply_lanes<8, 3>(job, w, job.in, out, count);

@@ -9,7 +9,7 @@
 namespace heddle {
 
 /// Rows of a packed weight that the micro-kernel multiplies at once.
-inline constexpr int64_t kPanelRows = 8;
+inline constexpr int64_t kChainPanelRows = 8;
 /// Rows of the batch in a tile: three of the widest vectors, and one where there are few rows.
 inline constexpr int64_t kTileLanes = 48;
 inline constexpr int64_t kFewLanes = 16;
@@ -40,7 +40,7 @@ void features_to_rows(const FeaturesToRows& job);
 
 /// out[i] = sum over terms and j of w[i][term][j] * in[term][j] for rows i of m, with rows of lanes as elements.
 struct PanelProduct {
-  /// Packed: panels of kPanelRows rows, [panel][term][j][row of the panel].
+  /// Packed: panels of kChainPanelRows rows, [panel][term][j][row of the panel].
   const float* w;
   int64_t m, terms, k;
   const float* in;
