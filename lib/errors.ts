@@ -42,3 +42,14 @@ export class HeddleError extends Error {
     if (hint !== undefined) this.hint = hint
   }
 }
+
+/** @throws ERR_HEDDLE_ABORTED, naming the work that was stopped, once the signal is set */
+export function throwIfAborted(signal: AbortSignal | undefined, place: string): void {
+  if (signal?.aborted)
+    throw new HeddleError('ERR_HEDDLE_ABORTED', {
+      place,
+      expected: 'to run to its end',
+      got: 'an abort signal',
+      cause: signal.reason,
+    })
+}

@@ -1,6 +1,7 @@
 /** What this machine can do for Heddle, measured: products per second, bytes per second, memory left. */
 import { readFile } from 'node:fs/promises'
 import { freemem, totalmem } from 'node:os'
+import { computed } from './graph/computed.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { matmul } from './graph/ops/matmul.js'
 import { randomUniform } from './graph/ops/random.js'
@@ -8,7 +9,8 @@ import { sum } from './graph/ops/reduce.js'
 import { program } from './graph/program.js'
 import { read } from './graph/sym.js'
 import { addon } from './native.js'
-import { type Tensor, tensor } from './tensor/tensor.js'
+import { seedTensor } from './tensor/seed.js'
+import type { Tensor } from './tensor/tensor.js'
 
 /** Side of the square matrices that {@link measureProducts} multiplies. */
 const side = 1024
@@ -55,12 +57,8 @@ export const cpu = (): ReturnType<typeof addon.cpuInfo> & { readonly threads: nu
 })
 
 async function randomMatrix(shape: readonly number[]): Promise<Tensor> {
-  const draw = program((seed) => randomUniform(seed!, 0, shape))
-  const seed = tensor(Uint32Array.of(1, 0))
-  const drawn = await draw(seed)
-  seed.dispose()
-  draw.dispose()
-  return drawn
+  using seed = seedTensor(1)
+  return await computed((words) => randomUniform(words!, 0, shape), [seed])
 }
 
 /** Seconds of the fastest run; the first one, which packs and warms up, does not count. */

@@ -1,6 +1,7 @@
 // Matrix completion by alternating minimisation: recovery where theory promises it, by hand where it can be done by
 // hand, and plain refusals where the entries do not determine the matrix.
 import test from 'ava'
+import { computed } from '../lib/graph/computed.js'
 import { add, cast, div, mul, sqrt, square, sub } from '../lib/graph/ops/elementwise.js'
 import { concat } from '../lib/graph/ops/index.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
@@ -9,7 +10,6 @@ import { sum } from '../lib/graph/ops/reduce.js'
 import { read, type Sym } from '../lib/graph/sym.js'
 import { addon } from '../lib/native.js'
 import { type CompletionOptions, completeMatrix } from '../lib/structured/completion.js'
-import { computed } from '../lib/structured/structured_matrix.js'
 import { Tensor, tensor } from '../lib/tensor/tensor.js'
 import { randomNumbers } from './random_numbers.js'
 

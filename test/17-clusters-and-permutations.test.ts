@@ -1,9 +1,9 @@
 // Incremental components, clusters, assignments, permutations, random orthogonal matrices, Walsh–Hadamard, segments.
 import test from 'ava'
+import { computed } from '../lib/graph/computed.js'
 import { mul } from '../lib/graph/ops/elementwise.js'
 import { segmentMax, segmentMean, segmentMin, segmentSum } from '../lib/graph/ops/segment.js'
 import { walshHadamard } from '../lib/graph/ops/walsh_hadamard.js'
-import { evaluate } from '../lib/linalg/evaluate.js'
 import { IncrementalSvd } from '../lib/linalg/incremental_svd.js'
 import { kMeans } from '../lib/linalg/k_means.js'
 import { invertPermutation, linearAssignment, randomOrthogonal, randomPermutation } from '../lib/linalg/permutation.js'
@@ -108,21 +108,21 @@ test("they follow Haar's measure: diagonals are as often negative as positive", 
 test("Walsh–Hadamard: the rows of Sylvester's matrix, orthogonal and its own inverse", async (t) => {
   const unit = tensor([0, 0, 0, 1, 0, 0, 0, 0])
   t.deepEqual(
-    await listOf(await evaluate((x) => walshHadamard(x!, { normalized: false }), [unit])),
+    await listOf(await computed((x) => walshHadamard(x!, { normalized: false }), [unit])),
     [1, -1, -1, 1, 1, -1, -1, 1],
   )
   const x = tensor(randomNumbers(3 * 64, 1), [3, 64])
-  const twice = await evaluate((y) => walshHadamard(walshHadamard(y!)), [x])
+  const twice = await computed((y) => walshHadamard(walshHadamard(y!)), [x])
   t.true(near(await listOf(twice), await listOf(x), 1e-6))
   await t.throwsAsync(
-    evaluate((y) => walshHadamard(y!), [tensor([1, 2, 3])]),
+    computed((y) => walshHadamard(y!), [tensor([1, 2, 3])]),
     { code: 'ERR_HEDDLE_SHAPE' },
   )
 })
 
 test('segments: sums, means, maxima and minima of the rows of each, and what an empty one has', async (t) => {
   const [x, segment] = [tensor([1, 5, 2, -1, 4, 0], [3, 2]), tensor(Int32Array.of(2, 0, 2))]
-  const found = await evaluate(
+  const found = await computed(
     (y, of) => [segmentSum, segmentMean, segmentMax, segmentMin].map((fn) => fn(y!, of!, 3)),
     [x, segment],
   )
@@ -132,7 +132,7 @@ test('segments: sums, means, maxima and minima of the rows of each, and what an 
   t.deepEqual(all[2], [2, -1, -Infinity, -Infinity, 4, 5])
   t.deepEqual(all[3], [2, -1, Infinity, Infinity, 1, 0])
   await t.throwsAsync(
-    evaluate((y, of) => segmentMax(y!, of!, 2), [x, segment]),
+    computed((y, of) => segmentMax(y!, of!, 2), [x, segment]),
     { code: 'ERR_HEDDLE_ARGUMENT' },
   )
 })
@@ -159,7 +159,7 @@ test('k-means finds three clouds, the same for a seed', async (t) => {
 })
 
 test('k-means: a cluster that loses its points starts again at the farthest one', async (t) => {
-  const far = await evaluate((x) => mul(x!, 1), [tensor([0, 0, 500, 500, 900, 900], [3, 2])])
+  const far = await computed((x) => mul(x!, 1), [tensor([0, 0, 500, 500, 900, 900], [3, 2])])
   const found = await kMeans(clouds(), { clusters: 3, initial: far })
   t.is(new Set(await listOf(found.labels)).size, 3)
   t.true(found.inertia < 150)

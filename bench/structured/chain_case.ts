@@ -1,8 +1,8 @@
 /** A case that is one program over random operands. */
+import { computed } from '../../lib/graph/computed.js'
 import { randomNormal } from '../../lib/graph/ops/random.js'
 import { program } from '../../lib/graph/program.js'
 import type { Sym } from '../../lib/graph/sym.js'
-import { evaluate } from '../../lib/linalg/evaluate.js'
 import { type Tensor, tensor } from '../../lib/tensor/tensor.js'
 import type { StructuredCase } from './cases.js'
 
@@ -24,7 +24,7 @@ export const chainCase = ({ name, flops, elements, shapes, fn }: ChainCase): Str
     using seed = tensor(Uint32Array.of(1, 0))
     const operands: Tensor[] = []
     for (const [stream, shape] of shapes.entries())
-      operands.push(await evaluate((words) => randomNormal(words!, stream, shape), [seed]))
+      operands.push(await computed((words) => randomNormal(words!, stream, shape), [seed]))
     const run = program(async (...own: Sym[]) => fn(own))
     return async () => {
       for (const result of (await run(...operands)) as readonly Tensor[]) result.dispose()

@@ -1,7 +1,6 @@
 /** Factorisations. */
-
+import { computed } from '../../lib/graph/computed.js'
 import { randomNormal } from '../../lib/graph/ops/random.js'
-import { evaluate } from '../../lib/linalg/evaluate.js'
 import { eigh, qr, svd } from '../../lib/linalg/factorise.js'
 import { svdLowRank } from '../../lib/linalg/low_rank.js'
 import type { Tensor } from '../../lib/tensor/tensor.js'
@@ -20,7 +19,7 @@ function matrixCase(name: string, shape: readonly number[], perMatrix: number, r
     bytes: 4 * 3 * product(shape),
     prepare: async () => {
       using seed = tensor(Uint32Array.of(1, 0))
-      const a = await evaluate((words) => randomNormal(words!, 0, shape), [seed])
+      const a = await computed((words) => randomNormal(words!, 0, shape), [seed])
       return async () => {
         for (const factor of Object.values(await run(a)) as Tensor[]) factor.dispose()
       }

@@ -1,4 +1,5 @@
 /** Sparse and low-rank products: x (B A + S)ᵀ of 1024 rows, [2048, 2048], rank 128, 3 % dense, and its gradients. */
+import { computed } from '../../lib/graph/computed.js'
 import { vjp } from '../../lib/graph/grad.js'
 import { mul } from '../../lib/graph/ops/elementwise.js'
 import { randomNormal } from '../../lib/graph/ops/random.js'
@@ -6,7 +7,6 @@ import { type SparseLowRankParts, sparseLowRankLinear, spmm } from '../../lib/gr
 import { program } from '../../lib/graph/program.js'
 import { read, type Sym } from '../../lib/graph/sym.js'
 import { randomSupport } from '../../lib/structured/sparse.js'
-import { computed } from '../../lib/structured/structured_matrix.js'
 import { type Tensor, tensor } from '../../lib/tensor/tensor.js'
 import type { StructuredCase } from './cases.js'
 

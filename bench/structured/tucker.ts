@@ -1,11 +1,11 @@
 /** Tucker: a convolution (512, 512, 3, 3) with a core of 64 on 4 images of 28 × 28, and HOSVD of a kernel. */
+import { computed } from '../../lib/graph/computed.js'
 import { vjp } from '../../lib/graph/grad.js'
 import { mul } from '../../lib/graph/ops/elementwise.js'
 import { randomNormal } from '../../lib/graph/ops/random.js'
 import { type TuckerKernel, tuckerConv2d } from '../../lib/graph/ops/tucker.js'
 import { program } from '../../lib/graph/program.js'
 import { read, type Sym } from '../../lib/graph/sym.js'
-import { computed } from '../../lib/structured/structured_matrix.js'
 import { disposeTucker, hosvd } from '../../lib/structured/tucker.js'
 import { type Tensor, tensor } from '../../lib/tensor/tensor.js'
 import type { StructuredCase } from './cases.js'

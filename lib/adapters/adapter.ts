@@ -1,12 +1,13 @@
 /** A parametrization attached to a model: its trainable tensors at every chosen site, and its place in the forward pass. */
 import { HeddleError } from '../errors.js'
+import { computed, copied } from '../graph/computed.js'
 import { copy } from '../graph/ops/index.js'
 import { pause } from '../graph/pause.js'
-import { program } from '../graph/program.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Site, SiteHook } from '../nn/site.js'
-import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
+import { seedTensor } from '../tensor/seed.js'
+import { type Tensor, zeros } from '../tensor/tensor.js'
 import type { Parametrization, SitePart, SitePlan } from './parametrization.js'
 import { readMethod, readParameters, type SaveOptions, writeAdapter } from './peft_folder.js'
 import { selectSites } from './target_modules.js'
@@ -218,10 +219,6 @@ export class Adapter {
   }
 }
 
-/** A 53-bit seed as the two words that random operators take. */
-export const seedTensor = (seed: number): Tensor =>
-  tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0), [2])
-
 /** Every site that an adapter can act on; an output projection that shares the embedding's weight is one of them. */
 function sitesOf({ sites, outputSite: output }: Network): Site[] {
   return [...sites.values(), ...(output && !sites.has(output.path) ? [output] : [])]
@@ -231,7 +228,7 @@ async function copiesOf(site: Site, parts: readonly SitePart[]): Promise<Partial
   const copies: Partial<Record<SitePart, Tensor>> = {}
   for (const part of parts) {
     const original = site[part]
-    if (original) copies[part] = await duplicate(original)
+    if (original) copies[part] = await copied(original)
   }
   return copies
 }
@@ -249,29 +246,31 @@ async function prepared(
   const names = new Set(Object.keys(values))
   if (!weight) return { parameters, prepared: names }
   const initial: Record<string, Tensor> = {}
-  for (const [name, value] of Object.entries(values)) initial[name] = await duplicate(value)
+  for (const [name, value] of Object.entries(values)) initial[name] = await copied(value)
   return { parameters, prepared: names, weight, initial }
 }
 
 /** Gives the parameters that are not prepared yet their declared initial values. */
 async function initialise(attachments: readonly Attachment[], seed: number): Promise<void> {
-  const compute = program(async (seedSym) => {
-    for (const { site, plan, parameters, stream, weight = site.weight, prepared: known } of attachments) {
-      const values: Record<string, Sym> = {}
-      for (const [i, [name, { init }]] of Object.entries(plan?.parameters ?? {}).entries()) {
-        const target = parameters[name]!
-        if (known?.has(name)) values[name] = read(target)
-        else {
-          values[name] = init({ seed: seedSym!, stream: stream + i, weight: () => read(weight), values })
-          assign(target, values[name])
+  using words = seedTensor(seed)
+  await computed(
+    async (seedSym) => {
+      for (const { site, plan, parameters, stream, weight = site.weight, prepared: known } of attachments) {
+        const values: Record<string, Sym> = {}
+        for (const [i, [name, { init }]] of Object.entries(plan?.parameters ?? {}).entries()) {
+          const target = parameters[name]!
+          if (known?.has(name)) values[name] = read(target)
+          else {
+            values[name] = init({ seed: seedSym!, stream: stream + i, weight: () => read(weight), values })
+            assign(target, values[name])
+          }
         }
+        await pause()
       }
-      await pause()
-    }
-    return []
-  })
-  await compute(seedTensor(seed))
-  compute.dispose()
+      return []
+    },
+    [words],
+  )
 }
 
 /** The site with the adapter's tensors in the place of its own; the site itself where there are none. */
@@ -284,26 +283,12 @@ function replaced(site: Site, { trained, weight }: Attachment): Site {
 async function mergedTensors(attachment: Attachment): Promise<{ weight: Tensor; bias?: Tensor }> {
   const { plan, parameters, trained } = attachment
   const part = replaced(attachment.site, attachment)
-  const step = program(() => {
+  return await computed(() => {
     const [weight, bias] = [read(part.weight), part.bias && read(part.bias)]
     const merged = plan?.merged?.({ weight, bias, parameters }) ?? { weight: copy(weight) }
     const newBias = merged.bias ?? (trained.bias && copy(read(trained.bias)))
     return { weight: merged.weight, ...(newBias ? { bias: newBias } : {}) }
   })
-  try {
-    return await step()
-  } finally {
-    step.dispose()
-  }
-}
-
-async function duplicate(original: Tensor): Promise<Tensor> {
-  const step = program(() => copy(read(original)))
-  try {
-    return await step()
-  } finally {
-    step.dispose()
-  }
 }
 
 function disposeAttachment({ parameters, trained, weight, initial = {} }: Attachment): void {

@@ -5,6 +5,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import {
   abs,
   add,
@@ -22,12 +23,12 @@ import { concat, slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { randomUniform } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
-import { program } from '../graph/program.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import { svd } from '../linalg/factorise.js'
 import { orderStatistics } from '../linalg/order_statistic.js'
+import { seedTensor } from '../tensor/seed.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { Adapter, type Attachment, seedTensor } from './adapter.js'
+import { Adapter, type Attachment } from './adapter.js'
 import { lora, scaleAt } from './lora.js'
 import type { LoraConfig } from './lora_config.js'
 import { type LoraShape, namesAt, shapeAt } from './lora_site.js'
@@ -141,7 +142,7 @@ function combined(sources: readonly Source[], settings: Settings, stream: number
 
 /** [w₁s₁A₁; w₂s₂A₂; …] and [B₁, B₂, …]: exactly Σ wᵢ sᵢ Bᵢ Aᵢ. */
 const concatenated = async (sources: readonly Source[]): Promise<Factors> =>
-  factorsOf(() => ({
+  computed(() => ({
     a: concat(
       sources.map((each) => mul(matrixA(each), each.weight * each.scale)),
       0,
@@ -156,7 +157,7 @@ async function ofFactors(sources: readonly Source[], settings: Settings, stream:
   const least = await thresholds([...sources.map(({ a }) => a), ...sources.map(({ b }) => b)], settings)
   const [leastA, leastB] = [least.slice(0, sources.length), least.slice(sources.length)]
   using words = seedTensor(settings.seed)
-  return await factorsOf(() => {
+  return await computed(() => {
     const seed = read(words)
     return {
       a: mixed({ tensors: sources.map(matrixA), weights: signed, thresholds: leastA, stream, seed }, settings),
@@ -185,14 +186,14 @@ async function ofProducts(sources: readonly Source[], settings: Settings, stream
   mixture.dispose()
   const size = Math.min(rank, s.size)
   const first = (axis: number) => [{ axis, start: 0, end: size }]
-  const factors = await factorsOf(() => ({
+  const factors = await computed(() => ({
     a: slice(read(vh), first(0)),
     b: mul(slice(read(u), first(1)), slice(read(s), first(0))),
   }))
   for (const used of [u, s, vh]) used.dispose()
   if (clamp === undefined) return factors
   const most = await quantile([factors.b, factors.a], clamp)
-  const clipped = await factorsOf(() => ({ a: clip(read(factors.a), most), b: clip(read(factors.b), most) }))
+  const clipped = await computed(() => ({ a: clip(read(factors.a), most), b: clip(read(factors.b), most) }))
   for (const used of [factors.a, factors.b]) used.dispose()
   return clipped
 }
@@ -264,7 +265,7 @@ async function adapterOf(
   const method = lora({ r: rank, lora_alpha: rank, lora_dropout, fan_in_fan_out, target_modules: paths, ...patterns })
   const { baseModel, taskType } = first
   const adapter = await Adapter.attach(first.model, method, { baseModel, taskType })
-  const fill = program(() => {
+  await computed(() => {
     for (const [i, path] of paths.entries()) {
       const { site, parameters } = adapter.attachments.get(path)!
       const names = namesAt(shapeAt(site)!)
@@ -274,8 +275,6 @@ async function adapterOf(
     }
     return []
   })
-  await fill()
-  fill.dispose()
   return adapter
 }
 
@@ -332,24 +331,6 @@ function whyNotPlain({ method, attachments }: Adapter): string | undefined {
     return 'one with a base weight of its own: save it, which converts it, and load it'
   if (all.some(({ site }) => (shapeAt(site)?.groups ?? 1) > 1)) return 'one on a convolution in groups'
   return all.some(({ trained }) => Object.keys(trained).length > 0) ? 'trained biases or modules_to_save' : undefined
-}
-
-async function factorsOf(fn: () => { readonly a: Sym; readonly b: Sym }): Promise<Factors> {
-  const step = program(fn)
-  try {
-    return await step()
-  } finally {
-    step.dispose()
-  }
-}
-
-async function computed(fn: () => Sym): Promise<Tensor> {
-  const step = program(fn)
-  try {
-    return await step()
-  } finally {
-    step.dispose()
-  }
 }
 
 const misuse = (place: string, expected: string, got: string): HeddleError =>

@@ -1,14 +1,15 @@
 /** How LoRA's factors begin. */
+import { computed } from '../graph/computed.js'
 import { broadcastTo, constant, div, mul, sqrt, sub } from '../graph/ops/elementwise.js'
 import { concat, slice, transpose } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { randomNormal, randomUniform } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
-import { program } from '../graph/program.js'
 import { read, type Sym } from '../graph/sym.js'
 import { qr, svd } from '../linalg/factorise.js'
 import { svdLowRank } from '../linalg/low_rank.js'
-import { type Tensor, tensor } from '../tensor/tensor.js'
+import { seedTensor } from '../tensor/seed.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { type LoraSettings, magnitudeName, namesAt, rowNorm } from './lora_site.js'
 import type { InitContext, ParameterDeclaration, PrepareContext, Prepared, SitePlan } from './parametrization.js'
 
@@ -74,8 +75,8 @@ export function preparation(settings: LoraSettings): SitePlan['prepare'] {
 /** A of r vectors and B of r others, out of one orthonormal set, so that B A = 0 while neither is. */
 async function orthogonal({ shape, r }: LoraSettings, { seed, stream }: PrepareContext): Promise<Prepared> {
   const half = r / 2
-  using words = tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0), [2])
-  const numbers = await computed((s) => randomNormal(s, stream, [r * r + half * (shape.inner + shape.out)]), words)
+  using words = seedTensor(seed)
+  const numbers = await computed((s) => randomNormal(s!, stream, [r * r + half * (shape.inner + shape.out)]), [words])
   const part = (start: number, dims: readonly [number, number]): Sym =>
     reshape(slice(read(numbers), [{ axis: 0, start, end: start + dims[0] * dims[1] }]), dims)
   const square = await computed(() => part(0, [r, r]))
@@ -160,14 +161,5 @@ export function stacked(
   return {
     [a!]: concat([values[a!]!, initial[a!]!], 0),
     [b!]: concat([values[b!]!, mul(initial[b!]!, -1)], 1),
-  }
-}
-
-async function computed(fn: (input: Sym) => Sym, ...inputs: readonly Tensor[]): Promise<Tensor> {
-  const step = program((input) => fn(input!))
-  try {
-    return await step(...inputs)
-  } finally {
-    step.dispose()
   }
 }

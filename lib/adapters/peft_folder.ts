@@ -5,9 +5,9 @@ import { HeddleError } from '../errors.js'
 import { writeFileAtomic } from '../formats/atomic_file.js'
 import { openSafetensors } from '../formats/safetensors.js'
 import type { StoredTensor } from '../formats/tensor_archive.js'
+import { computed } from '../graph/computed.js'
 import { abs, sub } from '../graph/ops/elementwise.js'
 import { max } from '../graph/ops/reduce.js'
-import { program } from '../graph/program.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import { addon } from '../native.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
@@ -86,9 +86,7 @@ async function convertedTensors(adapter: Adapter, { tensors }: Conversion): Prom
   const found = new Map<string, Tensor>()
   for (const { site, parameters, initial } of adapter.attachments.values()) {
     if (!initial) continue
-    const step = program(() => tensors(readAll(parameters), readAll(initial)))
-    const values = (await step()) as Readonly<Record<string, Tensor>>
-    step.dispose()
+    const values = await computed(() => tensors(readAll(parameters), readAll(initial)))
     for (const [name, value] of Object.entries(values)) found.set(`${site.path}.${name}`, value)
   }
   return found
@@ -143,12 +141,10 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
         throw mismatch(`${path}: ${stored.name}`, shapeText(parameter.shape), shapeText(stored.shape))
       return [parameter, new Tensor(stored.load('f32'))] as const
     })
-    const copy = program(() => {
+    await computed(() => {
       for (const [parameter, value] of loaded) assign(parameter, read(value))
       return []
     })
-    await copy()
-    copy.dispose()
     for (const [, value] of loaded) value.dispose()
   } finally {
     archive.close()
@@ -162,9 +158,7 @@ async function isCopyOfBase(adapter: Adapter, name: string, stored: StoredTensor
   const attachment = adapter.attachments.get(name.replace(prefix, '').slice(0, -suffix.length))
   if (!attachment || !sameShape(attachment.site.weight.shape, stored.shape)) return false
   using copy = new Tensor(stored.load('f32'))
-  const distance = program(() => max(abs(sub(read(copy), read(attachment.site.weight)))))
-  using result = await distance()
-  distance.dispose()
+  using result = await computed(() => max(abs(sub(read(copy), read(attachment.site.weight)))))
   return result.item() === 0
 }
 

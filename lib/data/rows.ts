@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
-import { HeddleError } from '../errors.js'
+import { HeddleError, throwIfAborted } from '../errors.js'
 import { fromPlainError, type PlainError } from '../tokenize/protocol.js'
 import { iterableBlocks, type RowSettings } from './row_blocks.js'
 
@@ -78,9 +78,9 @@ export async function* openRows(source: RowSource, options: RowOptions = {}): As
   const { signal, ...settings } = parseConfig('openRows', schema, options)
   const paths = pathsOf(source)
   const blocks = paths ? workerBlocks(paths, settings) : iterableBlocks(source as Iterable<unknown>, settings)
-  throwIfAborted(signal)
+  throwIfAborted(signal, 'openRows')
   for await (const block of blocks) {
-    throwIfAborted(signal)
+    throwIfAborted(signal, 'openRows')
     yield block
   }
 }
@@ -132,10 +132,4 @@ async function ask(worker: Worker): Promise<RowsWorkerReply> {
   } finally {
     worker.unref()
   }
-}
-
-function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (!signal?.aborted) return
-  const parts = { place: 'openRows', expected: 'to finish', got: 'an abort signal', cause: signal.reason }
-  throw new HeddleError('ERR_HEDDLE_ABORTED', parts)
 }

@@ -6,8 +6,8 @@ import { scaleAt } from '../adapters/lora.js'
 import { changesBase, type LoraConfig } from '../adapters/lora_config.js'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { mul } from '../graph/ops/elementwise.js'
-import { program } from '../graph/program.js'
 import { read } from '../graph/sym.js'
 import type { Model } from '../model.js'
 import type { Network } from '../nn/network.js'
@@ -104,7 +104,7 @@ export async function exportGgufLora(adapter: Adapter, path: string): Promise<vo
       const heads = interleavedHeads(architecture, place.part, config)
       // llama.cpp scales by alpha / rank, whatever the rank; other scales go into B.
       const factor = (pair.scale * pair.b.shape[1]!) / alpha
-      const b = factor === 1 ? pair.b : await times(pair.b, factor)
+      const b = factor === 1 ? pair.b : await computed(() => mul(read(pair.b), factor))
       if (b !== pair.b) scaled.push(b)
       entries.push({ name: `${place.name}.lora_a`, tensor: pair.a.native, encoding: 'f32' })
       entries.push({
@@ -149,13 +149,6 @@ function loraPairs(adapter: Adapter): Map<string, LoraPair> {
     scale: scaleAt(config, module).scale,
   })
   return new Map(adapter.sitePaths.map((module) => [module, pair(module)]))
-}
-
-async function times(value: Tensor, factor: number): Promise<Tensor> {
-  const run = program(() => mul(read(value), factor))
-  const product = await run()
-  run.dispose()
-  return product
 }
 
 const misuse = (expected: string, got: string): HeddleError =>

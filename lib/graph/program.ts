@@ -1,5 +1,5 @@
 /** `program(fn)`: traces a function once per input type, compiles it, and runs it natively off the event loop. */
-import { HeddleError } from '../errors.js'
+import { HeddleError, throwIfAborted } from '../errors.js'
 import { NativeAbort } from '../native.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type CompiledGraph, type CompileOptions, compileTrace, type RecomputePolicy } from './compile.js'
@@ -132,7 +132,7 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
     inputs: readonly Tensor[],
     signal: AbortSignal | undefined,
   ): Promise<Computed<O>> => {
-    throwIfAborted(signal)
+    throwIfAborted(signal, 'program')
     const abort = signal && new NativeAbort()
     const onAbort = (): void => abort?.abort()
     signal?.addEventListener('abort', onAbort)
@@ -148,7 +148,7 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
   }
 
   const run = async (inputs: readonly Tensor[], { signal }: RunOptions = {}): Promise<Computed<O>> => {
-    throwIfAborted(signal)
+    throwIfAborted(signal, 'program')
     return using(inputs, (compiled) => runCompiled(compiled, inputs, signal))
   }
 
@@ -184,16 +184,6 @@ function checkedTypeText(input: Tensor): string {
       hint: 'Make one with tensor(data, shape).',
     })
   return typeText(input as unknown as Sym)
-}
-
-function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted)
-    throw new HeddleError('ERR_HEDDLE_ABORTED', {
-      place: 'program',
-      expected: 'to run to its end',
-      got: 'an abort signal',
-      cause: signal.reason,
-    })
 }
 
 async function compile(

@@ -47,6 +47,9 @@ export class Sym implements SymType {
   }
 }
 
+/** True for values of a program being traced, false for tensors. */
+export const isSym = (value: Tensor | Sym): value is Sym => value instanceof Sym
+
 /** The nodes of one program while it is being traced. */
 export class Trace {
   readonly nodes: Node[] = []

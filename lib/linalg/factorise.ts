@@ -2,14 +2,15 @@
  * Factorisations of matrices and of batches of them, `a [..., m, n]` of f32 or f64: of tensors, computed off the event
  * loop and abortable between matrices, or of values in a program, with derivatives. k stands for min(m, n).
  */
+import { computed } from '../graph/computed.js'
 import { add, div, equal, mul } from '../graph/ops/elementwise.js'
 import { eighOf, qrOf, qrPivotedOf, svdOf } from '../graph/ops/factorise.js'
 import { identityLike, scaleRows } from '../graph/ops/matrices.js'
 import { sum } from '../graph/ops/reduce.js'
 import { choleskyOf, luOf } from '../graph/ops/solve.js'
-import type { Sym } from '../graph/sym.js'
+import type { RunOptions } from '../graph/program.js'
+import { isSym, type Sym } from '../graph/sym.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { evaluate, isSym, type RunOptions } from './evaluate.js'
 
 /** a = u · diag(s) · vh, with s descending. */
 export interface Svd<T = Tensor> {
@@ -39,7 +40,7 @@ export interface FactorOptions {
 export function svd(a: Tensor, options?: FactorOptions & RunOptions): Promise<Svd>
 export function svd(a: Sym, options?: FactorOptions): Svd<Sym>
 export function svd(a: Tensor | Sym, options: FactorOptions & RunOptions = {}): Promise<Svd> | Svd<Sym> {
-  if (!isSym(a)) return evaluate((x) => svd(x!, options), [a], options)
+  if (!isSym(a)) return computed((x) => svd(x!, options), [a], options)
   const [u, s, vh] = svdOf(a, options.full ?? false)
   return { u: u!, s: s!, vh: vh! }
 }
@@ -51,7 +52,7 @@ export function svd(a: Tensor | Sym, options: FactorOptions & RunOptions = {}): 
 export function svdvals(a: Tensor, options?: RunOptions): Promise<Tensor>
 export function svdvals(a: Sym): Sym
 export function svdvals(a: Tensor | Sym, options: RunOptions = {}): Promise<Tensor> | Sym {
-  return isSym(a) ? svdOf(a, false)[1]! : evaluate((x) => svdvals(x!), [a], options)
+  return isSym(a) ? svdOf(a, false)[1]! : computed((x) => svdvals(x!), [a], options)
 }
 
 /** a = q · r. */
@@ -70,7 +71,7 @@ export interface Qr<T = Tensor> {
 export function qr(a: Tensor, options?: FactorOptions & RunOptions): Promise<Qr>
 export function qr(a: Sym, options?: FactorOptions): Qr<Sym>
 export function qr(a: Tensor | Sym, options: FactorOptions & RunOptions = {}): Promise<Qr> | Qr<Sym> {
-  if (!isSym(a)) return evaluate((x) => qr(x!, options), [a], options)
+  if (!isSym(a)) return computed((x) => qr(x!, options), [a], options)
   const [q, r] = qrOf(a, options.full ?? false)
   return { q: q!, r: r! }
 }
@@ -88,7 +89,7 @@ export interface PivotedQr<T = Tensor> extends Qr<T> {
 export function qrPivoted(a: Tensor, options?: RunOptions): Promise<PivotedQr>
 export function qrPivoted(a: Sym): PivotedQr<Sym>
 export function qrPivoted(a: Tensor | Sym, options: RunOptions = {}): Promise<PivotedQr> | PivotedQr<Sym> {
-  if (!isSym(a)) return evaluate((x) => qrPivoted(x!), [a], options)
+  if (!isSym(a)) return computed((x) => qrPivoted(x!), [a], options)
   const [q, r, pivots] = qrPivotedOf([a])
   return { q: q!, r: r!, pivots: pivots! }
 }
@@ -109,7 +110,7 @@ export interface Eigh<T = Tensor> {
 export function eigh(a: Tensor, options?: RunOptions): Promise<Eigh>
 export function eigh(a: Sym): Eigh<Sym>
 export function eigh(a: Tensor | Sym, options: RunOptions = {}): Promise<Eigh> | Eigh<Sym> {
-  if (!isSym(a)) return evaluate((x) => eigh(x!), [a], options)
+  if (!isSym(a)) return computed((x) => eigh(x!), [a], options)
   const [w, v] = eighOf([a])
   return { w: w!, v: v! }
 }
@@ -131,7 +132,7 @@ export interface Lu<T = Tensor> {
 export function lu(a: Tensor, options?: RunOptions): Promise<Lu>
 export function lu(a: Sym): Lu<Sym>
 export function lu(a: Tensor | Sym, options: RunOptions = {}): Promise<Lu> | Lu<Sym> {
-  if (!isSym(a)) return evaluate((x) => lu(x!), [a], options)
+  if (!isSym(a)) return computed((x) => lu(x!), [a], options)
   const [permutation, l, u] = luOf([a])
   return { permutation: permutation!, l: l!, u: u! }
 }
@@ -149,7 +150,7 @@ export interface Ldu<T = Tensor> extends Lu<T> {
 export function ldu(a: Tensor, options?: RunOptions): Promise<Ldu>
 export function ldu(a: Sym): Ldu<Sym>
 export function ldu(a: Tensor | Sym, options: RunOptions = {}): Promise<Ldu> | Ldu<Sym> {
-  if (!isSym(a)) return evaluate((x) => ldu(x!), [a], options)
+  if (!isSym(a)) return computed((x) => ldu(x!), [a], options)
   const { permutation, l, u } = lu(a)
   const d = diagonalOf(u)
   const divisor = add(d, equal(d, 0))
@@ -172,5 +173,5 @@ export function diagonalOf(a: Sym): Sym {
 export function cholesky(a: Tensor, options?: RunOptions): Promise<Tensor>
 export function cholesky(a: Sym): Sym
 export function cholesky(a: Tensor | Sym, options: RunOptions = {}): Promise<Tensor> | Sym {
-  return isSym(a) ? choleskyOf(a) : evaluate((x) => cholesky(x!), [a], options)
+  return isSym(a) ? choleskyOf(a) : computed((x) => cholesky(x!), [a], options)
 }

@@ -5,16 +5,17 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { abs, add, div, mul, sign, square, sub } from '../graph/ops/elementwise.js'
 import { expandDims, takeAlongAxis } from '../graph/ops/gather.js'
 import { concat, slice } from '../graph/ops/index.js'
 import { scaleRows } from '../graph/ops/matrices.js'
 import { argmax, mean, sum } from '../graph/ops/reduce.js'
 import { stopGradient } from '../graph/ops/stop_gradient.js'
+import type { RunOptions } from '../graph/program.js'
 import type { Sym } from '../graph/sym.js'
 import { shapeText } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { evaluate, type RunOptions } from './evaluate.js'
 import { svd } from './factorise.js'
 
 /** Options of {@link IncrementalSvd}. */
@@ -79,12 +80,12 @@ export class IncrementalSvd {
   /** `[rank]`: the variance along each component, s² / (rows − 1). */
   explainedVariance(): Promise<Tensor> {
     const rows = this.#rows
-    return evaluate((s) => div(square(s!), rows - 1), [this.#known.s])
+    return computed((s) => div(square(s!), rows - 1), [this.#known.s])
   }
 
   /** `[rank]`: the share of the total variance along each component. */
   explainedVarianceRatio(): Promise<Tensor> {
-    return evaluate((s, scatter) => div(square(s!), sum(scatter!)), [this.#known.s, this.#known.scatter])
+    return computed((s, scatter) => div(square(s!), sum(scatter!)), [this.#known.s, this.#known.scatter])
   }
 
   get #known(): State {
@@ -121,7 +122,7 @@ export class IncrementalSvd {
       })
     const seen = this.#rows * forgetting
     const inputs = before ? [rows, before.s, before.vh, before.mean, before.scatter] : [rows]
-    this.#state = await evaluate((...given) => updated(given, { rank, center, forgetting, seen }), inputs, options)
+    this.#state = await computed((...given) => updated(given, { rank, center, forgetting, seen }), inputs, options)
     this.#rows = seen + b
     if (before) for (const old of Object.values(before) as Tensor[]) old.dispose()
   }

@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import {
   add,
   cast,
@@ -25,11 +26,12 @@ import { argmax, max, reshape, sum } from '../graph/ops/reduce.js'
 import { cumsum } from '../graph/ops/scan.js'
 import { segmentCounts, segmentSum } from '../graph/ops/segment.js'
 import { topk } from '../graph/ops/sort.js'
+import type { RunOptions } from '../graph/program.js'
 import { program } from '../graph/program.js'
 import { read, type Sym } from '../graph/sym.js'
 import { shapeText } from '../tensor/dtype.js'
+import { seedTensor } from '../tensor/seed.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
-import { evaluate, type RunOptions } from './evaluate.js'
 
 /** Options of {@link kMeans}. */
 export interface KMeansOptions extends RunOptions {
@@ -85,7 +87,7 @@ export async function kMeans(points: Tensor, options: KMeansOptions): Promise<KM
       got: `${clusters}`,
     })
   let centers = initial
-    ? await evaluate((x) => mul(x!, 1), [initial])
+    ? await computed((x) => mul(x!, 1), [initial])
     : await spreadStart(points, clusters, seed, signal)
   const step = program((x, c) => lloyd(x!, c!))
   try {
@@ -140,8 +142,8 @@ async function spreadStart(
 ): Promise<Tensor> {
   const n = points.shape[0]!
   const dtype = points.dtype === 'f64' ? 'f64' : 'f32'
-  using words = tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0), [2])
-  using draws = await evaluate((given) => cast(randomUniform(given!, 0, [clusters]), dtype), [words])
+  using words = seedTensor(seed)
+  using draws = await computed((given) => cast(randomUniform(given!, 0, [clusters]), dtype), [words])
   const start = program((x, draw) => {
     const fresh = gatherRows(
       x!,

@@ -1,6 +1,7 @@
 /** The leading singular vectors of a matrix without its whole decomposition (Halko et al. 2011, arXiv 0909.4061). */
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
+import { computed } from '../graph/computed.js'
 import { misuse, typeText } from '../graph/operator.js'
 import { cast, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { slice } from '../graph/ops/index.js'
@@ -8,9 +9,10 @@ import { matmul } from '../graph/ops/matmul.js'
 import { matrixSize, scaleColumns, transposedTimes, withSizes } from '../graph/ops/matrices.js'
 import { randomNormal } from '../graph/ops/random.js'
 import { max, sum } from '../graph/ops/reduce.js'
-import { read, type Sym } from '../graph/sym.js'
+import type { RunOptions } from '../graph/program.js'
+import { isSym, read, type Sym } from '../graph/sym.js'
+import { seedWords } from '../tensor/seed.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
-import { evaluate, isSym, type RunOptions } from './evaluate.js'
 import { qr, type Svd, svd } from './factorise.js'
 
 /** Options of {@link svdLowRank}. */
@@ -61,7 +63,7 @@ export function truncatedSvd(
   a: Tensor | Sym,
   options: TruncatedSvdOptions & RunOptions,
 ): Promise<TruncatedSvd> | TruncatedSvd<Sym> {
-  if (!isSym(a)) return evaluate((x) => truncatedSvd(x!, options), [a], options)
+  if (!isSym(a)) return computed((x) => truncatedSvd(x!, options), [a], options)
   const { rank, iterations, seed, stream, oversampling } = parseConfig('truncatedSvd', schema, options)
   const [m, n] = matrixSize('truncated_svd', a)
   const size = Math.min(rank + oversampling, m, n)
@@ -78,7 +80,7 @@ export function truncatedSvd(
  * @throws as {@link truncatedSvd}
  */
 export function svdLowRank(a: Tensor, options: LowRankOptions): Promise<Svd> {
-  return evaluate(
+  return computed(
     (x) => {
       const { u, s, vh } = truncatedSvd(x!, { ...options, oversampling: 0 })
       return { u, s, vh }
@@ -105,9 +107,6 @@ function errorBound(a: Sym, { u, s, vh }: Svd<Sym>, probe: Sym): Sym {
 }
 
 const firstOf = (x: Sym, axis: number, size: number): Sym => slice(x, [{ axis, start: 0, end: size }])
-
-/** The words of a seed for Philox. */
-const seedWords = (seed: number): readonly [number, number] => [seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0]
 
 /** Normal numbers `[..., n, count]` for a's columns, the same on any number of threads. */
 function gaussian(a: Sym, count: number, words: readonly number[], stream: number): Sym {

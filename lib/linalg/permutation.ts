@@ -1,4 +1,5 @@
 /** Permutations, assignments, and random orthogonal matrices. */
+import { computed } from '../graph/computed.js'
 import { defineOperator, floatType } from '../graph/operator.js'
 import { abs, add, cast, mul, neg, sign, sub } from '../graph/ops/elementwise.js'
 import { split } from '../graph/ops/gather.js'
@@ -7,9 +8,10 @@ import { matrixSize, scaleColumns, withSizes } from '../graph/ops/matrices.js'
 import { randomNormal, randomUniform } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { argsort } from '../graph/ops/sort.js'
-import type { Sym } from '../graph/sym.js'
-import { type Tensor, tensor } from '../tensor/tensor.js'
-import { evaluate, isSym, type RunOptions } from './evaluate.js'
+import type { RunOptions } from '../graph/program.js'
+import { isSym, type Sym } from '../graph/sym.js'
+import { seedTensor } from '../tensor/seed.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { diagonalOf, qr } from './factorise.js'
 
 const assignmentOf = defineOperator({
@@ -40,7 +42,7 @@ export function linearAssignment(
   cost: Tensor | Sym,
   options: AssignmentOptions & RunOptions = {},
 ): Promise<Tensor> | Sym {
-  if (!isSym(cost)) return evaluate((x) => linearAssignment(x!, options), [cost], options)
+  if (!isSym(cost)) return computed((x) => linearAssignment(x!, options), [cost], options)
   return assignmentOf([options.maximize ? neg(cost) : cost])[0]!
 }
 
@@ -52,11 +54,9 @@ export interface RandomOptions {
   readonly stream?: number
 }
 
-const wordsOf = (seed: number): Tensor => tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0), [2])
-
 async function drawn(fn: (seed: Sym, stream: number) => Sym, { seed = 0, stream = 0 }: RandomOptions): Promise<Tensor> {
-  using words = wordsOf(seed)
-  return await evaluate((given) => fn(given!, stream), [words])
+  using words = seedTensor(seed)
+  return await computed((given) => fn(given!, stream), [words])
 }
 
 /**
@@ -91,6 +91,6 @@ export const randomPermutation = (n: number, options: RandomOptions = {}): Promi
 export function invertPermutation(permutation: Tensor, options?: RunOptions): Promise<Tensor>
 export function invertPermutation(permutation: Sym): Sym
 export function invertPermutation(permutation: Tensor | Sym, options: RunOptions = {}): Promise<Tensor> | Sym {
-  if (!isSym(permutation)) return evaluate((x) => invertPermutation(x!), [permutation], options)
+  if (!isSym(permutation)) return computed((x) => invertPermutation(x!), [permutation], options)
   return argsort(cast(permutation, 'f64'))
 }

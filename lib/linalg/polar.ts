@@ -1,12 +1,13 @@
 /** The polar decomposition. */
+import { computed } from '../graph/computed.js'
 import { add, div, maximum, mul, sub } from '../graph/ops/elementwise.js'
 import { expandDims } from '../graph/ops/gather.js'
 import { transpose } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { matrixSize, scaleRows, timesTransposed, transposedTimes } from '../graph/ops/matrices.js'
-import type { Sym } from '../graph/sym.js'
+import type { RunOptions } from '../graph/program.js'
+import { isSym, type Sym } from '../graph/sym.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { evaluate, isSym, type RunOptions } from './evaluate.js'
 import { svd } from './factorise.js'
 import { matrixNorm } from './solve.js'
 
@@ -37,7 +38,7 @@ export interface PolarOptions {
 export function polar(a: Tensor, options?: PolarOptions & RunOptions): Promise<Polar>
 export function polar(a: Sym, options?: PolarOptions): Polar<Sym>
 export function polar(a: Tensor | Sym, options: PolarOptions & RunOptions = {}): Promise<Polar> | Polar<Sym> {
-  if (!isSym(a)) return evaluate((x) => polar(x!, options), [a], options)
+  if (!isSym(a)) return computed((x) => polar(x!, options), [a], options)
   const { method = 'svd', iterations = 30 } = options
   if (method === 'newton-schulz') {
     const u = newtonSchulz(a, iterations)

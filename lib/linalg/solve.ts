@@ -1,4 +1,5 @@
 /** Systems of equations, least squares, and what follows from singular values: inverses, ranks, norms. */
+import { computed } from '../graph/computed.js'
 import { misuse, typeText } from '../graph/operator.js'
 import { abs, add, cast, div, greater, maximum, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { expandDims, squeeze } from '../graph/ops/gather.js'
@@ -8,9 +9,9 @@ import { scaleColumns, transposedTimes } from '../graph/ops/matrices.js'
 import { max, sum } from '../graph/ops/reduce.js'
 import { solveOf, solveTriangularOf, type TriangularOptions } from '../graph/ops/solve.js'
 import { stopGradient } from '../graph/ops/stop_gradient.js'
-import type { Sym } from '../graph/sym.js'
+import type { RunOptions } from '../graph/program.js'
+import { isSym, type Sym } from '../graph/sym.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { evaluate, isSym, type RunOptions } from './evaluate.js'
 import { svd, svdvals } from './factorise.js'
 
 export type { TriangularOptions }
@@ -29,7 +30,7 @@ function asColumns(op: string, a: Sym, b: Sym): { readonly columns: Sym; readonl
 export function solve(a: Tensor, b: Tensor, options?: RunOptions): Promise<Tensor>
 export function solve(a: Sym, b: Sym): Sym
 export function solve(a: Tensor | Sym, b: Tensor | Sym, options: RunOptions = {}): Promise<Tensor> | Sym {
-  if (!isSym(a)) return evaluate((x, y) => solve(x!, y!), [a, b as Tensor], options)
+  if (!isSym(a)) return computed((x, y) => solve(x!, y!), [a, b as Tensor], options)
   const { columns, back } = asColumns('solve', a, b as Sym)
   return back(solveOf(a, columns))
 }
@@ -45,7 +46,7 @@ export function solveTriangular(
   b: Tensor | Sym,
   options: TriangularOptions & RunOptions = {},
 ): Promise<Tensor> | Sym {
-  if (!isSym(a)) return evaluate((x, y) => solveTriangular(x!, y!, options), [a, b as Tensor], options)
+  if (!isSym(a)) return computed((x, y) => solveTriangular(x!, y!, options), [a, b as Tensor], options)
   const { columns, back } = asColumns('solve_triangular', a, b as Sym)
   return back(solveTriangularOf(a, columns, options))
 }
@@ -76,7 +77,7 @@ const invertedValues = (s: Sym, keep: Sym): Sym => div(keep, add(s, sub(1, keep)
 export function pinv(a: Tensor, options?: CutoffOptions & RunOptions): Promise<Tensor>
 export function pinv(a: Sym, options?: CutoffOptions): Sym
 export function pinv(a: Tensor | Sym, options: CutoffOptions & RunOptions = {}): Promise<Tensor> | Sym {
-  if (!isSym(a)) return evaluate((x) => pinv(x!, options), [a], options)
+  if (!isSym(a)) return computed((x) => pinv(x!, options), [a], options)
   const { u, s, vh } = svd(a)
   const inverse = invertedValues(s, counted(a, s, options))
   return matmul(scaleColumns(transpose(vh), inverse), transpose(u))
@@ -104,7 +105,7 @@ export function lstsq(
   b: Tensor | Sym,
   options: CutoffOptions & RunOptions = {},
 ): Promise<LeastSquares> | LeastSquares<Sym> {
-  if (!isSym(a)) return evaluate((x, y) => lstsq(x!, y!, options), [a, b as Tensor], options)
+  if (!isSym(a)) return computed((x, y) => lstsq(x!, y!, options), [a, b as Tensor], options)
   const { columns, back } = asColumns('lstsq', a, b as Sym)
   const { u, s, vh } = svd(a)
   const keep = counted(a, s, options)
@@ -119,7 +120,7 @@ export function lstsq(
 export function matrixRank(a: Tensor, options?: CutoffOptions & RunOptions): Promise<Tensor>
 export function matrixRank(a: Sym, options?: CutoffOptions): Sym
 export function matrixRank(a: Tensor | Sym, options: CutoffOptions & RunOptions = {}): Promise<Tensor> | Sym {
-  if (!isSym(a)) return evaluate((x) => matrixRank(x!, options), [a], options)
+  if (!isSym(a)) return computed((x) => matrixRank(x!, options), [a], options)
   return cast(sum(counted(a, svdvals(a), options), { axes: [-1] }), 'i32')
 }
 
@@ -136,7 +137,7 @@ export type MatrixNorm = 'fro' | 'spectral' | 'nuclear' | 'l1,2'
 export function matrixNorm(a: Tensor, kind?: MatrixNorm, options?: RunOptions): Promise<Tensor>
 export function matrixNorm(a: Sym, kind?: MatrixNorm): Sym
 export function matrixNorm(a: Tensor | Sym, kind: MatrixNorm = 'fro', options: RunOptions = {}): Promise<Tensor> | Sym {
-  if (!isSym(a)) return evaluate((x) => matrixNorm(x!, kind), [a], options)
+  if (!isSym(a)) return computed((x) => matrixNorm(x!, kind), [a], options)
   switch (kind) {
     case 'fro':
       return squeeze(lengths(a, [-2, -1]), [a.rank - 2, a.rank - 1])

@@ -1,12 +1,13 @@
 /** A checkpoint with random weights, to train a model from nothing. */
 import { join } from 'node:path'
 import { writeJsonAtomic } from '../formats/atomic_file.js'
+import { computed } from '../graph/computed.js'
 import { mul } from '../graph/ops/elementwise.js'
 import { randomNormal } from '../graph/ops/random.js'
-import { program } from '../graph/program.js'
 import { addon } from '../native.js'
 import type { Network } from '../nn/network.js'
 import { elementCount } from '../tensor/dtype.js'
+import { seedTensor } from '../tensor/seed.js'
 import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
 import { type Architecture, architectureOf, decoders, encoders, imageClassifiers } from './registry.js'
 import type { Initial, WeightSource } from './weights.js'
@@ -33,8 +34,11 @@ export async function writeRandomCheckpoint(
   const named = { model_type: 'llama', ...config }
   const parameters = parametersOf(named)
   const matrices = parameters.filter(({ initial }) => initial === 'normal')
-  const draw = program((key) => matrices.map(({ shape }, i) => mul(randomNormal(key!, i, shape), 0.02)))
-  const drawn = await draw(tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32))))
+  using key = seedTensor(seed)
+  const drawn = await computed(
+    (words) => matrices.map(({ shape }, i) => mul(randomNormal(words!, i, shape), 0.02)),
+    [key],
+  )
   const byName = new Map(matrices.map(({ name }, i) => [name, drawn[i]!]))
   const entries = parameters.map((parameter) => {
     const value = byName.get(parameter.name) ?? filled(parameter)
@@ -42,7 +46,6 @@ export async function writeRandomCheckpoint(
   })
   await writeJsonAtomic(join(folder, 'config.json'), named)
   await addon.writeSafetensors(join(folder, 'model.safetensors'), entries, { format: 'pt' })
-  draw.dispose()
   for (const matrix of drawn) matrix.dispose()
 }
 

@@ -2,14 +2,15 @@
  * A text network with a classification head, as transformers' *ForSequenceClassification: encoders classify what their
  * first token has become, decoders their last one. Module paths are transformers', so that PEFT finds every module.
  */
+import { computed } from '../graph/computed.js'
 import { add, cast, maximum, mul, relu, sub, tanh } from '../graph/ops/elementwise.js'
 import { gatherRows, slice } from '../graph/ops/index.js'
 import { randomNormal } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
-import { program } from '../graph/program.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import { type Forward, linear, type Site, type SiteHook } from '../nn/site.js'
+import { seedTensor } from '../tensor/seed.js'
 import { tensor, zeros } from '../tensor/tensor.js'
 import type { CausalLm } from './causal_lm.js'
 import type { Encoder } from './encoder.js'
@@ -178,11 +179,8 @@ async function headSite(
       weight: source.take(`${path}.weight`, shape, 'normal'),
       ...(bias ? { bias: source.take(`${path}.bias`, [shape[0]], 'zeros') } : {}),
     }
-  const draw = program((key) => mul(randomNormal(key!, stream, shape), 0.02))
-  const key = tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0))
-  const weight = await draw(key)
-  key.dispose()
-  draw.dispose()
+  using key = seedTensor(seed)
+  const weight = await computed((words) => mul(randomNormal(words!, stream, shape), 0.02), [key])
   return { ...site, weight, ...(bias ? { bias: zeros([shape[0]]) } : {}) }
 }
 

@@ -2,19 +2,14 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { blockDiagonal } from '../graph/ops/block_diagonal.js'
 import { placeInZeros, slice, transpose } from '../graph/ops/index.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { projectionOf, uniformTensor } from './initial.js'
-import {
-  computed,
-  expectParameters,
-  type Structure,
-  type StructuredMatrix,
-  structuredMatrix,
-} from './structured_matrix.js'
+import { expectParameters, type Structure, type StructuredMatrix, structuredMatrix } from './structured_matrix.js'
 
 /** Options of {@link blockDiagonalMatrix}. */
 export interface BlockDiagonalMatrixOptions {

@@ -4,7 +4,8 @@
  */
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
-import { HeddleError } from '../errors.js'
+import { HeddleError, throwIfAborted } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import {
   abs,
   cast,
@@ -30,9 +31,9 @@ import { type Program, program } from '../graph/program.js'
 import { read, type Sym } from '../graph/sym.js'
 import { svd } from '../linalg/factorise.js'
 import { addon, type HalfStepOptions, type NativeObservations } from '../native.js'
+import { seedTensor } from '../tensor/seed.js'
 import { Tensor, tensor } from '../tensor/tensor.js'
 import { disposeSupport, type SparseEntries, supportFromEntries } from './sparse.js'
-import { computed } from './structured_matrix.js'
 
 /** Options of {@link completeMatrix}. */
 export interface CompletionOptions {
@@ -233,7 +234,7 @@ async function halfStep(
   step: number,
   given: { readonly left: Tensor; readonly right?: Tensor },
 ): Promise<{ readonly factors: Factors; readonly innerIterations: number; readonly undetermined: number }> {
-  throwIfAborted(problem.options.signal)
+  throwIfAborted(problem.options.signal, 'completeMatrix')
   const weights = await stepWeights(problem, step + 1)
   const [basis, start] = side === 'columns' ? [given.left, given.right] : [given.right!, given.left]
   const result = await addon.alternatingHalfStep(
@@ -282,7 +283,7 @@ async function firstBasis(problem: Problem): Promise<Tensor> {
   const width = Math.min(rank + 8, ...shape)
   const weights = (await stepWeights(problem, 0)) ?? problem.weights
   const entries = (): Sym => (weights ? mul(read(values), read(weights)) : read(values))
-  using words = seedWords(seed)
+  using words = seedTensor(seed)
   let basis = await orthonormal(() =>
     spmm(support, entries(), cast(randomNormal(read(words), 0, [shape[1], width]), 'f64')),
   )
@@ -313,7 +314,7 @@ async function orthonormal(fn: () => Sym): Promise<Tensor> {
 /** Weights of the entries that this half step may see, with `fresh`; part 0 is the start's. */
 async function stepWeights({ options, values, weights }: Problem, part: number): Promise<Tensor | undefined> {
   if (!options.fresh) return undefined
-  using words = seedWords(options.seed)
+  using words = seedTensor(options.seed)
   return await computed(() => {
     const parts = 2 * options.maxIterations + 1
     const drawn = floor(mul(randomUniform(read(words), 1, values.shape), parts))
@@ -321,8 +322,6 @@ async function stepWeights({ options, values, weights }: Problem, part: number):
     return weights ? mul(own, read(weights)) : own
   })
 }
-
-const seedWords = (seed: number): Tensor => tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0), [2])
 
 /** [residual, held-out error]; the second means nothing where nothing was held out. */
 type Measure = Program<readonly [Sym, Sym]>
@@ -402,7 +401,7 @@ async function entryNumbers(
 }
 
 async function heldOut({ seed, holdout }: Options, count: number): Promise<Tensor> {
-  using words = seedWords(seed)
+  using words = seedTensor(seed)
   return await computed(() => cast(less(randomUniform(read(words), 2, [count]), holdout), 'f64'))
 }
 
@@ -439,14 +438,4 @@ const allowed = "A ridge, or undetermined: 'minimum-norm', accepts that."
 
 function refuse(place: string, expected: string, got: string, hint?: string): never {
   throw new HeddleError('ERR_HEDDLE_ARGUMENT', { place, expected, got, ...(hint ? { hint } : {}) })
-}
-
-function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted)
-    throw new HeddleError('ERR_HEDDLE_ABORTED', {
-      place: 'completeMatrix',
-      expected: 'to run to its end',
-      got: 'an abort signal',
-      cause: signal.reason,
-    })
 }

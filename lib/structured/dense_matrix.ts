@@ -1,11 +1,10 @@
 /** A matrix without structure: what the others are held against. */
-import { copy } from '../graph/ops/index.js'
+import { copied } from '../graph/computed.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { read } from '../graph/sym.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { uniformTensor } from './initial.js'
 import {
-  computed,
   expectParameters,
   type SavedStructure,
   type Structure,
@@ -17,7 +16,7 @@ import {
 export const denseMatrix: Structure<Readonly<Record<never, never>>> = {
   kind: 'dense',
   async fromDense(weight) {
-    const own = await computed(() => copy(read(weight)))
+    const own = await copied(weight)
     return { matrix: over(own), error: 0, relativeError: 0 }
   },
   async random(shape, { seed = 0 } = {}) {

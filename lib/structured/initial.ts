@@ -1,12 +1,14 @@
 /** What the structures draw their first parameters from, and how they measure what they leave out. */
+import { computed } from '../graph/computed.js'
 import { cast, equal, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { arange } from '../graph/ops/gather.js'
 import { randomUniform } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { DType } from '../tensor/dtype.js'
-import { type Tensor, tensor } from '../tensor/tensor.js'
-import { computed, type Projection, type StructuredMatrix } from './structured_matrix.js'
+import { seedTensor } from '../tensor/seed.js'
+import type { Tensor } from '../tensor/tensor.js'
+import type { Projection, StructuredMatrix } from './structured_matrix.js'
 
 /** f32, uniform on [-bound, bound); different streams of one seed are independent. */
 export async function uniformTensor(
@@ -15,7 +17,7 @@ export async function uniformTensor(
   seed: number,
   stream: number,
 ): Promise<Tensor> {
-  using words = tensor(Uint32Array.of(seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0), [2])
+  using words = seedTensor(seed)
   return await computed(() => mul(sub(randomUniform(read(words), stream, shape), 0.5), 2 * bound))
 }
 

@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { mul, sqrt } from '../graph/ops/elementwise.js'
 import { placeInZeros, slice, transpose } from '../graph/ops/index.js'
 import { kroneckerMatmul } from '../graph/ops/kronecker.js'
@@ -11,13 +12,7 @@ import { svd } from '../linalg/factorise.js'
 import { elementCount } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { identityMatrix, projectionOf, uniformTensor } from './initial.js'
-import {
-  computed,
-  expectParameters,
-  type Structure,
-  type StructuredMatrix,
-  structuredMatrix,
-} from './structured_matrix.js'
+import { expectParameters, type Structure, type StructuredMatrix, structuredMatrix } from './structured_matrix.js'
 
 /** Options of {@link kroneckerMatrix}. */
 export interface KroneckerMatrixOptions {

@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { mul, sqrt } from '../graph/ops/elementwise.js'
 import { slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
@@ -10,13 +11,7 @@ import { read } from '../graph/sym.js'
 import { svd } from '../linalg/factorise.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { projectionOf, uniformTensor } from './initial.js'
-import {
-  computed,
-  expectParameters,
-  type Structure,
-  type StructuredMatrix,
-  structuredMatrix,
-} from './structured_matrix.js'
+import { expectParameters, type Structure, type StructuredMatrix, structuredMatrix } from './structured_matrix.js'
 
 /** Options of {@link lowRankMatrix}. */
 export interface LowRankMatrixOptions {

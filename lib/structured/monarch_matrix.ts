@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { pullbackOf } from '../graph/grad.js'
 import { gradientType } from '../graph/operator.js'
 import { broadcastTo, constant, mul, sqrt } from '../graph/ops/elementwise.js'
@@ -14,7 +15,6 @@ import { svd } from '../linalg/factorise.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 import { identityMatrix, projectionOf, uniformTensor } from './initial.js'
 import {
-  computed,
   expectParameters,
   type SavedStructure,
   type Structure,

@@ -2,6 +2,7 @@
 import type { TargetModules } from '../adapters/parametrization.js'
 import { selectSites } from '../adapters/target_modules.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { transpose } from '../graph/ops/index.js'
 import { pause } from '../graph/pause.js'
 import { read } from '../graph/sym.js'
@@ -9,7 +10,7 @@ import type { Network } from '../nn/network.js'
 import { linearShape, type Site } from '../nn/site.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { computed, type Projection, type StructuredMatrix } from './structured_matrix.js'
+import type { Projection, StructuredMatrix } from './structured_matrix.js'
 
 /** What takes the place of a weight: a matrix, or a projection with its error. */
 export type Replacement = StructuredMatrix | Projection

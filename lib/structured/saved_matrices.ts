@@ -6,13 +6,12 @@ import { z } from 'zod'
 import { HeddleError } from '../errors.js'
 import { openSafetensors } from '../formats/safetensors.js'
 import type { StoredTensor } from '../formats/tensor_archive.js'
-import { copy } from '../graph/ops/index.js'
-import { read } from '../graph/sym.js'
+import { copied } from '../graph/computed.js'
 import { addon, type NativeTensor } from '../native.js'
 import type { DType } from '../tensor/dtype.js'
 import { Tensor } from '../tensor/tensor.js'
 import { structures } from './registry.js'
-import { computed, type SavedStructure, type StructuredMatrix, savedStructure } from './structured_matrix.js'
+import { type SavedStructure, type StructuredMatrix, savedStructure } from './structured_matrix.js'
 
 const metadataKey = 'heddle.structured'
 
@@ -65,7 +64,7 @@ async function parametersOf(tensors: ReadonlyMap<string, StoredTensor>, name: st
     const parameter = stored.name.slice(prefix.length)
     if (!stored.name.startsWith(prefix) || parameter.includes('.')) continue
     using view = new Tensor(loadParameter(stored))
-    found.set(parameter, await computed(() => copy(read(view))))
+    found.set(parameter, await copied(view))
   }
   return found
 }

@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { abs, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.js'
 import { scatterAdd } from '../graph/ops/gather.js'
 import { matmul } from '../graph/ops/matmul.js'
@@ -14,13 +15,7 @@ import { type Tensor, zeros } from '../tensor/tensor.js'
 import { projectionOf, uniformTensor } from './initial.js'
 import { lowRankMatrix } from './low_rank_matrix.js'
 import { disposeSupport, randomSupport, supportFromMask, supportFromRows } from './sparse.js'
-import {
-  computed,
-  expectParameters,
-  type Structure,
-  type StructuredMatrix,
-  structuredMatrix,
-} from './structured_matrix.js'
+import { expectParameters, type Structure, type StructuredMatrix, structuredMatrix } from './structured_matrix.js'
 
 /** Options of {@link sparseLowRankMatrix}. */
 export interface SparseLowRankMatrixOptions {

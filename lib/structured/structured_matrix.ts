@@ -3,9 +3,9 @@
  * that multiplies, is trained, is saved, and says how far it is from the dense matrix that it was made of.
  */
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { transpose } from '../graph/ops/index.js'
 import type { Precision } from '../graph/ops/matmul.js'
-import { type Computed, program } from '../graph/program.js'
 import type { Sym } from '../graph/sym.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -138,16 +138,6 @@ export function structuredMatrix(parts: StructuredParts, transposed = false): St
       for (const each of [...parameters.values(), ...buffers.values()]) each.dispose()
       parts.dispose?.()
     },
-  }
-}
-
-/** What a traced function without inputs gives. */
-export async function computed<O>(fn: () => O | Promise<O>): Promise<Computed<O>> {
-  const step = program(fn)
-  try {
-    return await step()
-  } finally {
-    step.dispose()
   }
 }
 

@@ -5,6 +5,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { moveAxis } from '../graph/ops/axes.js'
 import { cast, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { copy, slice } from '../graph/ops/index.js'
@@ -14,7 +15,6 @@ import { read, type Sym } from '../graph/sym.js'
 import { svd } from '../linalg/factorise.js'
 import { elementCount, shapeText } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { computed } from './structured_matrix.js'
 
 /** X ≈ core ×₁ factors[0] … ×_N factors[N − 1]. */
 export interface Tucker {

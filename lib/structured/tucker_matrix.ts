@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { modeProducts } from '../graph/ops/tucker.js'
@@ -9,13 +10,7 @@ import { read, type Sym } from '../graph/sym.js'
 import { elementCount } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { projectionOf, uniformTensor } from './initial.js'
-import {
-  computed,
-  expectParameters,
-  type Structure,
-  type StructuredMatrix,
-  structuredMatrix,
-} from './structured_matrix.js'
+import { expectParameters, type Structure, type StructuredMatrix, structuredMatrix } from './structured_matrix.js'
 import { hooi } from './tucker.js'
 
 /** Options of {@link tuckerMatrix}. */

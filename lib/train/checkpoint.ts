@@ -8,7 +8,7 @@ import { z } from 'zod'
 import { HeddleError } from '../errors.js'
 import { syncFolder, writeJsonAtomic } from '../formats/atomic_file.js'
 import { openSafetensors } from '../formats/safetensors.js'
-import { program } from '../graph/program.js'
+import { computed } from '../graph/computed.js'
 import { assign } from '../graph/sym.js'
 import { addon } from '../native.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
@@ -144,12 +144,10 @@ export async function restoreCheckpoint(checkpoint: string, tensors: CheckpointT
         targets.push(target)
         stored.push(new Tensor(found.load(target.dtype)))
       }
-    const copy = program((...values) => {
+    await computed((...values) => {
       for (const [i, target] of targets.entries()) assign(target, values[i]!)
       return []
-    })
-    await copy(...stored)
-    copy.dispose()
+    }, stored)
   } finally {
     for (const each of stored) each.dispose()
     for (const archive of archives) archive.close()

@@ -1,5 +1,5 @@
 /** The training loop: batches to steps, and around them evaluation, checkpoints, early stopping and resuming. */
-import { HeddleError } from '../errors.js'
+import { HeddleError, throwIfAborted } from '../errors.js'
 import type { Network } from '../nn/network.js'
 import type { Evaluation } from '../objectives/causal_lm.js'
 import type { EvaluationResult } from '../objectives/objective.js'
@@ -15,7 +15,6 @@ import {
 } from './options.js'
 import { prepare, type Run } from './run.js'
 import type { Trainable } from './trainable.js'
-import { throwIfAborted } from './training_step.js'
 
 /** What one optimizer step did. */
 export interface TrainStep<E extends EvaluationResult = Evaluation> {
@@ -97,7 +96,7 @@ async function* steps(run: Run): AsyncGenerator<TrainStep<EvaluationResult>, voi
     await catchUp(run, progress)
     if (!progress.stopped)
       for await (const { batches, epoch } of prefetched(stepBatches(run, progress.step))) {
-        throwIfAborted(signal)
+        throwIfAborted(signal, 'train')
         const index = progress.step + 1
         const learningRate = baseRate * factor(index, plan.total)
         const start = performance.now()
@@ -128,7 +127,7 @@ async function* steps(run: Run): AsyncGenerator<TrainStep<EvaluationResult>, voi
         yield report
         if (progress.stopped) break
       }
-    throwIfAborted(signal)
+    throwIfAborted(signal, 'train')
     await loadBest(run, progress)
   } catch (error) {
     if (isAborted(error)) await save()

@@ -2,10 +2,8 @@
 import type { Adapter } from '../adapters/adapter.js'
 import { lora } from '../adapters/lora.js'
 import { HeddleError } from '../errors.js'
-import { copy } from '../graph/ops/index.js'
+import { copied } from '../graph/computed.js'
 import { pause } from '../graph/pause.js'
-import { program } from '../graph/program.js'
-import { read } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Site, SiteHook } from '../nn/site.js'
 import { clipByGlobalNorm } from '../optim/clip.js'
@@ -74,7 +72,7 @@ async function wholeModel(network: Network): Promise<Trained> {
   const sites = new Set([...network.sites.values(), ...(network.outputSite ? [network.outputSite] : [])])
   const own = new Map<Tensor, Tensor>()
   const ownOf = async (original: Tensor): Promise<Tensor> => {
-    const made = own.get(original) ?? (await copyOf(original))
+    const made = own.get(original) ?? (await copied(original))
     own.set(original, made)
     return made
   }
@@ -108,15 +106,6 @@ async function ownStructure(
   for (const [name, tensor] of [...structure.parameters(), ...structure.buffers()])
     parameters.set(name, await ownOf(tensor))
   return restoreStructured(savedStructure(structure), parameters)
-}
-
-async function copyOf(original: Tensor): Promise<Tensor> {
-  const duplicate = program(() => copy(read(original)))
-  try {
-    return await duplicate()
-  } finally {
-    duplicate.dispose()
-  }
 }
 
 /** Norms, embeddings and biases have no weight decay unless a group of the user says so. */

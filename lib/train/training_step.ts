@@ -1,5 +1,5 @@
 /** One optimizer step over one or more batches, as compiled programs that update parameters and moments in place. */
-import { HeddleError } from '../errors.js'
+import { throwIfAborted } from '../errors.js'
 import type { RecomputePolicy } from '../graph/compile.js'
 import { gradients } from '../graph/grad.js'
 import { add, div, select } from '../graph/ops/elementwise.js'
@@ -91,7 +91,7 @@ async function singleStep<N extends Network, B>(options: TrainingStepOptions<N, 
   return {
     state: state.tensors,
     async run({ batches, signal, ...request }) {
-      throwIfAborted(signal)
+      throwIfAborted(signal, 'train')
       const { loss, gradientNorm } = await consuming(inputsOf(batches[0]!, request), (inputs) => whole(...inputs))
       return { loss: taken(loss), gradientNorm: taken(gradientNorm) }
     },
@@ -141,7 +141,7 @@ async function accumulatingStep<N extends Network, B>(options: TrainingStepOptio
         const inputs = collectInputs(batch, normaliser, index, request)
         loss += taken(await consuming(inputs, (given) => collect.run(given, { signal })))
       }
-      throwIfAborted(signal)
+      throwIfAborted(signal, 'train')
       return { loss, gradientNorm: taken(await consuming(updateInputs(request), (given) => update(...given))) }
     },
     plan: (batch) => consuming(collectInputs(batch, 1, 0, { step: 1 }), (inputs) => collect.plan(inputs)),
@@ -222,15 +222,4 @@ function taken(result: Tensor): number {
 
 function disposeAll(tensors: readonly Tensor[]): void {
   for (const each of tensors) each.dispose()
-}
-
-/** @throws ERR_HEDDLE_ABORTED once the signal is set */
-export function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted)
-    throw new HeddleError('ERR_HEDDLE_ABORTED', {
-      place: 'train',
-      expected: 'to run to its end',
-      got: 'an abort signal',
-      cause: signal.reason,
-    })
 }
