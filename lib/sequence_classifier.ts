@@ -2,6 +2,7 @@
 import { z } from 'zod'
 import { AdaptedNetwork } from './adapters/adapted_network.js'
 import type { Adapter, AttachOptions } from './adapters/adapter.js'
+import { AdapterPrograms } from './adapters/adapter_programs.js'
 import type { Parametrization } from './adapters/parametrization.js'
 import { parametrizations } from './adapters/registry.js'
 import { parseConfig } from './config.js'
@@ -10,8 +11,6 @@ import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { softmax } from './graph/ops/softmax.js'
-import { type Program, program } from './graph/program.js'
-import type { Sym } from './graph/sym.js'
 import { buildNetwork, siteStructures } from './models/build.js'
 import { decoders, encoders } from './models/registry.js'
 import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
@@ -111,7 +110,7 @@ function storedLabels(config: Readonly<Record<string, unknown>>): readonly strin
 /** A text classifier; made by {@link loadSequenceClassifier}. */
 export class SequenceClassifier {
   readonly #adapted: AdaptedNetwork
-  readonly #programs = new Map<Adapter | undefined, Program<Sym>>()
+  readonly #programs: AdapterPrograms
 
   constructor(
     /** Folder, file or hub id that the model came from. */
@@ -121,6 +120,9 @@ export class SequenceClassifier {
     readonly precision: Precision,
   ) {
     this.#adapted = new AdaptedNetwork(network, source)
+    this.#programs = new AdapterPrograms(network, { precision }, async ([ids, mask], forward) =>
+      softmax(await network.logits({ ids: ids!, mask: mask! }, forward), -1),
+    )
   }
 
   /** The classes, in the order of the logits. */
@@ -163,7 +165,7 @@ export class SequenceClassifier {
       const shape = [batchSize, batch.length]
       using ids = tensor(batch.ids, shape)
       using mask = tensor(batch.mask, shape)
-      using output = await this.#program(adapter).run([ids, mask], { signal })
+      using output = await this.#programs.for(adapter).run([ids, mask], { signal })
       const values = (await output.data()) as Float32Array
       results.push(...rows.map((_, row) => this.#classification(values, row)))
     }
@@ -178,17 +180,6 @@ export class SequenceClassifier {
     return { label: this.labels[own.indexOf(score)]!, score, scores }
   }
 
-  #program(adapter: Adapter | undefined): Program<Sym> {
-    const known = this.#programs.get(adapter)
-    if (known) return known
-    const forward = { precision: this.precision, training: false, hook: adapter?.hook }
-    const made = program(async (ids, mask) =>
-      softmax(await this.network.logits({ ids: ids!, mask: mask! }, forward), -1),
-    )
-    this.#programs.set(adapter, made)
-    return made
-  }
-
   /**
    * Writes the model with its current weights, head included, as a Hugging Face folder.
    * @throws ERR_HEDDLE_IO
@@ -199,8 +190,7 @@ export class SequenceClassifier {
 
   /** Frees weights, programs and adapters, and ends the tokenizer's worker. */
   async dispose(): Promise<void> {
-    for (const each of this.#programs.values()) each.dispose()
-    this.#programs.clear()
+    this.#programs.dispose()
     this.#adapted.dispose()
     await disposeWeights(this.network)
     await this.tokenizer.close()

@@ -3,6 +3,7 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
+import { lora } from '../lib/adapters/lora.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
 import { gradients } from '../lib/graph/grad.js'
@@ -135,6 +136,20 @@ for (const [kind, folderOf, head] of [
     await fresh.dispose()
     await model.dispose()
   })
+
+test('a merged adapter counts at once, also where the plain model was asked before', async (t) => {
+  const model = await loadSequenceClassifier(await tinyEncoderFolder())
+  const texts = ['a', 'b c']
+  const plain = await model.classify(texts)
+  const adapter = await model.attach(lora({ r: 2, target_modules: ['query'], init_lora_weights: false }))
+  const adapted = await model.classify(texts, { adapter })
+  t.notDeepEqual(adapted, plain)
+  await adapter.merge()
+  for (const [i, { scores }] of (await model.classify(texts)).entries())
+    for (const [label, score] of Object.entries(scores))
+      t.true(Math.abs(score - adapted[i]!.scores[label]!) < 1e-5, `${label}: ${score}`)
+  await model.dispose()
+})
 
 test('a saved encoder classifier opens again as one, with its labels', async (t) => {
   const model = await loadSequenceClassifier(await tinyEncoderFolder())
