@@ -100,7 +100,13 @@ async function* steps(run: Run): AsyncGenerator<TrainStep<EvaluationResult>, voi
         const index = progress.step + 1
         const learningRate = baseRate * factor(index, plan.total)
         const start = performance.now()
-        const { loss, gradientNorm } = await step.run({ batches, step: index, learningRate, seed, signal })
+        const { loss, gradientNorm } = await step.run({
+          batches,
+          step: index,
+          learningRate,
+          seed,
+          signal,
+        })
         const seconds = (performance.now() - start) / 1000
         progress.step = index
         progress.evaluationDue = run.score !== undefined && (index % evaluateEvery === 0 || index === plan.total)
@@ -118,7 +124,7 @@ async function* steps(run: Run): AsyncGenerator<TrainStep<EvaluationResult>, voi
           tokensPerSecond: tokens / seconds,
           seconds,
           residentBytes: process.memoryUsage.rss(),
-          plannedBytes: (await step.plan(batches[0]!)).peakBytes,
+          plannedBytes: step.plannedBytes,
           ...event,
         }
         // Before the checkpoint: a run that is killed between the two does the step again and replaces its line.

@@ -58,6 +58,8 @@ export interface TrainingStep<B = unknown> {
   run(request: StepRequest<B>): Promise<StepResult>
   /** What a step on batches of this size needs, without running it. */
   plan(batch: B): Promise<ProgramPlan>
+  /** {@link ProgramPlan.peakBytes} of the largest batch of the last step. */
+  readonly plannedBytes: number
   /** Optimizer state under stable names. */
   readonly state: Readonly<Record<string, Tensor>>
   /** Seconds per operator so far. */
@@ -88,12 +90,19 @@ async function singleStep<N extends Network, B>(options: TrainingStepOptions<N, 
     ...updateInputs(request),
     ...batchTensors(objective, batch),
   ]
+  let plannedBytes = 0
   return {
     state: state.tensors,
+    get plannedBytes() {
+      return plannedBytes
+    },
     async run({ batches, signal, ...request }) {
       throwIfAborted(signal, 'train')
-      const { loss, gradientNorm } = await consuming(inputsOf(batches[0]!, request), (inputs) => whole(...inputs))
-      return { loss: taken(loss), gradientNorm: taken(gradientNorm) }
+      return await consuming(inputsOf(batches[0]!, request), async (inputs) => {
+        const { loss, gradientNorm } = await whole(...inputs)
+        plannedBytes = (await whole.plan(inputs)).peakBytes
+        return { loss: taken(loss), gradientNorm: taken(gradientNorm) }
+      })
     },
     plan: (batch) => consuming(inputsOf(batch, { step: 1, learningRate: 0 }), (inputs) => whole.plan(inputs)),
     profile: () => whole.profile(),
@@ -129,18 +138,24 @@ async function accumulatingStep<N extends Network, B>(options: TrainingStepOptio
     scalar(index === 0 ? 1 : 0),
     ...batchTensors(objective, batch),
   ]
+  let plannedBytes = 0
   return {
     state: state.tensors,
+    get plannedBytes() {
+      return plannedBytes
+    },
     async run({ batches, signal, ...request }) {
       const normaliser = Math.max(
         1,
         batches.reduce((total, batch) => total + objective.weight(batch), 0),
       )
       let loss = 0
-      for (const [index, batch] of batches.entries()) {
-        const inputs = collectInputs(batch, normaliser, index, request)
-        loss += taken(await consuming(inputs, (given) => collect.run(given, { signal })))
-      }
+      plannedBytes = 0
+      for (const [index, batch] of batches.entries())
+        await consuming(collectInputs(batch, normaliser, index, request), async (inputs) => {
+          loss += taken(await collect.run(inputs, { signal }))
+          plannedBytes = Math.max(plannedBytes, (await collect.plan(inputs)).peakBytes)
+        })
       throwIfAborted(signal, 'train')
       return { loss, gradientNorm: taken(await consuming(updateInputs(request), (given) => update(...given))) }
     },
