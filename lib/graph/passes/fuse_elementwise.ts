@@ -101,9 +101,7 @@ async function formGroups(graph: Graph, position: ReadonlyMap<Step, number>): Pr
     for (const reader of readers[step.outputs[0]!]!) {
       const mine = groups.get(step)!
       const theirs = groups.get(reader)
-      if (!theirs || theirs === mine || theirs.backward !== mine.backward || !sameShape(theirs.shape, shape)) continue
-      if (theirs.computedIn !== computedIn) continue
-      if (!closesCycle(mine, theirs, readers, position)) merge(mine, theirs, groups)
+      if (theirs && fits(mine, theirs) && !closesCycle(mine, theirs, readers, position)) merge(mine, theirs, groups)
     }
   }
   await joinNarrowingCasts(graph, groups, readers, position)
@@ -123,14 +121,16 @@ async function joinNarrowingCasts(
     if (step.op !== 'cast' || mine?.members.size !== 1) continue
     for (const reader of readers[step.inputs[0]!]!) {
       const theirs = groups.get(reader)
-      if (!theirs || theirs === mine || theirs.backward !== mine.backward || !sameShape(theirs.shape, mine.shape))
-        continue
-      if (theirs.computedIn !== mine.computedIn || closesCycle(mine, theirs, readers, position)) continue
+      if (!theirs || !fits(mine, theirs) || closesCycle(mine, theirs, readers, position)) continue
       merge(mine, theirs, groups)
       break
     }
   }
 }
+
+/** Whether two groups can be one instruction. */
+const fits = (a: Group, b: Group): boolean =>
+  a !== b && a.backward === b.backward && a.computedIn === b.computedIn && sameShape(a.shape, b.shape)
 
 /** What the kernel computes a step in: f64 as soon as one operand is f64. */
 function elementType({ values }: Graph, { inputs, outputs }: Step): 'f32' | 'f64' {
