@@ -17,12 +17,7 @@ export function parseConfig<S extends z.ZodObject>(place: string, schema: S, opt
   if (issue.code === 'unrecognized_keys') {
     const known = knownKeys(schema, issue.path)
     const key = issue.keys[0]!
-    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
-      place: [place, ...issue.path].join('.'),
-      expected: `one of ${known.join(', ')}`,
-      got: `"${key}"`,
-      hint: `Did you mean "${nearest(key, known)}"?`,
-    })
+    throw unknownName([place, ...issue.path].join('.'), key, known)
   }
   throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
     place: [place, ...issue.path].join('.'),
@@ -30,6 +25,15 @@ export function parseConfig<S extends z.ZodObject>(place: string, schema: S, opt
     got: textOf(valueAt(options, issue.path)),
   })
 }
+
+/** A name that is none of the known ones, with the nearest. */
+export const unknownName = (place: string, name: string, known: readonly string[]): HeddleError =>
+  new HeddleError('ERR_HEDDLE_ARGUMENT', {
+    place,
+    expected: `one of ${known.join(', ')}`,
+    got: `"${name}"`,
+    hint: `Did you mean "${nearest(name, known)}"?`,
+  })
 
 /** Names of the fields that the schema has at a path. */
 function knownKeys(schema: z.ZodType, path: readonly PropertyKey[]): string[] {

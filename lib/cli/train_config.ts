@@ -4,9 +4,8 @@ import { parse } from 'yaml'
 import { z } from 'zod'
 import type { Parametrization } from '../adapters/parametrization.js'
 import { parametrizations } from '../adapters/registry.js'
-import { parseConfig } from '../config.js'
+import { parseConfig, unknownName } from '../config.js'
 import { HeddleError } from '../errors.js'
-import { nearest } from '../nearest.js'
 import type { GradientTransform } from '../optim/gradient_transform.js'
 import { optimizerNamed } from '../optim/registry.js'
 import { parseTrainOptions, type TrainOptions } from '../train/options.js'
@@ -30,7 +29,7 @@ export interface TrainConfig {
   readonly model: string
   readonly data: string
   readonly output: string
-  readonly evaluationData: string | undefined
+  readonly evaluationData?: string | undefined
   readonly precision: 'f32' | 'bf16'
   readonly method: Parametrization
   readonly optimizer: GradientTransform
@@ -98,11 +97,11 @@ const isObject = (value: unknown): boolean => typeof value === 'object' && value
  */
 export function trainConfigOf(given: PartialTrainConfig, place: string): TrainConfig {
   const { adapter, optimizer, training, ...rest } = parseConfig(place, schema, given)
+  const { name, ...optimizerOptions } = optimizer
   return {
     ...rest,
-    evaluationData: rest.evaluationData,
     method: methodOf(adapter),
-    optimizer: optimizerOf(optimizer),
+    optimizer: optimizerNamed(name, optimizerOptions),
     training: trainingOf(training, rest.evaluationData !== undefined, place),
     shown: shownFields({ precision: rest.precision, ...adapter, ...optimizer, ...training }),
   }
@@ -114,25 +113,17 @@ function methodOf({
   ...fields
 }: Readonly<Record<string, unknown>> & { readonly method: string }): Parametrization {
   const type = parametrizations.find(({ name }) => name === method)
-  if (!type) {
-    const known = parametrizations.map(({ name }) => name)
-    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
-      place: 'adapter.method',
-      expected: `one of ${known.join(', ')}`,
-      got: `"${method}"`,
-      hint: `Did you mean "${nearest(method, known)}"?`,
-    })
-  }
+  if (!type)
+    throw unknownName(
+      'adapter.method',
+      method,
+      parametrizations.map(({ name }) => name),
+    )
   if (method !== 'lora') return type.create(fields)
   const { r = 16, target_modules = 'all-linear', ...others } = fields
   const lora_alpha = typeof r === 'number' ? 2 * r : undefined
   return type.create({ lora_alpha, ...others, r, target_modules })
 }
-
-const optimizerOf = ({
-  name,
-  ...options
-}: Readonly<Record<string, unknown>> & { readonly name: string }): GradientTransform => optimizerNamed(name, options)
 
 function trainingOf(
   training: Readonly<Record<string, unknown>>,

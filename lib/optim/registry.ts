@@ -1,8 +1,6 @@
 /** The update rules that config files can name. A new one is one file and one entry here. */
 import { z } from 'zod'
-import { parseConfig } from '../config.js'
-import { HeddleError } from '../errors.js'
-import { nearest } from '../nearest.js'
+import { parseConfig, unknownName } from '../config.js'
 import { adafactor } from './adafactor.js'
 import { adamw } from './adamw.js'
 import type { GradientTransform } from './gradient_transform.js'
@@ -56,10 +54,5 @@ export const optimizerNames: readonly string[] = Object.keys(types)
 export function optimizerNamed(name: string, options: Readonly<Record<string, unknown>>): GradientTransform {
   const type = types[name]
   if (type) return type.create(parseConfig(`optimizer ${name}`, type.schema, options))
-  throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
-    place: 'optimizer.name',
-    expected: `one of ${optimizerNames.join(', ')}`,
-    got: `"${name}"`,
-    hint: `Did you mean "${nearest(name, optimizerNames)}"?`,
-  })
+  throw unknownName('optimizer.name', name, optimizerNames)
 }
