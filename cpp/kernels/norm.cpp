@@ -11,6 +11,7 @@
 #define HWY_TARGET_INCLUDE "kernels/norm.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/row_sum-inl.h"
 
 #ifndef HEDDLE_KERNELS_NORM_ONCE
 #define HEDDLE_KERNELS_NORM_ONCE
@@ -34,27 +35,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using F = hn::CappedTag<float, 16>;
 using VF = hn::Vec<F>;
-
-/// Sum of term(i) over [0, width): two vector accumulators, then the elements that do not fill a vector.
-template <class VectorTerm, class ScalarTerm>
-HWY_INLINE float sum_over(size_t width, const VectorTerm& vector_term, const ScalarTerm& scalar_term) {
-  const F d;
-  const size_t n = hn::Lanes(d);
-  VF even = hn::Zero(d);
-  VF odd = hn::Zero(d);
-  size_t i = 0;
-  for (; i + 2 * n <= width; i += 2 * n) {
-    even = hn::Add(even, vector_term(i));
-    odd = hn::Add(odd, vector_term(i + n));
-  }
-  if (i + n <= width) {
-    even = hn::Add(even, vector_term(i));
-    i += n;
-  }
-  float total = hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
-  for (; i < width; ++i) total += scalar_term(i);
-  return total;
-}
 
 void normalise_row(const float* x, const float* w, size_t width, float eps, float* y, float* rstd) {
   const F d;
