@@ -105,8 +105,6 @@ export class Dataset {
   readonly skipped: readonly SkippedRow[]
   /** Number of all rows that could not be used. */
   readonly skippedCount: number
-  /** What the rows are, such as `support.jsonl: OpenAI messages (messages); 16 sequences, 1,024 tokens`. */
-  readonly description: string
   /** What was set aside, if anything. */
   readonly evaluation: Dataset | undefined
   readonly maxLength: number
@@ -114,6 +112,7 @@ export class Dataset {
   readonly tokens: number
   readonly #part: Part
   readonly #padId: number
+  readonly #summary: ReadingSummary
 
   private constructor(part: Part, like: DatasetParts) {
     this.#part = part
@@ -123,7 +122,7 @@ export class Dataset {
     this.evaluation = like.evaluation
     this.maxLength = like.maxLength
     this.#padId = like.padId
-    this.description = describe(like.summary, part, like.evaluation)
+    this.#summary = like.summary
   }
 
   /**
@@ -148,6 +147,11 @@ export class Dataset {
       store.close()
       throw error
     }
+  }
+
+  /** What the rows are, such as `support.jsonl: OpenAI messages (messages); 16 sequences, 1,024 tokens`. */
+  get description(): string {
+    return describe(this.#summary, this.#part, this.evaluation)
   }
 
   /** Number of rows of all batches: of sequences, or with packing of what they were packed into. */
