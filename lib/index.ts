@@ -1,27 +1,38 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
 export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
+export { asLora } from './adapters/as_lora.js'
+export type { SharedTensors } from './adapters/attachment.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export type {
-  Conversion,
+  AttachedSite,
+  BufferDeclaration,
+  Factors,
   InitContext,
+  InitialChange,
   MergeContext,
   Merged,
+  OptimizerContext,
   ParameterDeclaration,
   Parametrization,
   ParametrizationType,
   PrepareContext,
   Prepared,
+  ResolveContext,
+  SharedDeclaration,
   SiteContext,
   SitePart,
   SitePlan,
   TargetModules,
+  WriteOptions,
+  Written,
 } from './adapters/parametrization.js'
 export type { SaveOptions } from './adapters/peft_folder.js'
 export { parametrizations } from './adapters/registry.js'
 export type { TargetFilter } from './adapters/target_modules.js'
+export type { TargetOptions } from './adapters/targeting.js'
 export type { Sequence } from './data/collate.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
 export type { EncodedChunk, EncodeOptions } from './data/encode.js'
@@ -210,6 +221,9 @@ export {
   sequenceClassification,
 } from './objectives/sequence_classification.js'
 export type { TextBatch } from './objectives/text_batches.js'
+export { type Calibration, type CalibrationOptions, calibrationOf } from './observers/calibration.js'
+export { type ObserveOptions, observeInputs, type SharedInput } from './observers/site_inputs.js'
+export { type WeightGradientOptions, weightGradients } from './observers/weight_gradients.js'
 export { type AdafactorOptions, adafactor } from './optim/adafactor.js'
 export { type AdamWOptions, adamw } from './optim/adamw.js'
 export { clipByGlobalNorm, globalNorm } from './optim/clip.js'

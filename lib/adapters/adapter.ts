@@ -1,34 +1,27 @@
 /** A parametrization attached to a model: its trainable tensors at every chosen site, and its place in the forward pass. */
 import { HeddleError } from '../errors.js'
-import { computed, copied } from '../graph/computed.js'
+import { computed } from '../graph/computed.js'
 import { copy } from '../graph/ops/index.js'
 import { pause } from '../graph/pause.js'
-import { assign, read, type Sym } from '../graph/sym.js'
+import { read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Site, SiteHook } from '../nn/site.js'
-import { seedTensor } from '../tensor/seed.js'
-import { type Tensor, zeros } from '../tensor/tensor.js'
-import type { Parametrization, SitePart, SitePlan } from './parametrization.js'
+import type { Calibration } from '../observers/calibration.js'
+import type { Tensor } from '../tensor/tensor.js'
+import {
+  type Attachment,
+  attachTo,
+  disposeAttachment,
+  initialise,
+  madeShared,
+  replaced,
+  type SharedTensors,
+} from './attachment.js'
+import type { AttachedSite, Parametrization, SitePart } from './parametrization.js'
 import { readMethod, readParameters, type SaveOptions, writeAdapter } from './peft_folder.js'
 import { selectSites } from './target_modules.js'
 
-/** What an adapter has at one site. */
-export interface Attachment {
-  readonly site: Site
-  /** Absent where only {@link trained} parts are. */
-  readonly plan?: SitePlan
-  readonly parameters: Readonly<Record<string, Tensor>>
-  /** First random stream of this site: one per parameter, then one for dropout. */
-  readonly stream: number
-  /** Copies of the site's own tensors that are trained in their place. */
-  readonly trained: Readonly<Partial<Record<SitePart, Tensor>>>
-  /** Parameters whose initial values the plan prepared. */
-  readonly prepared?: ReadonlySet<string>
-  /** The frozen weight that this adapter works on instead of the site's. */
-  readonly weight?: Tensor
-  /** Where there is one: the values that the parameters began with. */
-  readonly initial?: Readonly<Record<string, Tensor>>
-}
+export type { Attachment } from './attachment.js'
 
 /** Options of {@link Adapter.attach}. */
 export interface AttachOptions {
@@ -38,6 +31,8 @@ export interface AttachOptions {
   readonly baseModel?: string
   /** PEFT's name of what the model is for, written into the adapter's folder; default `CAUSAL_LM`. */
   readonly taskType?: string
+  /** For a method that learns from data where to act and how to begin. */
+  readonly calibration?: Calibration | undefined
 }
 
 /** A method attached to a network; made by {@link Adapter.attach} or {@link Adapter.load}. */
@@ -47,12 +42,13 @@ export class Adapter {
   readonly baseModel: string
   readonly taskType: string
   readonly #attachments: ReadonlyMap<string, Attachment>
+  readonly #shared: SharedTensors
   #originals: Map<Site, Pick<Site, SitePart>> | undefined
 
   private constructor(
     model: Network,
     method: Parametrization,
-    attachments: ReadonlyMap<string, Attachment>,
+    { attachments, shared }: { attachments: ReadonlyMap<string, Attachment>; shared: SharedTensors },
     { baseModel = '', taskType = 'CAUSAL_LM' }: AttachOptions,
   ) {
     this.model = model
@@ -60,35 +56,15 @@ export class Adapter {
     this.taskType = taskType
     this.method = method
     this.#attachments = attachments
+    this.#shared = shared
   }
 
   /**
    * Attaches a method to the sites that its config selects and initialises its parameters.
-   * @throws ERR_HEDDLE_ARGUMENT when no site matches or the method cannot act at one of them
+   * @throws ERR_HEDDLE_ARGUMENT when no site matches, the method cannot act at one of them, or needs data and gets none
    */
   static async attach(model: Network, method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    const sites = sitesOf(model)
-    const targets = new Set(selectSites(sites, method.targetModules, method.targetFilter))
-    const attachments = new Map<string, Attachment>()
-    const { seed = 0 } = options
-    let stream = 0
-    try {
-      for (const site of sites) {
-        const parts = method.trainedParts?.(site, targets.has(site)) ?? []
-        if (!targets.has(site) && parts.length === 0) continue
-        const trained = await copiesOf(site, parts)
-        const plan = targets.has(site) ? method.plan(site) : undefined
-        const own = plan ? await prepared(plan, site, { seed, stream }) : { parameters: {} }
-        attachments.set(site.path, { site, ...(plan ? { plan } : {}), stream, trained, ...own })
-        if (plan) stream += Object.keys(plan.parameters).length + 1
-        await pause()
-      }
-      await initialise([...attachments.values()], seed)
-    } catch (error) {
-      for (const attachment of attachments.values()) disposeAttachment(attachment)
-      throw error
-    }
-    return new Adapter(model, method, attachments, options)
+    return Adapter.#attach(model, await resolved(model, method, options), options)
   }
 
   /**
@@ -98,7 +74,7 @@ export class Adapter {
    */
   static async load(model: Network, folder: string, options: AttachOptions = {}): Promise<Adapter> {
     const { method, taskType } = await readMethod(folder)
-    const adapter = await Adapter.attach(model, method, { taskType, ...options })
+    const adapter = await Adapter.#attach(model, method, { taskType, ...options })
     try {
       await readParameters(adapter, folder)
       return adapter
@@ -106,6 +82,33 @@ export class Adapter {
       adapter.dispose()
       throw error
     }
+  }
+
+  static async #attach(model: Network, method: Parametrization, options: AttachOptions): Promise<Adapter> {
+    const sites = sitesOf(model)
+    const chosen = selectSites(sites, method.targetModules, method.targetFilter)
+    const targets = new Set(chosen)
+    const attachments = new Map<string, Attachment>()
+    const { seed = 0 } = options
+    const shared = await madeShared(method.shared?.(chosen) ?? {}, seed)
+    let stream = 0
+    try {
+      for (const site of sites) {
+        const parts = method.trainedParts?.(site, targets.has(site)) ?? []
+        if (!targets.has(site) && parts.length === 0) continue
+        const plan = targets.has(site) ? method.plan(site) : undefined
+        const attachment = await attachTo(site, { plan, parts, seed, stream, shared })
+        attachments.set(site.path, attachment)
+        if (plan) stream += Object.keys(plan.parameters).length + 1
+        await pause()
+      }
+      await initialise([...attachments.values()], seed)
+    } catch (error) {
+      for (const attachment of attachments.values()) disposeAttachment(attachment)
+      for (const { tensor } of Object.values(shared)) tensor.dispose()
+      throw error
+    }
+    return new Adapter(model, method, { attachments, shared }, options)
   }
 
   /** Writes a PEFT folder, each file whole or not at all. @throws ERR_HEDDLE_IO */
@@ -118,15 +121,49 @@ export class Adapter {
     return this.#attachments
   }
 
-  /** Trainable tensors under their names in the adapter's file, `<module path>.<name>`, in site order. */
+  /** What all sites share, by name. @internal */
+  get shared(): SharedTensors {
+    return this.#shared
+  }
+
+  /** The sites that the method acts on, with all that belongs to them. @internal */
+  get attachedSites(): readonly AttachedSite[] {
+    return [...this.#attachments.values()].flatMap((attachment) =>
+      attachment.plan ? [{ ...attachment, ...this.#tensorsOf(attachment) }] : [],
+    )
+  }
+
+  /**
+   * Trainable tensors under their names in the adapter's file: what all sites share by name alone, then
+   * `<module path>.<name>`, in site order.
+   */
   parameters(): Map<string, Tensor> {
+    const common = Object.entries(this.#shared).flatMap(([name, { isTrained, tensor }]) =>
+      isTrained ? [[name, tensor] as const] : [],
+    )
     const named = [...this.#attachments.values()].flatMap(({ site, plan, parameters, trained }) => {
       const own = Object.entries(parameters).map(([name, value]) => [`${site.path}.${name}`, value] as const)
       // PEFT wraps a module that it adapts: the module's own tensors are then inside of `base_layer`.
       const inside = plan ? `${site.path}.base_layer` : site.path
       return [...own, ...Object.entries(trained).map(([part, value]) => [`${inside}.${part}`, value] as const)]
     })
-    return new Map(named)
+    return new Map([...common, ...named])
+  }
+
+  /** Frozen tensors of the method, named as {@link parameters} are. */
+  buffers(): Map<string, Tensor> {
+    const common = Object.entries(this.#shared).flatMap(([name, { isTrained, tensor }]) =>
+      isTrained ? [] : [[name, tensor] as const],
+    )
+    const named = [...this.#attachments.values()].flatMap(({ site, buffers }) =>
+      Object.entries(buffers).map(([name, value]) => [`${site.path}.${name}`, value] as const),
+    )
+    return new Map([...common, ...named])
+  }
+
+  /** Traced: what the method adds to the loss, `f32 []`; undefined for most. */
+  penalty(): Sym | undefined {
+    return this.method.penalty?.(this.attachedSites)
   }
 
   /** Paths of the modules that the method acts on. */
@@ -152,7 +189,7 @@ export class Adapter {
           site: part,
           x,
           base: (other = part, input = x) => base(other, input),
-          parameters,
+          ...this.#tensorsOf(attachment),
           forward,
           stream: stream + Object.keys(parameters).length,
         })
@@ -177,7 +214,7 @@ export class Adapter {
     try {
       for (const attachment of this.#attachments.values()) {
         const { site } = attachment
-        const { weight, bias } = await mergedTensors(attachment)
+        const { weight, bias } = await mergedTensors(attachment, this.#tensorsOf(attachment))
         originals.set(site, { weight: site.weight, bias: site.bias })
         site.weight = weight
         if (bias) site.bias = bias
@@ -206,6 +243,18 @@ export class Adapter {
   /** Frees the adapter's tensors. */
   dispose(): void {
     for (const attachment of this.#attachments.values()) disposeAttachment(attachment)
+    for (const { tensor } of Object.values(this.#shared)) tensor.dispose()
+  }
+
+  /** A site's tensors with those that all sites share. */
+  #tensorsOf({ parameters, buffers }: Attachment): Pick<AttachedSite, 'parameters' | 'buffers'> {
+    const shared = (isTrained: boolean): Record<string, Tensor> =>
+      Object.fromEntries(
+        Object.entries(this.#shared).flatMap(([name, each]) =>
+          each.isTrained === isTrained ? [[name, each.tensor] as const] : [],
+        ),
+      )
+    return { parameters: { ...shared(true), ...parameters }, buffers: { ...shared(false), ...buffers } }
   }
 
   #expectMergeable({ site, plan }: Attachment): void {
@@ -219,82 +268,47 @@ export class Adapter {
   }
 }
 
+/** What is attached: the method itself, or what it makes of the network and the data. */
+async function resolved(
+  model: Network,
+  method: Parametrization,
+  { seed = 0, calibration }: AttachOptions,
+): Promise<Parametrization> {
+  if (!method.resolve) return method
+  return method.resolve({
+    network: model,
+    sites: selectSites(sitesOf(model), method.targetModules, method.targetFilter),
+    seed,
+    calibration() {
+      if (calibration) return calibration
+      throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+        place: `Adapter.attach: ${method.name}`,
+        expected: 'data to look at, as calibration',
+        got: 'none',
+        hint: 'Give attach a calibration, or let train attach the method: it shows it the training data.',
+      })
+    },
+  })
+}
+
 /** Every site that an adapter can act on; an output projection that shares the embedding's weight is one of them. */
 function sitesOf({ sites, outputSite: output }: Network): Site[] {
   return [...sites.values(), ...(output && !sites.has(output.path) ? [output] : [])]
 }
 
-async function copiesOf(site: Site, parts: readonly SitePart[]): Promise<Partial<Record<SitePart, Tensor>>> {
-  const copies: Partial<Record<SitePart, Tensor>> = {}
-  for (const part of parts) {
-    const original = site[part]
-    if (original) copies[part] = await copied(original)
-  }
-  return copies
-}
-
-/** Room for a site's parameters, with what has to be known before the others are initialised. */
-async function prepared(
-  plan: SitePlan,
-  site: Site,
-  { seed, stream }: { readonly seed: number; readonly stream: number },
-): Promise<Pick<Attachment, 'parameters' | 'prepared' | 'weight' | 'initial'>> {
-  const { values = {}, weight } = plan.prepare ? await plan.prepare({ weight: site.weight, seed, stream }) : {}
-  const parameters = Object.fromEntries(
-    Object.entries(plan.parameters).map(([name, { shape }]) => [name, values[name] ?? zeros(shape)]),
-  )
-  const names = new Set(Object.keys(values))
-  if (!weight) return { parameters, prepared: names }
-  const initial: Record<string, Tensor> = {}
-  for (const [name, value] of Object.entries(values)) initial[name] = await copied(value)
-  return { parameters, prepared: names, weight, initial }
-}
-
-/** Gives the parameters that are not prepared yet their declared initial values. */
-async function initialise(attachments: readonly Attachment[], seed: number): Promise<void> {
-  using words = seedTensor(seed)
-  await computed(
-    async (seedSym) => {
-      for (const { site, plan, parameters, stream, weight = site.weight, prepared: known } of attachments) {
-        const values: Record<string, Sym> = {}
-        for (const [i, [name, { init }]] of Object.entries(plan?.parameters ?? {}).entries()) {
-          const target = parameters[name]!
-          if (known?.has(name)) values[name] = read(target)
-          else {
-            values[name] = init({ seed: seedSym!, stream: stream + i, weight: () => read(weight), values })
-            assign(target, values[name])
-          }
-        }
-        await pause()
-      }
-      return []
-    },
-    [words],
-  )
-}
-
-/** The site with the adapter's tensors in the place of its own; the site itself where there are none. */
-function replaced(site: Site, { trained, weight }: Attachment): Site {
-  if (!weight && !trained.weight && !trained.bias) return site
-  return { ...site, weight: trained.weight ?? weight ?? site.weight, bias: trained.bias ?? site.bias }
-}
-
 /** New tensors for the merged site; the bias only where it is another. */
-async function mergedTensors(attachment: Attachment): Promise<{ weight: Tensor; bias?: Tensor }> {
-  const { plan, parameters, trained } = attachment
+async function mergedTensors(
+  attachment: Attachment,
+  tensors: Pick<AttachedSite, 'parameters' | 'buffers'>,
+): Promise<{ weight: Tensor; bias?: Tensor }> {
+  const { plan, trained } = attachment
   const part = replaced(attachment.site, attachment)
   return await computed(() => {
     const [weight, bias] = [read(part.weight), part.bias && read(part.bias)]
-    const merged = plan?.merged?.({ weight, bias, parameters }) ?? { weight: copy(weight) }
+    const merged = plan?.merged?.({ weight, bias, ...tensors }) ?? { weight: copy(weight) }
     const newBias = merged.bias ?? (trained.bias && copy(read(trained.bias)))
     return { weight: merged.weight, ...(newBias ? { bias: newBias } : {}) }
   })
-}
-
-function disposeAttachment({ parameters, trained, weight, initial = {} }: Attachment): void {
-  for (const value of [...Object.values(parameters), ...Object.values(trained), ...Object.values(initial)])
-    value.dispose()
-  weight?.dispose()
 }
 
 const misuse = (place: string, expected: string, got: string): HeddleError =>

@@ -23,13 +23,14 @@ import { concat, slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { randomUniform } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
-import { assign, read, type Sym } from '../graph/sym.js'
+import { read, type Sym } from '../graph/sym.js'
 import { svd } from '../linalg/factorise.js'
 import { orderStatistics } from '../linalg/order_statistic.js'
 import { seedTensor } from '../tensor/seed.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { Adapter, type Attachment } from './adapter.js'
-import { lora, scaleAt } from './lora.js'
+import type { Adapter, Attachment } from './adapter.js'
+import { type FactorTensors, loraOf } from './as_lora.js'
+import { scaleAt } from './lora.js'
 import type { LoraConfig } from './lora_config.js'
 import { type LoraShape, namesAt, shapeAt } from './lora_site.js'
 
@@ -109,10 +110,12 @@ export async function combineAdapters(
     throw misuse('density', `the share to keep, for ${combination_type}`, 'none')
   const paths = [...new Set(adapters.flatMap(({ sitePaths }) => sitePaths))]
   const sources = paths.map((path) => sourcesAt(path, adapters, weights))
-  const factors: Factors[] = []
+  const factors: FactorTensors[] = []
   try {
     for (const [i, each] of sources.entries()) factors.push(await combined(each, settings, 2 * i * adapters.length))
-    return await adapterOf(adapters[0]!, paths, factors, settings)
+    const { lora_dropout, fan_in_fan_out } = adapters[0]!.method.config as LoraConfig
+    const byPath = new Map(paths.map((path, i) => [path, factors[i]!]))
+    return await loraOf(adapters[0]!, byPath, { r: rank, lora_dropout, fan_in_fan_out })
   } finally {
     for (const { a, b } of factors) for (const used of [a, b]) used.dispose()
   }
@@ -129,19 +132,14 @@ interface Source {
 }
 
 /** A `[r, inner]` and B `[out, r]`. */
-interface Factors {
-  readonly a: Tensor
-  readonly b: Tensor
-}
-
-function combined(sources: readonly Source[], settings: Settings, stream: number): Promise<Factors> {
+function combined(sources: readonly Source[], settings: Settings, stream: number): Promise<FactorTensors> {
   const { combination_type: type } = settings
   if (type === 'cat') return concatenated(sources)
   return type.endsWith('svd') ? ofProducts(sources, settings, stream) : ofFactors(sources, settings, stream)
 }
 
 /** [w₁s₁A₁; w₂s₂A₂; …] and [B₁, B₂, …]: exactly Σ wᵢ sᵢ Bᵢ Aᵢ. */
-const concatenated = async (sources: readonly Source[]): Promise<Factors> =>
+const concatenated = async (sources: readonly Source[]): Promise<FactorTensors> =>
   computed(() => ({
     a: concat(
       sources.map((each) => mul(matrixA(each), each.weight * each.scale)),
@@ -151,7 +149,7 @@ const concatenated = async (sources: readonly Source[]): Promise<Factors> =>
   }))
 
 /** A and B each combined with weights ±√|w s|, the sign with A. */
-async function ofFactors(sources: readonly Source[], settings: Settings, stream: number): Promise<Factors> {
+async function ofFactors(sources: readonly Source[], settings: Settings, stream: number): Promise<FactorTensors> {
   const roots = sources.map(({ weight, scale }) => Math.sqrt(Math.abs(weight * scale)))
   const signed = roots.map((root, i) => (sources[i]!.weight * sources[i]!.scale < 0 ? -root : root))
   const least = await thresholds([...sources.map(({ a }) => a), ...sources.map(({ b }) => b)], settings)
@@ -170,7 +168,7 @@ async function ofFactors(sources: readonly Source[], settings: Settings, stream:
 }
 
 /** The products s B A combined, and the leading singular vectors of that: A = Vᵀ, B = U S. */
-async function ofProducts(sources: readonly Source[], settings: Settings, stream: number): Promise<Factors> {
+async function ofProducts(sources: readonly Source[], settings: Settings, stream: number): Promise<FactorTensors> {
   const { rank, svd_clamp: clamp } = settings
   const products: Tensor[] = []
   for (const each of sources)
@@ -248,37 +246,6 @@ async function quantile(tensors: readonly Tensor[], q: number): Promise<number> 
   const [lower, upper] = await orderStatistics(queries)
   return lower! + (place - Math.floor(place)) * (upper! - lower!)
 }
-
-/** A LoRA of scale 1 on these modules, with these factors. */
-async function adapterOf(
-  first: Adapter,
-  paths: readonly string[],
-  factors: readonly Factors[],
-  { rank }: Settings,
-): Promise<Adapter> {
-  const { lora_dropout, fan_in_fan_out } = first.method.config as LoraConfig
-  const ranks = factors.map(({ a }) => a.shape[0]!)
-  const others = Object.fromEntries(
-    paths.flatMap((path, i) => (ranks[i] === rank ? [] : [[escaped(path), ranks[i]!] as const])),
-  )
-  const patterns = Object.keys(others).length > 0 ? { rank_pattern: others, alpha_pattern: others } : {}
-  const method = lora({ r: rank, lora_alpha: rank, lora_dropout, fan_in_fan_out, target_modules: paths, ...patterns })
-  const { baseModel, taskType } = first
-  const adapter = await Adapter.attach(first.model, method, { baseModel, taskType })
-  await computed(() => {
-    for (const [i, path] of paths.entries()) {
-      const { site, parameters } = adapter.attachments.get(path)!
-      const names = namesAt(shapeAt(site)!)
-      const { a, b } = factors[i]!
-      assign(parameters[names.a]!, reshape(read(a), parameters[names.a]!.shape))
-      assign(parameters[names.b]!, reshape(read(b), parameters[names.b]!.shape))
-    }
-    return []
-  })
-  return adapter
-}
-
-const escaped = (path: string): string => path.replaceAll('.', '\\.')
 
 function sourcesAt(path: string, adapters: readonly Adapter[], weights: readonly number[]): Source[] {
   return adapters.flatMap((adapter, i) => {

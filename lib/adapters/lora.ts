@@ -6,18 +6,12 @@
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import type { Site } from '../nn/site.js'
-import {
-  changesBase,
-  knownFields,
-  type LoraConfig,
-  type LoraOptions,
-  loraSchema,
-  plainConversion,
-} from './lora_config.js'
+import { changesBase, knownFields, type LoraConfig, type LoraOptions, loraSchema, plainForm } from './lora_config.js'
 import { declarations, preparation } from './lora_init.js'
-import { type LoraShape, loraForward, loraMerged, shapeAt } from './lora_site.js'
-import type { Parametrization, ParametrizationType, SitePart, SitePlan } from './parametrization.js'
-import { isModuleToSave, patternValue } from './target_modules.js'
+import { type LoraShape, loraFactors, loraForward, loraMerged, shapeAt } from './lora_site.js'
+import type { Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
+import { patternValue } from './target_modules.js'
+import { targeting, unsuited } from './targeting.js'
 
 /**
  * y = W x + s · B A dropout(x), with A `[r, in]`, B `[out, r]`, s = alpha/r (rsLoRA: alpha/√r); with `use_dora`
@@ -28,21 +22,14 @@ import { isModuleToSave, patternValue } from './target_modules.js'
 export function lora(options: LoraOptions = {}): Parametrization {
   const config = parseConfig('lora', loraSchema, options)
   if (config.use_dora && config.lora_bias) throw misuse('lora.lora_bias', 'false with use_dora', 'true')
-  const {
-    target_modules: targetModules,
-    exclude_modules,
-    layers_to_transform,
-    layers_pattern,
-    modules_to_save,
-  } = config
   return {
     name: 'lora',
     config,
-    targetModules,
-    targetFilter: { exclude_modules, layers_to_transform, layers_pattern, modules_to_save },
-    trainedParts: (site, isTarget) => trainedParts(site, isTarget, config),
+    ...targeting(config),
     plan: (site) => planAt(site, config),
-    ...(changesBase(config) ? { conversion: () => plainConversion(config) } : {}),
+    ...(changesBase(config)
+      ? { written: async (sites, { convert }) => (convert ? await plainForm(config, sites) : undefined) }
+      : {}),
   }
 }
 
@@ -50,29 +37,31 @@ export function lora(options: LoraOptions = {}): Parametrization {
 export const loraType: ParametrizationType = {
   name: 'lora',
   peftType: 'LORA',
-  create: (config, { lenient = false } = {}) => lora((lenient ? knownFields(config) : config) as LoraOptions),
-}
-
-/** `modules_to_save` and `bias`: tensors of the model that are trained as they are. */
-function trainedParts(site: Site, isTarget: boolean, { bias, modules_to_save = [] }: LoraConfig): readonly SitePart[] {
-  if (!isTarget && isModuleToSave(site, modules_to_save)) return site.bias ? ['weight', 'bias'] : ['weight']
-  const isTrained = bias === 'all' || (bias === 'lora_only' && isTarget)
-  return isTrained && site.bias ? ['bias'] : []
+  isPeft: true,
+  title: 'LoRA',
+  source: 'Hu et al. 2021, arXiv 2106.09685',
+  purpose: 'the one to begin with: every tool reads it',
+  initialChange: 'none',
+  create: (config) => lora(config as LoraOptions),
+  restore: (stored) => lora(knownFields(stored) as LoraOptions),
 }
 
 function planAt(site: Site, config: LoraConfig): SitePlan {
-  const shape = shapeAt(site) ?? unsuited(site, 'a linear, embedding or convolution module', `a ${site.kind} module`)
+  const shape = shapeAt(site)
+  if (!shape) throw unsuited('lora', site, 'a linear, embedding or convolution module', `a ${site.kind} module`)
   const { r, scale } = scaleAt(config, site.path)
   const { init_lora_weights: init, lora_bias: hasBias, use_dora: isDora, lora_dropout: dropout } = config
   expectFit(site, shape, r, config)
   const settings = { shape, r, scale, init, hasBias, isDora, dropout }
   const prepare = preparation(settings)
+  const isPlain = shape.kind === 'linear' && !isDora && !hasBias
   const canMerge = shape.groups === 1 && !(hasBias && !site.bias)
   return {
     parameters: declarations(settings),
     ...(prepare ? { prepare } : {}),
     forward: loraForward(settings),
     ...(canMerge ? { merged: loraMerged(settings) } : {}),
+    ...(isPlain ? { factors: loraFactors(settings) } : {}),
   }
 }
 
@@ -87,17 +76,14 @@ export function scaleAt(config: LoraConfig, path: string): { readonly r: number;
 function expectFit(site: Site, { kind, out, inner, groups }: LoraShape, r: number, config: LoraConfig): void {
   const { init_lora_weights: init, lora_bias: hasBias, use_dora: isDora } = config
   const isFactorised = typeof init === 'string' && init !== 'gaussian'
-  if (isFactorised && kind !== 'linear') unsuited(site, `a linear module for init_lora_weights ${init}`, `a ${kind}`)
-  if (init === 'orthogonal' && r % 2 !== 0) unsuited(site, 'an even rank for orthogonal', `${r}`)
+  if (isFactorised && kind !== 'linear')
+    throw unsuited('lora', site, `a linear module for init_lora_weights ${init}`, `a ${kind}`)
+  if (init === 'orthogonal' && r % 2 !== 0) throw unsuited('lora', site, 'an even rank for orthogonal', `${r}`)
   if (changesBase(config) && r > Math.min(out, inner))
-    unsuited(site, `a rank of at most ${Math.min(out, inner)} for ${init}`, `${r}`)
-  if (r % groups !== 0) unsuited(site, `a rank that ${groups} groups can share`, `${r}`)
-  if (isDora && groups > 1) unsuited(site, 'no use_dora at a convolution in groups', 'use_dora')
-  if (hasBias && kind === 'embedding') unsuited(site, 'no lora_bias at an embedding', 'lora_bias')
-}
-
-function unsuited(site: Site, expected: string, got: string): never {
-  throw misuse(`lora: ${site.path}`, expected, got)
+    throw unsuited('lora', site, `a rank of at most ${Math.min(out, inner)} for ${init}`, `${r}`)
+  if (r % groups !== 0) throw unsuited('lora', site, `a rank that ${groups} groups can share`, `${r}`)
+  if (isDora && groups > 1) throw unsuited('lora', site, 'no use_dora at a convolution in groups', 'use_dora')
+  if (hasBias && kind === 'embedding') throw unsuited('lora', site, 'no lora_bias at an embedding', 'lora_bias')
 }
 
 const misuse = (place: string, expected: string, got: string): HeddleError =>

@@ -1,14 +1,17 @@
 /** LoRA's configuration: PEFT's fields, what each may be, and how a PEFT folder's config becomes one. */
 import { z } from 'zod'
-import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
+import { read, type Sym } from '../graph/sym.js'
+import type { Tensor } from '../tensor/tensor.js'
 import { stacked } from './lora_init.js'
-import type { Conversion } from './parametrization.js'
+import type { AttachedSite, Written } from './parametrization.js'
+import { isEmpty, type TargetOptions, targetFields, unsupported } from './targeting.js'
 
 /** How A and B begin. Those of the second line change the weight that the adapter works on. */
 export type LoraInit = boolean | 'gaussian' | 'orthogonal' | 'pissa' | `pissa_niter_${number}` | 'olora'
 
 /** Options of {@link lora}: PEFT's names and, but for `target_modules`, its defaults. */
-export interface LoraOptions {
+export interface LoraOptions extends TargetOptions<'lora_only'> {
   /** Rank; default 8. */
   readonly r?: number
   /** Numerator of the scale; default 8. */
@@ -19,24 +22,12 @@ export interface LoraOptions {
   readonly use_rslora?: boolean
   /** Weight-decomposed: trains the length of each row of the weight apart from its direction; default false. */
   readonly use_dora?: boolean
-  /** Names or path ends, a regular expression for whole paths, or "all-linear" (default). */
-  readonly target_modules?: string | readonly string[]
-  /** Paths to leave out, by the same rules. */
-  readonly exclude_modules?: string | readonly string[]
-  /** Only modules of these layers; needs a list as `target_modules`. */
-  readonly layers_to_transform?: number | readonly number[]
-  /** Name of the list that the layer's number follows. */
-  readonly layers_pattern?: string | readonly string[]
   /** Other ranks: regular expression for the end of a path → rank; the first that matches counts. */
   readonly rank_pattern?: Readonly<Record<string, number>>
   /** Other numerators of the scale, in the same way. */
   readonly alpha_pattern?: Readonly<Record<string, number>>
-  /** Biases of the model that are trained too: `none` (default), `all`, or `lora_only`, those of adapted modules. */
-  readonly bias?: 'none' | 'all' | 'lora_only'
   /** B gets a bias of its own; default false. Not with `use_dora`, and not at embeddings. */
   readonly lora_bias?: boolean
-  /** Ends of module paths whose modules are copied and trained as a whole, such as a classification head. */
-  readonly modules_to_save?: readonly string[]
   /** Kept for PEFT's sake: a module here knows by itself how its weight is stored. */
   readonly fan_in_fan_out?: boolean
   /**
@@ -48,8 +39,6 @@ export interface LoraOptions {
   readonly init_lora_weights?: LoraInit
 }
 
-const names = z.union([z.string(), z.array(z.string()).min(1)])
-const layer = z.int().min(0)
 const initialisation = z.custom<LoraInit>(
   (value) =>
     typeof value === 'boolean' ||
@@ -63,15 +52,10 @@ export const loraSchema = z.strictObject({
   lora_dropout: z.number().min(0).lt(1).default(0),
   use_rslora: z.boolean().default(false),
   use_dora: z.boolean().default(false),
-  target_modules: names.default('all-linear'),
-  exclude_modules: names.optional(),
-  layers_to_transform: z.union([layer, z.array(layer).min(1)]).optional(),
-  layers_pattern: names.optional(),
+  ...targetFields('lora_only'),
   rank_pattern: z.record(z.string(), z.int().positive()).optional(),
   alpha_pattern: z.record(z.string(), z.number()).optional(),
-  bias: z.enum(['none', 'all', 'lora_only']).default('none'),
   lora_bias: z.boolean().default(false),
-  modules_to_save: z.array(z.string().min(1)).optional(),
   fan_in_fan_out: z.boolean().default(false),
   init_lora_weights: initialisation.default(true),
 })
@@ -87,9 +71,15 @@ export const changesBase = ({ init_lora_weights: init }: LoraConfig): boolean =>
  * The same change of the original weight as a plain LoRA of twice the rank: with W = R + s B₀A₀ and the trained A and
  * B, R + s B A = W + s [B, −B₀] [A; A₀]. The scale stays: alpha grows with the rank.
  */
-export function plainConversion(config: LoraConfig): Conversion {
+export async function plainForm(config: LoraConfig, sites: readonly AttachedSite[]): Promise<Written> {
   const growth = config.use_rslora ? Math.SQRT2 : 2
   const { rank_pattern: ranks, alpha_pattern: alphas } = config
+  const tensors = new Map<string, Tensor>()
+  for (const { site, parameters, initial } of sites) {
+    if (!initial) continue
+    const values = await computed(() => stacked(readAll(parameters), readAll(initial)))
+    for (const [name, value] of Object.entries(values)) tensors.set(`${site.path}.${name}`, value)
+  }
   return {
     config: {
       ...config,
@@ -99,9 +89,12 @@ export function plainConversion(config: LoraConfig): Conversion {
       ...(ranks ? { rank_pattern: scaled(ranks, 2) } : {}),
       ...(alphas ? { alpha_pattern: scaled(alphas, growth) } : {}),
     },
-    tensors: stacked,
+    tensors,
   }
 }
+
+const readAll = (tensors: Readonly<Record<string, Tensor>>): Record<string, Sym> =>
+  Object.fromEntries(Object.entries(tensors).map(([name, value]) => [name, read(value)]))
 
 const scaled = (values: Readonly<Record<string, number>>, factor: number): Record<string, number> =>
   Object.fromEntries(Object.entries(values).map(([key, value]) => [key, factor * value]))
@@ -129,16 +122,10 @@ const lostBases = /^(?:loftq|corda|lora_ga|pissa_niter_\d+)$/u
  * asks for something else must not be dropped silently.
  * @throws ERR_HEDDLE_FORMAT naming the field
  */
-export function knownFields(config: unknown): Record<string, unknown> {
-  const fields = config as Readonly<Record<string, unknown>>
+export function knownFields(fields: Readonly<Record<string, unknown>>): Record<string, unknown> {
   for (const name of otherMethods) {
     const value = fields[name]
-    const isEmpty =
-      value === undefined ||
-      value === null ||
-      value === false ||
-      (typeof value === 'object' && Object.keys(value).length === 0)
-    if (!isEmpty) unsupported(name, 'a plain LoRA adapter', JSON.stringify(value))
+    if (value !== false && !isEmpty(value)) throw unsupported(name, 'a plain LoRA adapter', JSON.stringify(value))
   }
   const known = new Set(Object.keys(loraSchema.shape))
   const kept = Object.entries(fields).filter(
@@ -151,15 +138,11 @@ export function knownFields(config: unknown): Record<string, unknown> {
 function storedInit(value: unknown): LoraInit {
   const init = typeof value === 'string' ? value.toLowerCase() : value
   if (typeof init === 'string' && lostBases.test(init))
-    unsupported(
+    throw unsupported(
       'init_lora_weights',
       'an adapter for the original base; PEFT makes one with path_initial_model_for_weight_conversion',
       init,
     )
   const known = initialisation.safeParse(init)
   return known.success ? known.data : true
-}
-
-function unsupported(name: string, expected: string, got: string): never {
-  throw new HeddleError('ERR_HEDDLE_FORMAT', { place: `adapter_config.json: ${name}`, expected, got })
 }

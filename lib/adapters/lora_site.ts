@@ -2,7 +2,7 @@
 
 import { conv2d } from '../graph/ops/conv.js'
 import { add, div, maximum, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
-import { gatherRows, transpose } from '../graph/ops/index.js'
+import { concat, gatherRows, transpose } from '../graph/ops/index.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { dropout } from '../graph/ops/random.js'
@@ -11,7 +11,7 @@ import { stopGradient } from '../graph/ops/stop_gradient.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
 import type { LoraInit } from './lora_config.js'
-import type { MergeContext, Merged, SiteContext } from './parametrization.js'
+import type { MergeContext, Merged, SiteContext, SitePlan } from './parametrization.js'
 
 /** The matrices that LoRA sees at a site. */
 export interface LoraShape {
@@ -146,6 +146,19 @@ export function loraMerged(settings: LoraSettings): (context: MergeContext) => M
     return { weight: sumOf, bias: add(bias!, mul(read(parameters[namesAt(shape).bias]!), scale)) }
   }
 }
+
+/** ΔW = (s B) A; with a weight of the adapter's own, its initial product is taken off. */
+export const loraFactors =
+  ({ scale }: LoraSettings): NonNullable<SitePlan['factors']> =>
+  ({ parameters, initial }) => {
+    const [a, b] = ['lora_A.weight', 'lora_B.weight'] as const
+    const own = { a: read(parameters[a]!), b: mul(read(parameters[b]!), scale) }
+    if (!initial) return own
+    return {
+      a: concat([own.a, read(initial[a]!)], 0),
+      b: concat([own.b, mul(read(initial[b]!), -scale)], 1),
+    }
+  }
 
 /** A `[r, inner]` and B `[out, r]` as matrices. */
 function factors(

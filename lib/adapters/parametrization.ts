@@ -1,14 +1,34 @@
 /** The seam of adapters: what a method must say to take part in a model, be trained, merged, saved and loaded. */
 import type { Sym } from '../graph/sym.js'
+import type { Network } from '../nn/network.js'
 import type { Forward, Site, SiteComputation } from '../nn/site.js'
+import type { Calibration } from '../observers/calibration.js'
+import type { GradientTransform } from '../optim/gradient_transform.js'
+import type { DType } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { TargetFilter } from './target_modules.js'
 
-/** A trainable tensor of a parametrization. */
+/** A trainable tensor of a parametrization, f32. */
 export interface ParameterDeclaration {
   readonly shape: readonly number[]
-  /** Traced once at attach, after the parameters declared before it. */
-  readonly init: (context: InitContext) => Sym
+  /** Traced once at attach, after the parameters declared before it; not where {@link SitePlan.prepare} gives a value. */
+  readonly init?: (context: InitContext) => Sym
+}
+
+/** A frozen tensor of a parametrization: a factor of the weight, a random basis, where entries stand. */
+export interface BufferDeclaration {
+  readonly shape: readonly number[]
+  /** Default `f32`. */
+  readonly dtype?: DType
+  /** In the adapter's file; default true. False for what is computed from the weight again when the adapter is loaded. */
+  readonly isStored?: boolean
+}
+
+/** A tensor above the sites, which all of them use: trained by all, or frozen. */
+export interface SharedDeclaration extends BufferDeclaration {
+  readonly isTrained: boolean
+  /** Its first value; the adapter owns it from then on. */
+  readonly make: (context: { readonly seed: number; readonly stream: number }) => Promise<Tensor>
 }
 
 /** What an initial value may depend on. */
@@ -27,11 +47,13 @@ export interface PrepareContext {
   readonly weight: Tensor
   readonly seed: number
   readonly stream: number
+  /** What the sites share, by name. */
+  readonly shared: Readonly<Record<string, Tensor>>
 }
 
 /** What {@link SitePlan.prepare} found; the adapter owns the tensors from then on. */
 export interface Prepared {
-  /** Initial values of parameters, by name; the others come from their declarations. */
+  /** All buffers, and initial values of parameters, by name; the other parameters come from their declarations. */
   readonly values: Readonly<Record<string, Tensor>>
   /** Takes the place of the site's weight wherever this adapter is active; the site itself keeps its own. */
   readonly weight?: Tensor
@@ -41,19 +63,35 @@ export interface Prepared {
 export interface SitePlan {
   /** By the name's suffix in the adapter file, e.g. `lora_A.weight`. */
   readonly parameters: Readonly<Record<string, ParameterDeclaration>>
+  /** By the name's suffix in the adapter file; {@link prepare} gives their values. */
+  readonly buffers?: Readonly<Record<string, BufferDeclaration>>
   /** What takes more than one traced program at attach: factorisations, procedures that read data. */
   readonly prepare?: (context: PrepareContext) => Promise<Prepared>
   /** Output of the site with the adapter: a delta on `base()`, what a new weight gives, or a function of the output. */
   readonly forward: (context: SiteContext) => Sym
   /** The weight and bias that make the plain site compute the same; absent where the method cannot be merged. */
   readonly merged?: (context: MergeContext) => Merged
+  /**
+   * The change of a linear site's own weight as a plain LoRA of scale 1; absent where it is not of low rank. Traced.
+   */
+  readonly factors?: (attached: AttachedSite) => Factors
+}
+
+/** ΔW `[out, in]` = b a. */
+export interface Factors {
+  /** `[r, in]` */
+  readonly a: Sym
+  /** `[out, r]` */
+  readonly b: Sym
 }
 
 /** What a merge starts from. */
 export interface MergeContext {
   readonly weight: Sym
   readonly bias: Sym | undefined
+  /** The site's, and those of all sites, by name. */
   readonly parameters: Readonly<Record<string, Tensor>>
+  readonly buffers: Readonly<Record<string, Tensor>>
 }
 
 /** What a merge gives; the bias only where it changes. */
@@ -69,7 +107,9 @@ export interface SiteContext {
   readonly x: Sym
   /** What that site computes without the adapter's parameters. */
   readonly base: SiteComputation
+  /** The site's, and those of all sites, by name. */
   readonly parameters: Readonly<Record<string, Tensor>>
+  readonly buffers: Readonly<Record<string, Tensor>>
   readonly forward: Forward
   /** Seeds this site's dropout. */
   readonly stream: number
@@ -78,15 +118,39 @@ export interface SiteContext {
 /** The tensors of a site. */
 export type SitePart = 'weight' | 'bias'
 
-/** How an adapter that works on a weight of its own is written so that it fits the model's. */
-export interface Conversion {
+/** A site of an attached method, with the tensors that belong to it. */
+export interface AttachedSite {
+  readonly site: Site
+  readonly parameters: Readonly<Record<string, Tensor>>
+  readonly buffers: Readonly<Record<string, Tensor>>
+  /** The values that the parameters began with, where {@link Prepared.weight} stands in the place of the site's. */
+  readonly initial?: Readonly<Record<string, Tensor>>
+}
+
+/** What an adapter's folder holds in the place of the method's config and parameters. */
+export interface Written {
   /** Takes the place of {@link Parametrization.config}. */
   readonly config: Readonly<Record<string, unknown>>
-  /** Tensors of one site, from the trained and the initial values. */
-  readonly tensors: (
-    values: Readonly<Record<string, Sym>>,
-    initial: Readonly<Record<string, Sym>>,
-  ) => Readonly<Record<string, Sym>>
+  /** By `<module path>.<name>`, in the place of the adapter's own tensors of that name; freed once they are written. */
+  readonly tensors: ReadonlyMap<string, Tensor>
+}
+
+/** What {@link Parametrization.resolve} gets. */
+export interface ResolveContext {
+  readonly network: Network
+  /** The sites that the method is to act on. */
+  readonly sites: readonly Site[]
+  readonly seed: number
+  /** @throws ERR_HEDDLE_ARGUMENT where the adapter is attached without data */
+  calibration(): Calibration
+}
+
+/** What {@link Parametrization.optimizer} gets. */
+export interface OptimizerContext {
+  /** Names of what is trained, `<module path>.<name>`, in the optimizer's order. */
+  readonly names: readonly string[]
+  /** Optimizer steps of the whole run. */
+  readonly totalSteps: number
 }
 
 /** A configured adapter method, ready to be attached to a model. */
@@ -102,18 +166,49 @@ export interface Parametrization {
   readonly trainedParts?: (site: Site, isTarget: boolean) => readonly SitePart[]
   /** @throws HeddleError when the method cannot act at this kind of site */
   readonly plan: (site: Site) => SitePlan
-  /** Present where {@link SitePlan.prepare} gives weights. @throws HeddleError when this config cannot be converted */
-  readonly conversion?: () => Conversion
+  /** What the chosen sites have in common, by the name in the adapter's file. */
+  readonly shared?: (sites: readonly Site[]) => Readonly<Record<string, SharedDeclaration>>
+  /**
+   * For a method that looks at the whole network, or at data, before it can say what it does at a site: what is
+   * attached in its place. Not called when an adapter is loaded from a folder.
+   */
+  readonly resolve?: (context: ResolveContext) => Promise<Parametrization>
+  /** Traced: what is added to the loss while this adapter is trained, `f32 []`. */
+  readonly penalty?: (sites: readonly AttachedSite[]) => Sym
+  /** The optimizer with what the method does around an update: freezing, masks, importance. */
+  readonly optimizer?: (inner: GradientTransform, context: OptimizerContext) => GradientTransform
+  /** What the folder holds where it is not {@link config} and the parameters as they are. */
+  readonly written?: (sites: readonly AttachedSite[], options: WriteOptions) => Promise<Written | undefined>
+}
+
+/** What {@link Parametrization.written} is asked for. */
+export interface WriteOptions {
+  /** In a form that fits the original model. */
+  readonly convert: boolean
 }
 
 /** PEFT's `target_modules`: names or path ends, one regular expression for whole paths, or "all-linear". */
 export type TargetModules = string | readonly string[]
+
+/** How far from the model's own output the output with a fresh adapter is. */
+export type InitialChange = 'none' | 'rounding' | 'small' | 'any'
 
 /** One method, reachable by name from code, the CLI, config files and PEFT folders. */
 export interface ParametrizationType {
   readonly name: string
   /** `peft_type` in adapter_config.json. */
   readonly peftType: string
-  /** Checks a config in PEFT's field names; unknown fields are refused unless `lenient`. */
-  readonly create: (config: unknown, options?: { readonly lenient?: boolean }) => Parametrization
+  /** PEFT has it, and the folders are PEFT's. */
+  readonly isPeft: boolean
+  /** As the paper spells it. */
+  readonly title: string
+  /** Where it is published: authors, year, arXiv id. */
+  readonly source: string
+  /** What it is good for, in one line. */
+  readonly purpose: string
+  readonly initialChange: InitialChange
+  /** Checks a config in the reference's field names; unknown fields are refused. */
+  readonly create: (config: unknown) => Parametrization
+  /** The method of an adapter_config.json. @throws ERR_HEDDLE_FORMAT naming a field that asks for something else */
+  readonly restore: (stored: Readonly<Record<string, unknown>>) => Parametrization
 }

@@ -8,16 +8,17 @@ import type { StoredTensor } from '../formats/tensor_archive.js'
 import { computed } from '../graph/computed.js'
 import { abs, sub } from '../graph/ops/elementwise.js'
 import { max } from '../graph/ops/reduce.js'
-import { assign, read, type Sym } from '../graph/sym.js'
+import { assign, read } from '../graph/sym.js'
 import { addon } from '../native.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
 import { Tensor } from '../tensor/tensor.js'
 import type { Adapter } from './adapter.js'
-import type { Conversion, Parametrization } from './parametrization.js'
+import type { Parametrization } from './parametrization.js'
 import { byPeftType, parametrizations } from './registry.js'
 import { selectSites } from './target_modules.js'
 
-const prefix = 'base_model.model.'
+const sharedPrefix = 'base_model.'
+const prefix = `${sharedPrefix}model.`
 
 /** Options of {@link Adapter.save}. */
 export interface SaveOptions {
@@ -42,17 +43,19 @@ export async function writeAdapter(
   await mkdir(folder, { recursive: true }).catch((cause: Error) => {
     throw new HeddleError('ERR_HEDDLE_IO', { place: folder, expected: 'a folder to write', got: cause.message, cause })
   })
-  const changesBase = [...adapter.attachments.values()].some(({ weight }) => weight !== undefined)
-  const conversion = convert && changesBase ? adapter.method.conversion?.() : undefined
-  const tensors = adapter.parameters()
-  const converted = conversion ? await convertedTensors(adapter, conversion) : new Map<string, Tensor>()
-  for (const [name, value] of converted) tensors.set(name, value)
-  const entries = [...tensors].map(([name, { native }]) => ({ name: `${prefix}${name}`, tensor: native }))
-  await addon.writeSafetensors(join(folder, 'adapter_model.safetensors'), entries, { format: 'pt' })
-  for (const value of converted.values()) value.dispose()
+  const written = await adapter.method.written?.(adapter.attachedSites, { convert })
+  const entries = [...storedTensors(adapter)].map(([name, own]) => {
+    const { native } = written?.tensors.get(name.replace(prefix, '')) ?? own
+    return { name, tensor: native }
+  })
+  try {
+    await addon.writeSafetensors(join(folder, 'adapter_model.safetensors'), entries, { format: 'pt' })
+  } finally {
+    for (const value of written?.tensors.values() ?? []) value.dispose()
+  }
   const { peftType } = parametrizations.find(({ name }) => name === adapter.method.name)!
   const config = {
-    ...(conversion?.config ?? adapter.method.config),
+    ...(written?.config ?? adapter.method.config),
     base_model_name_or_path: adapter.baseModel,
     // A module here knows how its weight is stored; PEFT is told.
     ...('fan_in_fan_out' in adapter.method.config ? { fan_in_fan_out: isTransposed(adapter) } : {}),
@@ -74,26 +77,25 @@ export async function readMethod(
 ): Promise<{ readonly method: Parametrization; readonly taskType: string }> {
   const path = join(folder, 'adapter_config.json')
   const config = await readConfig(path)
-  const method = byPeftType(config.peft_type, path).create(config, { lenient: true })
+  const method = byPeftType(config.peft_type, path).restore(config)
   return { method, taskType: typeof config.task_type === 'string' ? config.task_type : 'CAUSAL_LM' }
 }
 
 const isTransposed = ({ attachments }: Adapter): boolean =>
   [...attachments.values()].some(({ site, plan }) => plan !== undefined && site.transposed === true)
 
-/** What the conversion makes of every site that has a weight of its own. */
-async function convertedTensors(adapter: Adapter, { tensors }: Conversion): Promise<Map<string, Tensor>> {
-  const found = new Map<string, Tensor>()
-  for (const { site, parameters, initial } of adapter.attachments.values()) {
-    if (!initial) continue
-    const values = await computed(() => tensors(readAll(parameters), readAll(initial)))
-    for (const [name, value] of Object.entries(values)) found.set(`${site.path}.${name}`, value)
-  }
-  return found
+/** What the adapter's file holds, under the names in it. */
+function storedTensors(adapter: Adapter): Map<string, Tensor> {
+  const { shared, attachments } = adapter
+  const stored = new Map<string, Tensor>()
+  for (const [name, { isTrained, isStored, tensor }] of Object.entries(shared))
+    if (isTrained || isStored) stored.set(`${sharedPrefix}${name}`, tensor)
+  for (const [name, tensor] of adapter.parameters()) if (!(name in shared)) stored.set(`${prefix}${name}`, tensor)
+  for (const { site, plan, buffers } of attachments.values())
+    for (const [name, tensor] of Object.entries(buffers))
+      if (plan?.buffers?.[name]?.isStored !== false) stored.set(`${prefix}${site.path}.${name}`, tensor)
+  return stored
 }
-
-const readAll = (tensors: Readonly<Record<string, Tensor>>): Record<string, Sym> =>
-  Object.fromEntries(Object.entries(tensors).map(([name, value]) => [name, read(value)]))
 
 /** Module names that select just the adapter's sites, as PEFT writes them; whole paths where names would select more. */
 function targetNames({ model, method, sitePaths }: Adapter): string[] {
@@ -129,17 +131,17 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
   const path = join(folder, 'adapter_model.safetensors')
   const archive = await openSafetensors(path)
   try {
-    const parameters = adapter.parameters()
+    const wanted = storedTensors(adapter)
     for (const [name, stored] of archive.tensors) {
-      if (parameters.has(name.replace(prefix, '')) || (await isCopyOfBase(adapter, name, stored))) continue
+      if (wanted.has(name) || (await isCopyOfBase(adapter, name, stored))) continue
       throw mismatch(path, 'tensors of the modules that target_modules selects', `"${name}" besides`)
     }
-    const loaded = [...parameters].map(([name, parameter]) => {
-      const stored = archive.tensors.get(`${prefix}${name}`)
-      if (!stored) throw mismatch(path, `a tensor "${prefix}${name}"`, 'none')
-      if (!sameShape(stored.shape, parameter.shape))
-        throw mismatch(`${path}: ${stored.name}`, shapeText(parameter.shape), shapeText(stored.shape))
-      return [parameter, new Tensor(stored.load('f32'))] as const
+    const loaded = [...wanted].map(([name, tensor]) => {
+      const stored = archive.tensors.get(name)
+      if (!stored) throw mismatch(path, `a tensor "${name}"`, 'none')
+      if (!sameShape(stored.shape, tensor.shape))
+        throw mismatch(`${path}: ${stored.name}`, shapeText(tensor.shape), shapeText(stored.shape))
+      return [tensor, new Tensor(stored.load(tensor.dtype))] as const
     })
     await computed(() => {
       for (const [parameter, value] of loaded) assign(parameter, read(value))

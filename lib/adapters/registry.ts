@@ -3,7 +3,7 @@ import { HeddleError } from '../errors.js'
 import { loraType } from './lora.js'
 import type { ParametrizationType } from './parametrization.js'
 
-/** Registered adapter methods. */
+/** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
 export const parametrizations: readonly ParametrizationType[] = [loraType]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
@@ -12,7 +12,7 @@ export function byPeftType(peftType: unknown, place: string): ParametrizationTyp
   if (type) return type
   throw new HeddleError('ERR_HEDDLE_FORMAT', {
     place: `${place}: peft_type`,
-    expected: parametrizations.map((candidate) => candidate.peftType).join(' or '),
+    expected: [...new Set(parametrizations.map((candidate) => candidate.peftType))].join(' or '),
     got: JSON.stringify(peftType) ?? 'nothing',
   })
 }

@@ -5,10 +5,10 @@ import type { Precision } from '../graph/ops/matmul.js'
 import { program } from '../graph/program.js'
 import type { Network } from '../nn/network.js'
 import type { SiteHook } from '../nn/site.js'
+import { batchTensors, namedInputs } from '../objectives/batch_tensors.js'
 import { causalLm, type Evaluation } from '../objectives/causal_lm.js'
 import type { EvaluationResult, Objective, ScoreArray, TrainingData } from '../objectives/objective.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { batchTensors, namedInputs } from './batch_tensors.js'
 import type { Trainable } from './trainable.js'
 
 /** Options of {@link evaluate}. */

@@ -50,7 +50,7 @@ export async function prepare(model: Trainable, settings: TrainSettings): Promis
   const history =
     outputFolder === undefined ? undefined : await History.open(outputFolder, { resume: resume !== false })
   const { data, evaluation } = await openData(model, settings)
-  const trained = await trainedPart(model, settings)
+  const trained = await trainedPart(model, settings, data)
   const plan = planOf(data, settings)
   const fresh: TrainerState = {
     format: 1,
@@ -61,7 +61,7 @@ export async function prepare(model: Trainable, settings: TrainSettings): Promis
   const saved = checkpoint === undefined ? undefined : await readTrainerState(checkpoint)
   if (saved && checkpoint) expectSameSettings(checkpoint, saved, fresh)
 
-  const { hook, parameters } = trained
+  const { hook, parameters, buffers, adapter } = trained
   const precision = settings.precision ?? model.precision
   for (const each of [data, evaluation])
     if (each) await objective.prepare?.(model.network, each, { batchSize, precision, signal })
@@ -71,12 +71,14 @@ export async function prepare(model: Trainable, settings: TrainSettings): Promis
     hook,
     precision,
     parameters: Object.values(parameters),
-    optimizer: optimizerOf(settings, trained),
+    optimizer: optimizerOf(settings, trained, plan.total),
+    penalty: adapter && (() => adapter.penalty()),
     accumulation: settings.accumulation,
     recompute: settings.recompute,
   })
   try {
-    if (checkpoint) await restoreCheckpoint(checkpoint, { parameters, optimizer: step.state })
+    if (checkpoint)
+      await restoreCheckpoint(checkpoint, { parameters: { ...parameters, ...buffers }, optimizer: step.state })
     else if (outputFolder !== undefined && resume === false) await removeCheckpoints(outputFolder)
     const score = evaluation && {
       evaluator: evaluator(model.network, { objective, hook, precision }),

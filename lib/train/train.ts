@@ -83,7 +83,8 @@ async function* steps(run: Run): AsyncGenerator<TrainStep<EvaluationResult>, voi
   const { factor } = scheduleOf(settings, plan.total)
   const baseRate = settings.optimizer.learningRate ?? 1
   const evaluateEvery = settings.evaluateEvery ?? plan.stepsPerEpoch
-  const tensors = { parameters: trained.parameters, optimizer: step.state }
+  const { parameters, buffers } = trained
+  const tensors = { parameters: { ...parameters, ...buffers }, optimizer: step.state }
   const { step: done, stopped, evaluationDue, memory } = trainer
   const progress: Progress = { step: done, stopped, evaluationDue, memory }
   let safe = done
@@ -203,7 +204,10 @@ async function loadBest(run: Run, { memory, step: done }: Progress): Promise<voi
   const best = memory?.best?.step
   if (!settings.loadBestModelAtEnd || best === undefined || best === done) return
   const folder = await findCheckpoint(checkpointFolders, best)
-  await restoreCheckpoint(folder, { parameters: trained.parameters, optimizer: step.state })
+  await restoreCheckpoint(folder, {
+    parameters: { ...trained.parameters, ...trained.buffers },
+    optimizer: step.state,
+  })
 }
 
 const retentionOf = (

@@ -6,6 +6,8 @@ import { copied } from '../graph/computed.js'
 import { pause } from '../graph/pause.js'
 import type { Network } from '../nn/network.js'
 import type { Site, SiteHook } from '../nn/site.js'
+import type { TrainingData } from '../objectives/objective.js'
+import { calibrationOf } from '../observers/calibration.js'
 import { clipByGlobalNorm } from '../optim/clip.js'
 import { chain, type GradientTransform } from '../optim/gradient_transform.js'
 import { loraPlusGroups, type ParameterGroup, withParameterGroups } from '../optim/parameter_groups.js'
@@ -18,6 +20,8 @@ import type { Trainable } from './trainable.js'
 /** What is trained. */
 export interface Trained {
   readonly parameters: Readonly<Record<string, Tensor>>
+  /** Frozen tensors that a checkpoint keeps with them. */
+  readonly buffers: Readonly<Record<string, Tensor>>
   readonly adapter: Adapter | undefined
   readonly hook: SiteHook | undefined
   /** Groups that follow from what is trained; the user's own come before them. */
@@ -26,12 +30,23 @@ export interface Trained {
   readonly description: unknown
 }
 
-/** Finds or makes what the settings say is to be trained. @throws ERR_HEDDLE_ARGUMENT */
-export const trainedPart = (model: Trainable, settings: TrainSettings): Promise<Trained> =>
-  settings.full ? wholeModel(model.network) : oneAdapter(model, settings)
+/**
+ * Finds or makes what the settings say is to be trained.
+ * @param data what a method that learns from data before it is attached is shown
+ * @throws ERR_HEDDLE_ARGUMENT
+ */
+export const trainedPart = (
+  model: Trainable,
+  settings: TrainSettings,
+  data: TrainingData<unknown>,
+): Promise<Trained> => (settings.full ? wholeModel(model.network) : oneAdapter(model, settings, data))
 
-/** The update rule of a run: clipping, then the user's optimizer with its groups. */
-export function optimizerOf(settings: TrainSettings, { parameters, groups }: Trained): GradientTransform {
+/** The update rule of a run: clipping, then the user's optimizer with its groups, and around it what the method does. */
+export function optimizerOf(
+  settings: TrainSettings,
+  { parameters, groups, adapter }: Trained,
+  totalSteps: number,
+): GradientTransform {
   const { optimizer, clip, loraplusLrRatio, parameterGroups } = settings
   if (loraplusLrRatio !== undefined && !optimizer.learningRate)
     throw misuse('train.loraplusLrRatio', 'an optimizer with a learning rate', optimizer.name)
@@ -40,18 +55,21 @@ export function optimizerOf(settings: TrainSettings, { parameters, groups }: Tra
     ...(loraplusLrRatio === undefined ? [] : loraPlusGroups(optimizer.learningRate!, loraplusLrRatio)),
     ...(optimizer.withWeightDecay ? groups : []),
   ]
-  const grouped = withParameterGroups(optimizer, all, Object.keys(parameters))
-  return clip > 0 ? chain(clipByGlobalNorm(clip), grouped) : grouped
+  const names = Object.keys(parameters)
+  const grouped = withParameterGroups(optimizer, all, names)
+  const clipped = clip > 0 ? chain(clipByGlobalNorm(clip), grouped) : grouped
+  return adapter?.method.optimizer?.(clipped, { names, totalSteps }) ?? clipped
 }
 
-async function oneAdapter(model: Trainable, settings: TrainSettings): Promise<Trained> {
-  const adapter = settings.adapter ?? (await attachedOrFresh(model, settings))
+async function oneAdapter(model: Trainable, settings: TrainSettings, data: TrainingData<unknown>): Promise<Trained> {
+  const adapter = settings.adapter ?? (await attachedOrFresh(model, settings, data))
   if (adapter.model !== model.network)
     throw misuse('train.adapter', 'an adapter of the model that is trained', "another model's")
   if (adapter.isMerged) throw misuse('train.adapter', 'an adapter that is not merged', 'a merged one')
   const { name, config } = adapter.method
   return {
     parameters: Object.fromEntries(adapter.parameters()),
+    buffers: Object.fromEntries(adapter.buffers()),
     adapter,
     hook: adapter.hook,
     groups: [],
@@ -59,13 +77,23 @@ async function oneAdapter(model: Trainable, settings: TrainSettings): Promise<Tr
   }
 }
 
-function attachedOrFresh(model: Trainable, { method, seed }: TrainSettings): Adapter | Promise<Adapter> {
+function attachedOrFresh(
+  model: Trainable,
+  { method, seed, objective, batchSize, precision }: TrainSettings,
+  data: TrainingData<unknown>,
+): Adapter | Promise<Adapter> {
   const [only, ...more] = model.adapters
-  if (method || !only)
-    return model.attach(method ?? lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }), { seed })
+  if (method || !only) {
+    const shown = { batches: calibrationBatches, batchSize, seed, precision: precision ?? model.precision }
+    const calibration = calibrationOf(objective, data, shown)
+    return model.attach(method ?? lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }), { seed, calibration })
+  }
   if (more.length === 0) return only
   throw misuse('train.adapter', 'the adapter to train', `none, and the model has ${model.adapters.length}`)
 }
+
+/** Most batches that a method sees of the training data before it is attached. */
+const calibrationBatches = 64
 
 /** Gives the sites of the network writable tensors of their own: those of a file are read-only. */
 async function wholeModel(network: Network): Promise<Trained> {
@@ -90,6 +118,7 @@ async function wholeModel(network: Network): Promise<Trained> {
   const parameters = Object.fromEntries(named)
   return {
     parameters,
+    buffers: {},
     adapter: undefined,
     hook: undefined,
     groups: undecayed(Object.keys(parameters), sites),

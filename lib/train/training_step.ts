@@ -2,17 +2,17 @@
 import { throwIfAborted } from '../errors.js'
 import type { RecomputePolicy } from '../graph/compile.js'
 import { gradients } from '../graph/grad.js'
-import { add, div, select } from '../graph/ops/elementwise.js'
+import { add, div, mul, select } from '../graph/ops/elementwise.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { type Program, type ProgramPlan, program } from '../graph/program.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { SiteHook } from '../nn/site.js'
+import { batchTensors, namedInputs } from '../objectives/batch_tensors.js'
 import type { Objective } from '../objectives/objective.js'
 import { globalNorm } from '../optim/clip.js'
 import { type GradientTransform, mapParameters, type TransformState, zerosLike } from '../optim/gradient_transform.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
-import { batchTensors, namedInputs } from './batch_tensors.js'
 
 /** Options of {@link trainingStep}. */
 export interface TrainingStepOptions<N extends Network = Network, B = unknown> {
@@ -24,6 +24,8 @@ export interface TrainingStepOptions<N extends Network = Network, B = unknown> {
   readonly optimizer: GradientTransform
   /** The adapter's part in the forward pass. */
   readonly hook?: SiteHook | undefined
+  /** Traced: what is added to the mean loss, `f32 []`. */
+  readonly penalty?: (() => Sym | undefined) | undefined
   readonly precision?: Precision
   /** What the backward pass computes again, see {@link RecomputePolicy}; default: cheap values only. */
   readonly recompute?: RecomputePolicy | undefined
@@ -120,7 +122,12 @@ async function accumulatingStep<N extends Network, B>(options: TrainingStepOptio
   const sums = await zerosLike(parameters)
   const collect = program(
     async (normaliser, seed, isFirst, ...arrays) => {
-      const { loss, gradients: found } = await lossAndGradients(options, { normaliser, seed, arrays } as ForwardInputs)
+      const { loss, gradients: found } = await lossAndGradients(options, {
+        normaliser,
+        seed,
+        arrays,
+        isFirst,
+      } as ForwardInputs)
       // The first batch overwrites, whatever a step that was aborted or diverged left in the sums.
       await mapParameters(found, (gradient, i) =>
         assign(sums[i]!, select(isFirst!, gradient, add(read(sums[i]!), gradient))),
@@ -181,15 +188,19 @@ interface ForwardInputs {
   readonly seed: Sym
   /** In the order of the objective's inputs. */
   readonly arrays: readonly Sym[]
+  /** 1 in the one batch of a step that carries the penalty, 0 in the others; absent where there is only one. */
+  readonly isFirst?: Sym
 }
 
 async function lossAndGradients<N extends Network, B>(
-  { network, objective, parameters, hook, precision = 'f32' }: TrainingStepOptions<N, B>,
-  { normaliser, seed, arrays }: ForwardInputs,
+  { network, objective, parameters, hook, penalty, precision = 'f32' }: TrainingStepOptions<N, B>,
+  { normaliser, seed, arrays, isFirst }: ForwardInputs,
 ): Promise<{ readonly loss: Sym; readonly gradients: readonly Sym[] }> {
   const forward = { precision, training: true, seed, hook }
   const loss = div(await objective.loss(network, namedInputs(objective, arrays), forward), normaliser)
-  return { loss, gradients: await gradients(loss, parameters.map(read)) }
+  const added = penalty?.()
+  const minimised = added ? add(loss, isFirst ? mul(added, isFirst) : added) : loss
+  return { loss, gradients: await gradients(minimised, parameters.map(read)) }
 }
 
 /** Traces the update and gives the norm of the gradients. */

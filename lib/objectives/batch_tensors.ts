@@ -1,8 +1,8 @@
 /** A batch on its way into a program: arrays to tensors outside, values to names inside. */
 import type { Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
-import type { Objective, Syms } from '../objectives/objective.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
+import type { Objective, Syms } from './objective.js'
 
 /** The batch's tensors in the order of the objective's inputs. */
 export function batchTensors<N extends Network, B>(objective: Objective<N, B>, batch: B): Tensor[] {

@@ -1,0 +1,90 @@
+/** What goes into the sites of a network while data runs through it. */
+import { program } from '../graph/program.js'
+import type { Sym } from '../graph/sym.js'
+import type { Network } from '../nn/network.js'
+import type { Forward, Site, SiteHook } from '../nn/site.js'
+import { batchTensors, namedInputs } from '../objectives/batch_tensors.js'
+import type { BatchArray } from '../objectives/objective.js'
+import type { Tensor } from '../tensor/tensor.js'
+import type { Calibration } from './calibration.js'
+
+/** Sites that the very same value goes into, such as q, k and v, and that value. */
+export interface SharedInput {
+  readonly sites: readonly Site[]
+  /** `[..., in]`, as it goes into the first of them; freed after the visit. */
+  readonly input: Tensor
+  /** The batch's arrays, by the objective's names. */
+  readonly arrays: Readonly<Record<string, BatchArray>>
+  /** Counts from 0. */
+  readonly batch: number
+}
+
+/** Options of {@link observeInputs}. */
+export interface ObserveOptions {
+  /** An adapter's part in the forward pass. */
+  readonly hook?: SiteHook | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+/**
+ * Runs the batches through the network, without dropout, and shows the inputs of the sites, one group of sites after
+ * the other. A visit may return `stop`.
+ */
+export async function observeInputs(
+  network: Network,
+  sites: readonly Site[],
+  { objective, batches, precision = 'f32' }: Calibration,
+  visit: (shared: SharedInput) => Promise<'stop' | undefined>,
+  { hook, signal }: ObserveOptions = {},
+): Promise<void> {
+  const groups: Site[][] = []
+  const observed = program(async (...arrays) => {
+    const recorder = recording(new Set(sites), hook)
+    const forward: Forward = { precision, training: false, hook: recorder.hook }
+    await objective.loss(network, namedInputs(objective, arrays), forward)
+    groups.splice(0, groups.length, ...recorder.seen.values())
+    return [...recorder.seen.keys()]
+  })
+  try {
+    let batch = 0
+    for await (const each of batches()) {
+      const inputs = batchTensors(objective, each)
+      const values = await observed.run(inputs, { signal })
+      for (const used of inputs) used.dispose()
+      const arrays = objective.arrays(each)
+      if (!(await visitAll(values, groups, (shared) => visit({ ...shared, arrays, batch })))) return
+      batch += 1
+    }
+  } finally {
+    observed.dispose()
+  }
+}
+
+async function visitAll(
+  values: readonly Tensor[],
+  groups: readonly (readonly Site[])[],
+  visit: (shared: Pick<SharedInput, 'sites' | 'input'>) => Promise<'stop' | undefined>,
+): Promise<boolean> {
+  let goesOn = true
+  for (const [index, input] of values.entries()) {
+    if (goesOn) goesOn = (await visit({ sites: groups[index]!, input })) !== 'stop'
+    input.dispose()
+  }
+  return goesOn
+}
+
+/** A hook that notes what goes into the sites, around another one. */
+function recording(
+  sites: ReadonlySet<Site>,
+  inner: SiteHook | undefined,
+): { readonly hook: SiteHook; readonly seen: ReadonlyMap<Sym, Site[]> } {
+  const seen = new Map<Sym, Site[]>()
+  const hook: SiteHook = {
+    targets: (site) => sites.has(site) || (inner?.targets(site) ?? false),
+    apply: (site, x, base, forward) => {
+      if (sites.has(site)) seen.set(x, [...(seen.get(x) ?? []), site])
+      return inner?.targets(site) ? inner.apply(site, x, base, forward) : base()
+    },
+  }
+  return { hook, seen }
+}
