@@ -1,0 +1,5 @@
+/** Every method's cases: one line for each file. */
+import type { MethodCase } from '../method_case.js'
+import { cases as lora } from './lora.js'
+
+export const methodCases: readonly MethodCase[] = [...lora]
