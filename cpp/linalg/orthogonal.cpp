@@ -1,9 +1,10 @@
 // Factorisations with orthogonal factors of matrices of any size, by LAPACK: `svd`, `qr`, `qr_pivoted`, `eigh`. Batches
-// of small matrices go to the rotations of jacobi.h.
+// of small matrices go side by side (lanes_kernels.h).
 #include <numeric>
 
 #include "kernels/kernel_table.h"
-#include "linalg/jacobi.h"
+#include "linalg/lanes.h"
+#include "linalg/lanes_kernels.h"
 #include "linalg/lapack.h"
 #include "linalg/matrices.h"
 
@@ -57,8 +58,8 @@ void run_svd(const SvdPlan& plan, const RunArguments& arguments) {
     }
     return;
   }
-  if (jacobi_takes(plan.a)) {
-    jacobi_svd<T>({plan.a, plan.full, a, u, s, vh}, arguments);
+  if (lanes_take(plan.a)) {
+    lanes_svd<T>({plan.a, plan.full, a, u, s, vh}, arguments);
     return;
   }
   for_matrices(arguments.pool, plan.a, matrices_per_tile(plan.a), [&](size_t i) {
@@ -75,7 +76,7 @@ CompiledKernel compile_svd(const KernelRequest& request) {
   check_operand(request, request.outputs[1], "s", a.dtype, a.with({a.rank()}));
   check_optional(request, request.outputs[2], "vh", a.dtype, a.with({plan.right(), a.columns}));
   CompiledKernel kernel;
-  if (jacobi_takes(a)) kernel.scratch_per_thread = jacobi_svd_scratch(a);
+  if (lanes_take(a)) kernel.scratch_per_thread = lanes_svd_scratch(a, plan.full);
   kernel.run = [plan](const RunArguments& arguments) {
     with_float(plan.a.dtype, [&](auto zero) { run_svd<decltype(zero)>(plan, arguments); });
   };
@@ -117,9 +118,13 @@ CompiledKernel compile_qr(const KernelRequest& request) {
   check_optional(request, request.outputs[0], "q", plan.a.dtype, plan.a.with({plan.a.rows, plan.inner()}));
   check_optional(request, request.outputs[1], "r", plan.a.dtype, plan.a.with({plan.inner(), plan.a.columns}));
   CompiledKernel kernel;
+  if (lanes_take(plan.a)) kernel.scratch_per_thread = lanes_qr_scratch(plan.a, plan.full);
   kernel.run = [plan](const RunArguments& arguments) {
     with_float(plan.a.dtype, [&](auto zero) {
       using T = decltype(zero);
+      if (lanes_take(plan.a))
+        return lanes_qr<T>({plan.a, plan.full, arguments.input<T>(0), arguments.output<T>(0), arguments.output<T>(1)},
+                           arguments);
       for_matrices(arguments.pool, plan.a, matrices_per_tile(plan.a), [&](size_t i) {
         T* q = part(arguments.output<T>(0), i, plan.a.rows * plan.inner());
         if (plan.a.rank() == 0 && q != nullptr) return set_identity(q, plan.inner());
@@ -190,10 +195,13 @@ CompiledKernel compile_eigh(const KernelRequest& request) {
   check_operand(request, request.outputs[0], "w", a.dtype, a.with({a.rows}));
   check_operand(request, request.outputs[1], "v", a.dtype, a.with({a.rows, a.rows}));
   CompiledKernel kernel;
+  if (lanes_take(a)) kernel.scratch_per_thread = lanes_eigh_scratch(a);
   kernel.run = [a](const RunArguments& arguments) {
     if (a.rank() == 0) return;
     with_float(a.dtype, [&](auto zero) {
       using T = decltype(zero);
+      if (lanes_take(a))
+        return lanes_eigh<T>({a, arguments.input<T>(0), arguments.output<T>(0), arguments.output<T>(1)}, arguments);
       for_matrices(arguments.pool, a, matrices_per_tile(a), [&](size_t i) {
         lapack_eigh(a, arguments.input<T>(0) + i * a.size(), arguments.output<T>(0) + i * a.rows,
                     arguments.output<T>(1) + i * a.size());
