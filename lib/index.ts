@@ -36,7 +36,13 @@ export type { TargetOptions } from './adapters/targeting.js'
 export type { Sequence } from './data/collate.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
 export type { EncodedChunk, EncodeOptions } from './data/encode.js'
-export { type ExampleBlock, type ExampleOptions, readExamples } from './data/examples.js'
+export {
+  type ExampleBlock,
+  type ExampleOptions,
+  type RecognisedRows,
+  readExamples,
+  recogniseRows,
+} from './data/examples.js'
 export { openRows, type Row, type RowBlock, type RowOptions, type RowSource } from './data/rows.js'
 export type {
   ClassificationExample,
@@ -190,7 +196,13 @@ export {
   logSigmoid,
   type PreferenceEvaluation,
 } from './objectives/dpo.js'
-export { ExampleData, type ExampleKind, openExamples, type Parsed } from './objectives/example_data.js'
+export {
+  type Encoded,
+  ExampleData,
+  type ExampleKind,
+  type ExampleReading,
+  openExamples,
+} from './objectives/example_data.js'
 export {
   type ContrastiveBatch,
   type ContrastiveTexts,
@@ -217,6 +229,8 @@ export {
   type ClassificationEvaluation,
   type ClassScore,
   type LabelledText,
+  type LabelsInOptions,
+  labelsIn,
   type SequenceClassificationOptions,
   sequenceClassification,
 } from './objectives/sequence_classification.js'

@@ -100,7 +100,7 @@ export async function loadSequenceClassifier(
 }
 
 /** The labels of a config.json whose `id2label` names them. */
-function storedLabels(config: Readonly<Record<string, unknown>>): readonly string[] | undefined {
+export function storedLabels(config: Readonly<Record<string, unknown>>): readonly string[] | undefined {
   const { id2label } = config
   if (typeof id2label !== 'object' || id2label === null) return undefined
   const labels = Object.keys(id2label).map((_, id) => Reflect.get(id2label, String(id)) as unknown)

@@ -53,8 +53,12 @@ for (const name of names) {
     const model = await load(name)
     const row = ((await goldens.get('ids')!.data()) as Int32Array).subarray(0, 24)
     const cache = await model.createCache(1, 32)
+    const lengths = tensor(Int32Array.of(24))
     const step = program(async (part, position) =>
-      model.logits(await model.hidden({ ids: part!, position: position!, cache }, plain), plain),
+      model.logits(
+        await model.hidden({ ids: part!, position: position!, lengths: read(lengths), cache }, plain),
+        plain,
+      ),
     )
     const parts: Tensor[] = []
     for (const [start, end] of [

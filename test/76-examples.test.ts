@@ -170,6 +170,19 @@ test('preferences as texts, as messages, and with the prompt inside both convers
   t.deepEqual((await read('preference', [whole])).examples, [messages])
 })
 
+test('a prompt that the answers do not repeat comes before what they share', async (t) => {
+  const again = { role: 'user', content: 'And weft?' }
+  const other = { role: 'assistant', content: 'Crosswise.' }
+  const row = { prompt: [asked], chosen: [answered, again, other], rejected: [answered, again, answered] }
+  const { examples } = await read('preference', [row])
+  t.deepEqual(examples, [{ prompt: [asked, answered, again], chosen: [other], rejected: [answered] }])
+})
+
+test('answers that are JSON texts, but no messages, are texts', async (t) => {
+  const row = { prompt: '[3, 1]', chosen: '[1, 3]', rejected: '[3, 1]' }
+  t.deepEqual((await read('preference', [row])).examples, [row])
+})
+
 test('columns can be named', async (t) => {
   const rows = [{ q: 'a', a: 'b', text: 'not this' }, { q: 'c' }]
   const { examples, skipped, kind } = await read('language', rows, { columns: { prompt: 'q', completion: 'a' } })

@@ -1,5 +1,6 @@
 /** `heddle eval`: held-out loss and perplexity of a model, with or without an adapter. */
 import type { Command } from 'commander'
+import { causalLm } from '../objectives/causal_lm.js'
 import { defaultLength, evaluate } from '../train/evaluate.js'
 import {
   type CommonFlags,
@@ -38,7 +39,7 @@ Example:
         const model = await session.loadModel(flags)
         const adapter = flags.adapter === undefined ? undefined : await model.loadAdapter(flags.adapter)
         const maxLength = flags.maxLength ?? defaultLength(model)
-        const data = await session.openData(model, flags.data, { maxLength })
+        const data = await session.openData({ path: flags.data, model, objective: causalLm(), maxLength })
         const bar = session.progress('Scoring', data.size)
         const result = await evaluate(model, data, {
           adapter,

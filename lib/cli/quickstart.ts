@@ -5,6 +5,8 @@ import type { Adapter } from '../adapters/adapter.js'
 import { lora } from '../adapters/lora.js'
 import { readExamples } from '../data/examples.js'
 import type { Model } from '../model.js'
+import { causalLm } from '../objectives/causal_lm.js'
+import type { Objective } from '../objectives/objective.js'
 import { adamw } from '../optim/adamw.js'
 import type { ChatMessage } from '../tokenize/tokenizer.js'
 import { removeCheckpoints } from '../train/checkpoint.js'
@@ -59,7 +61,8 @@ async function quickstart(session: Session, flags: Flags): Promise<void> {
     precision: flags.precision,
   })
   const maxLength = defaultLength(model)
-  const data = await session.openData(model, dataFile, { maxLength, evaluationFraction: 0.1 })
+  const objective = causalLm() as Objective
+  const data = await session.openData({ path: dataFile, model, objective, maxLength, evaluationFraction: 0.1 })
   const prompt = flags.prompt ?? (flags.data === undefined ? embeddedPrompt : await beginningOf(dataFile))
   const adapter = await model.attach(lora(method))
   const steps = flags.steps ?? Math.min(200, 3 * data.batchCount(batchSize))
@@ -75,6 +78,7 @@ async function quickstart(session: Session, flags: Flags): Promise<void> {
   const before = await answer(session, { model, adapter, prompt })
   const run: TrainingRunOptions = {
     model,
+    objective,
     adapter,
     data,
     dataName: shortPath(dataFile),

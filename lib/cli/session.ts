@@ -2,11 +2,14 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
-import { Dataset, type DatasetOptions } from '../data/dataset.js'
 import { HeddleError } from '../errors.js'
+import type { HubOptions } from '../formats/hub.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { loadModel, type Model } from '../model.js'
 import { addon } from '../native.js'
+import type { Network } from '../nn/network.js'
+import type { Objective, OpenOptions, TrainingData } from '../objectives/objective.js'
+import type { Trainable } from '../train/trainable.js'
 import { type Progress, progress } from './progress.js'
 import { integerFrom } from './values.js'
 
@@ -83,9 +86,23 @@ export interface Session {
   /** A remark for people, on stderr. */
   note(text: string): void
   loadModel(flags: ModelFlags): Promise<Model>
-  openData(model: Model, path: string, options: Omit<DatasetOptions, 'signal' | 'onProgress'>): Promise<Dataset>
+  /** What `load` gives, with a bar for what comes from the hub. */
+  fetched<T>(source: string, load: (options: Pick<HubOptions, 'onProgress' | 'signal'>) => Promise<T>): Promise<T>
+  /** The same thing, which is disposed of when the command ends. */
+  keep<T extends { dispose(): unknown }>(made: T): T
+  /** Reads a file of examples, and notes what its rows are. */
+  openData<N extends Network, B>(data: DataRequest<N, B>): Promise<TrainingData<B>>
   /** A progress bar that is taken down when the command ends, whatever the reason. */
   progress(label: string, total: number, unit?: 'count' | 'bytes'): Progress
+}
+
+/** A file of examples for a model. */
+export interface DataRequest<N extends Network, B>
+  extends Pick<OpenOptions, 'maxLength'>,
+    Partial<Pick<OpenOptions, 'evaluationFraction' | 'seed'>> {
+  readonly path: string
+  readonly model: Trainable<N>
+  readonly objective: Objective<N, B>
 }
 
 export interface SessionOptions {
@@ -138,6 +155,22 @@ function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanup
   const note = (text: string): void => {
     process.stderr.write(`${text}\n`)
   }
+  const keep = <T extends { dispose(): unknown }>(made: T): T => {
+    cleanups.push(() => made.dispose())
+    return made
+  }
+  const fetched: Session['fetched'] = async (source, load) => {
+    let bar: Progress | undefined
+    const result = await load({
+      signal,
+      onProgress: ({ loaded, total }) => {
+        bar ??= startProgress(`Fetching ${source}`, total, 'bytes')
+        bar.update(loaded, { total })
+      },
+    })
+    bar?.stop()
+    return result
+  }
   return {
     signal,
     note,
@@ -149,24 +182,19 @@ function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanup
       if (json) process.stdout.write(`${JSON.stringify({ event, ...fields })}\n`)
       else if (text !== undefined) process.stdout.write(`${text}\n`)
     },
-    async loadModel({ model: source, precision }) {
-      let bar: Progress | undefined
-      const model = await loadModel(source, {
-        precision: precision ?? inferencePrecision(source),
-        signal,
-        onProgress: ({ loaded, total }) => {
-          bar ??= startProgress(`Fetching ${source}`, total, 'bytes')
-          bar.update(loaded, { total })
-        },
-      })
-      bar?.stop()
-      cleanups.push(() => model.dispose())
-      return model
+    async loadModel({ model: source, precision = inferencePrecision(source) }) {
+      return keep(await fetched(source, (hub) => loadModel(source, { ...hub, precision })))
     },
-    async openData(model, path, options) {
+    fetched,
+    keep,
+    async openData({ path, model, objective, evaluationFraction = 0, seed = 0, maxLength }) {
       let bar: Progress | undefined
-      const data = await Dataset.open(path, model.tokenizer, {
-        ...options,
+      const data = await objective.open(path, {
+        tokenizer: model.tokenizer,
+        network: model.network,
+        maxLength,
+        evaluationFraction,
+        seed,
         signal,
         onProgress: (share) => {
           if (share === 1 && !bar) return
@@ -175,9 +203,9 @@ function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanup
         },
       })
       bar?.stop()
-      note(data.description)
-      const [first] = data.skipped
-      if (first) note(`Skipped rows: ${data.skippedCount}. The first is ${first.file}:${first.line}: ${first.reason}`)
+      if (data.description) note(data.description)
+      const [first] = data.skipped ?? []
+      if (first) note(`The first skipped row is ${first.file}:${first.line}: ${first.reason}`)
       return data
     },
   }

@@ -1,13 +1,18 @@
 /** `heddle train`: fine-tunes an adapter on a data file, as flags or a config file say. */
 import { type Command, Option } from 'commander'
+import { parse } from 'yaml'
 import { HeddleError } from '../errors.js'
+import { objectiveNames } from '../objectives/registry.js'
 import { optimizerNames } from '../optim/registry.js'
 import { scheduleNames } from '../optim/schedule.js'
 import { defaultLength } from '../train/evaluate.js'
+import { expectNoUnfinishedRun } from '../train/run.js'
+import { readRunRecord, writeRunRecord } from './run_record.js'
 import { type CommonFlags, command, dataOption, inSession, modelOption, type Session } from './session.js'
 import { overlaid, type PartialTrainConfig, readTrainConfig, type TrainConfig, trainConfigOf } from './train_config.js'
+import { trainingTask } from './train_objective.js'
 import { parameterCount, runTraining, stopAndResume, type TrainingRunOptions, writeReport } from './training_run.js'
-import { integerFrom, numberFrom } from './values.js'
+import { integerFrom, numberFrom, repeated } from './values.js'
 
 interface Flags extends CommonFlags {
   readonly config?: string
@@ -18,6 +23,8 @@ interface Flags extends CommonFlags {
   readonly evalFraction?: number
   readonly evalEvery?: number
   readonly packing?: boolean
+  readonly objective?: string
+  readonly objectiveOption?: readonly string[]
   readonly rank?: number
   readonly alpha?: number
   readonly dropout?: number
@@ -53,6 +60,15 @@ export const trainCommand = (): Command =>
     .addOption(new Option('-o, --output <folder>', 'gets the adapter, checkpoints, metrics and report'))
     .option('--resume', 'go on from the newest checkpoint in the output folder; the result is the same, bit for bit')
     .option('--packing', 'several sequences in one row, each seeing itself only: little padding')
+    .optionsGroup('Objective:')
+    .addOption(
+      new Option('--objective <name>', 'what to train for (default: what the rows are for)').choices(objectiveNames),
+    )
+    .option(
+      '--objective-option <name=value>',
+      'such as beta=0.2 for dpo, or labels=[ham,spam]; may be given several times (docs/training.md)',
+      repeated,
+    )
     .optionsGroup('Held-out data:')
     .option('--eval-data <file>', 'score this file before, during and after training')
     .option('--eval-fraction <share>', 'without --eval-data: share to hold out (default: 0.05)', numberFrom(0, 0.5))
@@ -93,6 +109,8 @@ export const trainCommand = (): Command =>
 Examples:
   $ heddle train --model HuggingFaceTB/SmolLM2-135M-Instruct --data support.jsonl --output adapters/support
   $ heddle train --model model.gguf --data notes.txt --output adapters/notes --epochs 3 --rank 8 --precision bf16
+  $ heddle train --model HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --objective dpo --output adapters/dpo
+  $ heddle train --model sentence-transformers/all-MiniLM-L6-v2 --data mails.csv --output adapters/spam
   $ heddle init && heddle train --config heddle.yaml --learning-rate 1e-4
 
 Ctrl-C stops after the running step, saves it, and prints the command that goes on from there.`,
@@ -100,38 +118,51 @@ Ctrl-C stops after the running step, saves it, and prints the command that goes 
     .action((flags: Flags, action: Command) =>
       inSession(flags, stopAndResume, async (session) => {
         const file = flags.config === undefined ? {} : await readTrainConfig(flags.config)
-        const given = overlaid(file, configOfFlags(flags))
+        const told = overlaid(file, configOfFlags(flags))
+        const isResumed = flags.resume === true && typeof told.output === 'string'
+        const given = isResumed ? overlaid(await readRunRecord(told.output as string), told) : told
         for (const name of ['model', 'data', 'output'] as const)
           if (given[name] === undefined && flags.config === undefined)
             action.error(`error: required option '--${name}' not specified`)
-        await trainAs(session, trainConfigOf(given, flags.config ?? 'train'), flags.resume ?? false)
+        await trainAs(session, {
+          given,
+          config: trainConfigOf(given, flags.config ?? 'train'),
+          resume: flags.resume ?? false,
+        })
       }),
     )
 
-async function trainAs(session: Session, config: TrainConfig, resume: boolean): Promise<void> {
+interface TrainRequest {
+  /** As the user said it. */
+  readonly given: PartialTrainConfig
+  readonly config: TrainConfig
+  readonly resume: boolean
+}
+
+async function trainAs(session: Session, { given, config, resume }: TrainRequest): Promise<void> {
   const { output, training } = config
-  const model = await session.loadModel(config)
-  const { seed = 0, full = false, packing = false, maxLength = defaultLength(model), evaluationFraction = 0 } = training
+  if (!resume) await expectNoUnfinishedRun(output)
+  const { model, objective, section } = await trainingTask(session, config)
+  const { evaluationFraction = 0, packing: _, ...options } = training
+  const { seed = 0, full = false, maxLength = defaultLength(model) } = options
   const adapter = full ? undefined : await model.attach(config.method, { seed })
-  const dataOptions = { maxLength, packing, evaluationFraction, seed }
-  const data = await session.openData(model, config.data, dataOptions)
+  const request = { model, objective, maxLength, seed }
+  const data = await session.openData({ ...request, path: config.data, evaluationFraction })
   const evaluationData =
-    config.evaluationData && (await session.openData(model, config.evaluationData, { maxLength, packing }))
-  const { evaluationFraction: _, ...options } = training
+    config.evaluationData === undefined
+      ? undefined
+      : await session.openData({ ...request, path: config.evaluationData })
+  await writeRunRecord(output, { ...given, objective: section })
   const run: TrainingRunOptions = {
     model,
+    objective,
     adapter,
     data,
+    evaluationData,
     dataName: config.data,
     outputFolder: output,
-    options: {
-      ...options,
-      ...(evaluationData ? { evaluationData } : {}),
-      maxLength,
-      optimizer: config.optimizer,
-      resume,
-    },
-    config: config.shown,
+    options: { ...options, maxLength, optimizer: config.optimizer, resume },
+    config: { ...config.shown, objective: objective.name },
   }
   const record = await runTraining(session, run)
   if (full) await model.save(output)
@@ -156,6 +187,7 @@ function configOfFlags(flags: Flags): PartialTrainConfig {
     output,
     evaluationData,
     precision,
+    objective: given({ name: flags.objective, ...namedValues('--objective-option', flags.objectiveOption ?? []) }),
     adapter: given({
       r: flags.rank,
       lora_alpha: flags.alpha,
@@ -193,6 +225,16 @@ const given = (fields: Readonly<Record<string, unknown>>): Record<string, unknow
         value !== undefined && !(typeof value === 'object' && value !== null && Object.keys(value).length === 0),
     ),
   )
+
+/** `name=value` texts as fields; values are read as YAML, so that 0.2 is a number and [a, b] a list. */
+function namedValues(flag: string, texts: readonly string[]): Record<string, unknown> {
+  const fields = texts.map((text) => {
+    const [, name, value] = /^(\w+)=(.*)$/s.exec(text) ?? []
+    if (name !== undefined) return [name, parse(value!)] as const
+    throw new HeddleError('ERR_HEDDLE_ARGUMENT', { place: flag, expected: 'name=value', got: JSON.stringify(text) })
+  })
+  return Object.fromEntries(fields)
+}
 
 /** A list where there are commas or a single plain name; everything else is PEFT's own string form. */
 function targetModules(text: string): string | string[] {

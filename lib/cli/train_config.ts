@@ -9,6 +9,7 @@ import { HeddleError } from '../errors.js'
 import type { GradientTransform } from '../optim/gradient_transform.js'
 import { optimizerNamed } from '../optim/registry.js'
 import { parseTrainOptions, type TrainOptions } from '../train/options.js'
+import { checkObjective, type ObjectiveSection } from './train_objective.js'
 
 const schema = z.strictObject({
   model: z.string({ error: 'a model: folder, .gguf file or hub id' }).min(1),
@@ -17,6 +18,7 @@ const schema = z.strictObject({
   evaluationData: z.string().min(1).optional(),
   precision: z.enum(['f32', 'bf16']).default('f32'),
   adapter: z.looseObject({ method: z.string().default('lora') }).prefault({}),
+  objective: z.looseObject({ name: z.string().optional() }).prefault({}),
   optimizer: z.looseObject({ name: z.string().default('adamw') }).prefault({}),
   training: z.record(z.string(), z.unknown()).prefault({}),
 })
@@ -31,6 +33,8 @@ export interface TrainConfig {
   readonly output: string
   readonly evaluationData?: string | undefined
   readonly precision: 'f32' | 'bf16'
+  /** Checked; without a name, data and model are to decide. */
+  readonly objective: ObjectiveSection
   readonly method: Parametrization
   readonly optimizer: GradientTransform
   readonly training: Omit<TrainOptions, 'data'>
@@ -78,7 +82,7 @@ export async function readTrainConfig(path: string): Promise<PartialTrainConfig>
 
 /** The fields of `over` in place of those of `base`, section by section. */
 export function overlaid(base: PartialTrainConfig, over: PartialTrainConfig): PartialTrainConfig {
-  const sections = ['adapter', 'optimizer', 'training'] as const
+  const sections = ['adapter', 'objective', 'optimizer', 'training'] as const
   const merged = Object.fromEntries(
     sections.flatMap((section) => {
       const parts = [base[section], over[section]].filter((part) => part !== undefined)
@@ -98,12 +102,19 @@ const isObject = (value: unknown): boolean => typeof value === 'object' && value
 export function trainConfigOf(given: PartialTrainConfig, place: string): TrainConfig {
   const { adapter, optimizer, training, ...rest } = parseConfig(place, schema, given)
   const { name, ...optimizerOptions } = optimizer
+  checkObjective(rest.objective)
   return {
     ...rest,
     method: methodOf(adapter),
     optimizer: optimizerNamed(name, optimizerOptions),
     training: trainingOf(training, rest.evaluationData !== undefined, place),
-    shown: shownFields({ precision: rest.precision, ...adapter, ...optimizer, ...training }),
+    shown: shownFields({
+      precision: rest.precision,
+      ...adapter,
+      ...namedObjective(rest.objective),
+      ...optimizer,
+      ...training,
+    }),
   }
 }
 
@@ -136,13 +147,17 @@ function trainingOf(
       place: `${place}: training`,
       expected: 'options of the training loop',
       got: `"${misplaced}"`,
-      hint: 'Model, data, adapter and optimizer are fields of their own',
+      hint: 'Model, data, objective, adapter and optimizer are fields of their own',
     })
   const held = hasEvaluationData ? {} : { evaluationFraction: defaultEvaluationFraction }
   const options = { ...held, ...training } as TrainConfig['training']
   parseTrainOptions({ ...options, data: 'data' })
   return options
 }
+
+/** The name that the report shows; the optimizer's is `name`. */
+const namedObjective = ({ name, ...options }: ObjectiveSection): Readonly<Record<string, unknown>> =>
+  name === undefined ? options : { objective: name, ...options }
 
 /** Plain values, for the table of the report. */
 const shownFields = (fields: Readonly<Record<string, unknown>>): TrainConfig['shown'] =>
@@ -162,6 +177,29 @@ data: data.jsonl                             # .jsonl, .csv, .parquet or .txt
 output: adapters/my-adapter                  # gets the PEFT folder, checkpoints, metrics.jsonl and report.html
 # evaluationData: held-out.jsonl             # else training.evaluationFraction of the data is held out
 precision: f32                               # bf16 halves the memory of the weights and is faster where it is in hardware
+
+# objective:             # what for; by default what the rows of the data are for, where there is no doubt
+#   name: causal-lm      # next tokens: of conversations, of prompts with completions, or of texts
+#
+#   name: dpo            # rows with prompt, chosen and rejected
+#   beta: 0.1            # how far from the base model: higher stays closer
+#   lossType: sigmoid    # sigmoid, hinge, ipo
+#   labelSmoothing: 0
+#   precomputeReference: false
+#
+#   name: orpo           # the same rows, without a reference
+#   beta: 0.1
+#
+#   name: sequence-classification   # rows with text and label; encoders and decoders
+#   labels: [ham, spam]  # default: those of the data
+#   textColumn: text
+#   labelColumn: label
+#
+#   name: multiple-negatives        # rows with anchor and positive, perhaps negative; encoders
+#   temperature: 0.05
+#
+#   name: cosine-similarity         # rows with sentence1, sentence2 and score; encoders
+#   pooling: mean        # mean, cls, max; default: as the encoder's own files say
 
 adapter:                 # fields as in PEFT's LoraConfig
   method: lora

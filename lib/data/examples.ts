@@ -1,6 +1,6 @@
 /** The examples of a task, block by block, from rows of any kind. */
 import { openRows, type RowOptions, type RowSource, type SkippedRow } from './rows.js'
-import { type ColumnNames, type DataTask, ExampleReader, knownColumns, type TaskExamples } from './shapes.js'
+import { type ColumnNames, type DataTask, dataTasks, ExampleReader, knownColumns, type TaskExamples } from './shapes.js'
 
 /** Options of {@link readExamples}. */
 export interface ExampleOptions extends Omit<RowOptions, 'columns'> {
@@ -42,4 +42,33 @@ export async function* readExamples<Task extends DataTask>(
     })
     yield { file, progress, examples, skipped, description: reader.description }
   }
+}
+
+/** What the rows of a source are, told by its first usable one. */
+export interface RecognisedRows {
+  /** That row as an example of each task that can read it. */
+  readonly examples: { readonly [Task in DataTask]?: TaskExamples[Task] }
+  /** The same in words, such as `pairs.jsonl: preferences (chosen, rejected, prompt)`, by task. */
+  readonly descriptions: { readonly [Task in DataTask]?: string }
+}
+
+/** Rows among which one that is an example of something is looked for. */
+const rowsTried = 100
+
+/** Looks at the first rows of a source. Nothing is found where none of them is an example. @throws as {@link openRows} */
+export async function recogniseRows(source: RowSource, signal?: AbortSignal): Promise<RecognisedRows> {
+  for await (const { file, rows } of openRows(source, { maxRows: rowsTried, signal }))
+    for (const row of rows) {
+      const examples: Partial<Record<DataTask, unknown>> = {}
+      const descriptions: Partial<Record<DataTask, string>> = {}
+      for (const task of dataTasks) {
+        const reader = new ExampleReader(task)
+        const example = reader.read(file, row)
+        if (typeof example === 'string') continue
+        examples[task] = example
+        descriptions[task] = reader.description
+      }
+      if (Object.keys(examples).length > 0) return { examples, descriptions } as RecognisedRows
+    }
+  return { examples: {}, descriptions: {} }
 }

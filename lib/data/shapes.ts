@@ -164,21 +164,33 @@ const preferenceShapes: readonly Shape<PreferenceExample>[] = [
 ]
 
 function preferenceOf(parts: Readonly<Record<string, unknown>>): PreferenceExample | string {
-  const [prompt, chosen, rejected] = [parts.prompt, parts.chosen, parts.rejected].map(listOf)
-  if (typeof prompt === 'string' && typeof chosen === 'string' && typeof rejected === 'string')
+  const texts = strings(parts, ['prompt', 'chosen', 'rejected'])
+  const [good, bad] = [messagesOf(listOf(parts.chosen)), messagesOf(listOf(parts.rejected))]
+  if (typeof good === 'string' || typeof bad === 'string') {
+    if (typeof texts === 'string')
+      return `"chosen" and "rejected" are not two texts with a "prompt", nor two lists of messages`
+    const [prompt, chosen, rejected] = texts as [string, string, string]
     return { prompt, chosen, rejected }
-  const [good, bad] = [messagesOf(chosen), messagesOf(rejected)]
-  if (typeof good === 'string' || typeof bad === 'string')
-    return `"chosen" and "rejected" are not two texts with a "prompt", nor two lists of messages`
-  // Both lists may begin with the prompt, which then need not be given, or is given as the text of its last message.
+  }
+  const before = promptMessages(listOf(parts.prompt))
+  if (typeof before === 'string') return `"prompt" is neither a text nor a list of messages: ${before}`
+  // Both lists may begin with the prompt, which then need not be given.
   const same = (index: number): boolean => JSON.stringify(good[index]) === JSON.stringify(bad[index])
   let shared = 0
   while (shared < Math.min(good.length, bad.length) - 1 && same(shared)) shared += 1
-  const before = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : messagesOf(prompt ?? [])
-  const all = shared > 0 ? good.slice(0, shared) : before
-  if (typeof all === 'string') return `"prompt" is neither a text nor a list of messages: ${all}`
-  if (all.length === 0) return 'no "prompt", and "chosen" and "rejected" do not begin with the same messages'
-  return { prompt: all, chosen: good.slice(shared), rejected: bad.slice(shared) }
+  const begin = good.slice(0, shared)
+  const last = before.at(-1)
+  const isWithin =
+    last === undefined || begin.some(({ role, content }) => role === last.role && content === last.content)
+  const prompt = isWithin ? begin : [...before, ...begin]
+  if (prompt.length === 0) return 'no "prompt", and "chosen" and "rejected" do not begin with the same messages'
+  return { prompt, chosen: good.slice(shared), rejected: bad.slice(shared) }
+}
+
+/** A prompt before answers that are messages: messages, the user's text, or nothing. */
+function promptMessages(prompt: unknown): readonly ChatMessage[] | string {
+  if (prompt === undefined) return []
+  return typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : messagesOf(prompt)
 }
 
 const shapes: { readonly [Task in DataTask]: readonly Shape<TaskExamples[Task]>[] } = {
@@ -187,6 +199,9 @@ const shapes: { readonly [Task in DataTask]: readonly Shape<TaskExamples[Task]>[
   pairs: pairShapes,
   preference: preferenceShapes,
 }
+
+/** All tasks. */
+export const dataTasks = Object.keys(shapes) as readonly DataTask[]
 
 /** Every column that a task looks for, to leave the others unread. */
 export function knownColumns(task: DataTask, columns?: ColumnNames): string[] {

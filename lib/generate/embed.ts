@@ -1,5 +1,5 @@
 /** Vectors of texts from a decoder's last hidden states. */
-import { div, mul, sqrt } from '../graph/ops/elementwise.js'
+import { add, cast, div, mul, sqrt } from '../graph/ops/elementwise.js'
 import { gatherRows } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
@@ -23,7 +23,8 @@ export class DecoderEmbedder {
     this.#longest = model.maxPositions
     this.#run = program(async (ids, weights, last) => {
       const [, time] = ids!.shape as [number, number]
-      const hidden = await model.hidden({ ids: ids! }, { ...forward, training: false })
+      const lengths = cast(add(last!, 1), 'i32')
+      const hidden = await model.hidden({ ids: ids!, lengths }, { ...forward, training: false })
       const pooled =
         pooling === 'last'
           ? gatherRows(hidden, last!)

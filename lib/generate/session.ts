@@ -49,6 +49,16 @@ export interface Drawn {
   readonly top?: readonly { readonly token: number; readonly logProbability: number }[]
 }
 
+/** One run of the program. */
+interface Feed {
+  readonly rows: readonly Row[]
+  /** Tokens of each row that this run takes, padded to `size`. */
+  readonly parts: readonly Int32Array[]
+  readonly size: number
+  /** Tokens that each text will have once its row is taken. */
+  readonly lengths: readonly number[]
+}
+
 /** Which optional inputs and outputs a program has. */
 interface Variant {
   readonly bias: boolean
@@ -69,6 +79,8 @@ export class Session {
   readonly #weights: readonly Tensor[]
   /** Tokens in the cache, by text. */
   readonly #texts: number[][]
+  /** Of the first text's keys, where they are all of one; see {@link LengthDependence}. */
+  #regime: number | undefined
 
   private constructor(model: CausalLm, forward: Omit<Forward, 'training'>, cache: KeyValueCache, batch: number) {
     this.capacity = cache.capacity
@@ -127,6 +139,12 @@ export class Session {
   /** Forgets all tokens but the first `length` of each text. */
   truncate(length: number): void {
     for (const text of this.#texts) text.length = Math.min(length, text.length)
+    if (length === 0) this.#regime = undefined
+  }
+
+  /** Which regime of length the first text's keys are of: undefined for an empty text and for keys of several. */
+  get regime(): number | undefined {
+    return this.#regime
   }
 
   /** Tokens of the first text that the cache holds. */
@@ -150,8 +168,9 @@ export class Session {
     return [...copies]
   }
 
-  /** Appends tokens whose keys and values {@link readCache} has given to the only text. */
-  async writeCache(tokens: ArrayLike<number>, tensors: readonly Tensor[]): Promise<void> {
+  /** Appends tokens whose keys and values, of that regime, {@link readCache} has given to the only text. */
+  async writeCache(tokens: ArrayLike<number>, tensors: readonly Tensor[], regime: number): Promise<void> {
+    this.#regime = regime
     this.#writer ??= program((position, ...fresh) => {
       for (const [index, { keys, values }] of this.#cache.layers.entries())
         for (const [half, cache] of [keys, values].entries())
@@ -168,7 +187,10 @@ export class Session {
    * Appends tokens to the texts and draws the one that follows in each; undefined for texts without new tokens.
    * @throws ERR_HEDDLE_ARGUMENT when the cache is full, ERR_HEDDLE_ABORTED
    */
-  async next(rows: readonly Row[], options: StepOptions = {}): Promise<(Drawn | undefined)[]> {
+  async next(given: readonly Row[], options: StepOptions = {}): Promise<(Drawn | undefined)[]> {
+    const rows = given.map((row, index) => this.#renewed(row, this.#texts[index]!))
+    const lengths = rows.map(({ tokens }, index) => this.#texts[index]!.length + tokens.length)
+    this.#regime = this.#regimeAfter(lengths[0]!)
     const drawn: (Drawn | undefined)[] = rows.map(() => undefined)
     const fed = rows.map(() => 0)
     for (;;) {
@@ -182,7 +204,7 @@ export class Session {
       const parts = rows.map(({ tokens }, index) =>
         tokens.subarray(fed[index]!, fed[index]! + Math.min(size, rest[index]!)),
       )
-      const results = await this.#run(rows, parts, size, options)
+      const results = await this.#run({ rows, parts, size, lengths }, options)
       for (const [index, part] of parts.entries()) {
         fed[index]! += part.length
         if (part.length > 0 && fed[index] === rows[index]!.tokens.length) drawn[index] = results[index]
@@ -198,19 +220,30 @@ export class Session {
     }
   }
 
-  async #run(
-    rows: readonly Row[],
-    parts: readonly Int32Array[],
-    size: number,
-    { bias, top = 0, signal }: StepOptions,
-  ): Promise<Drawn[]> {
+  /** The row, with the whole text before it where its keys have to be made anew for the length that it will have. */
+  #renewed(row: Row, text: number[]): Row {
+    const dependence = this.#model.lengthDependence
+    if (!dependence?.renewsKeys || row.tokens.length === 0) return row
+    if (dependence.regime(text.length) === dependence.regime(text.length + row.tokens.length)) return row
+    const tokens = Int32Array.of(...text, ...row.tokens)
+    text.length = 0
+    return { ...row, tokens }
+  }
+
+  /** Keys that are kept while a text grows are of the regimes that it went through. */
+  #regimeAfter(length: number): number | undefined {
+    const regime = this.#model.lengthDependence?.regime(length) ?? 0
+    return this.#texts[0]!.length === 0 || this.#regime === regime ? regime : undefined
+  }
+
+  async #run({ rows, parts, size, lengths }: Feed, { bias, top = 0, signal }: StepOptions): Promise<Drawn[]> {
     const variant: Variant = {
       bias: bias !== undefined,
       mask: rows.some(({ mask }) => mask !== undefined),
       history: rows.some(({ history }) => history !== undefined),
       top,
     }
-    const made = [...this.#textInputs(parts, size), ...this.#drawInputs(rows, parts, variant)]
+    const made = [...this.#textInputs(parts, size, lengths), ...this.#drawInputs(rows, parts, variant)]
     try {
       const outputs = await this.#program(variant).run(bias ? [...made, bias] : made, { signal })
       for (const [index, part] of parts.entries()) this.#texts[index]!.push(...part)
@@ -220,13 +253,14 @@ export class Session {
     }
   }
 
-  /** ids, positions, and where the last token of each text lies. */
-  #textInputs(parts: readonly Int32Array[], size: number): Tensor[] {
+  /** ids, positions, lengths, and where the last token of each text lies. */
+  #textInputs(parts: readonly Int32Array[], size: number, lengths: readonly number[]): Tensor[] {
     const ids = new Int32Array(this.batch * size)
     for (const [index, part] of parts.entries()) ids.set(part, index * size)
     const positions = this.#texts.map(({ length }) => Math.min(length, this.capacity - size))
     const last = parts.map((part, index) => index * size + Math.max(0, part.length - 1))
-    return [tensor(ids, [this.batch, size]), tensor(Int32Array.from(positions)), tensor(Int32Array.from(last))]
+    const vectors = [positions, lengths, last].map((each) => tensor(Int32Array.from(each)))
+    return [tensor(ids, [this.batch, size]), ...vectors]
   }
 
   #drawInputs(rows: readonly Row[], parts: readonly Int32Array[], variant: Variant): Tensor[] {
@@ -259,8 +293,9 @@ export class Session {
     const key = JSON.stringify(variant)
     const known = this.#programs.get(key)
     if (known) return known
-    const made = program(async (ids, position, last, draws, settings, ...more) => {
-      const hidden = await this.#model.hidden({ ids: ids!, position: position!, cache: this.#cache }, this.#forward)
+    const made = program(async (ids, position, lengths, last, draws, settings, ...more) => {
+      const inputs = { ids: ids!, position: position!, lengths: lengths!, cache: this.#cache }
+      const hidden = await this.#model.hidden(inputs, this.#forward)
       const logits = this.#model.logits(gatherRows(hidden, last!), this.#forward)
       const [history, promptLength] = variant.history ? more.splice(0, 2) : []
       const [mask] = variant.mask ? more.splice(0, 1) : []

@@ -82,19 +82,21 @@ export class SessionPool {
   /** Sets what the session forgets aside, and brings back what is known of the prompt. */
   async #begin(lease: Lease, prompt: Int32Array): Promise<void> {
     const { session } = lease
-    const root = this.#rootOf(lease)
+    const regime = this.#network.lengthDependence?.regime(prompt.length) ?? 0
     // The last token of the prompt is always fed.
     const most = prompt.length - 1
-    const common = Math.min(session.commonPrefix(prompt), most)
-    if (session.tokens.length - common >= blockTokens)
-      await this.#prefixes.add(root, [...session.tokens], (position) => session.readCache(position, blockTokens))
-    const blocks = this.#prefixes.find(root, prompt, most)
+    const common = session.regime === regime ? Math.min(session.commonPrefix(prompt), most) : 0
+    if (session.regime !== undefined && session.tokens.length - common >= blockTokens)
+      await this.#prefixes.add(this.#rootOf(lease, session.regime), [...session.tokens], (position) =>
+        session.readCache(position, blockTokens),
+      )
+    const blocks = this.#prefixes.find(this.#rootOf(lease, regime), prompt, most)
     if (blocks.length * blockTokens <= common) return session.truncate(common)
     const known = Math.floor(common / blockTokens)
     session.truncate(known * blockTokens)
     for (const [index, block] of blocks.entries()) {
       if (index < known) continue
-      await session.writeCache(prompt.subarray(index * blockTokens, (index + 1) * blockTokens), block)
+      await session.writeCache(prompt.subarray(index * blockTokens, (index + 1) * blockTokens), block, regime)
     }
   }
 
@@ -105,13 +107,13 @@ export class SessionPool {
     this.#weights = weights
   }
 
-  /** Stands for the weights that keys and values were computed with. */
-  #rootOf({ adapter, version }: Lease): string {
-    if (!adapter) return `0/${version}`
+  /** Stands for the weights that keys and values were computed with, and for the lengths that they are for. */
+  #rootOf({ adapter, version }: Lease, regime: number): string {
+    if (!adapter) return `0/${version}/${regime}`
     const number = this.#adapterNumbers.get(adapter) ?? this.#adapters + 1
     this.#adapters = Math.max(this.#adapters, number)
     this.#adapterNumbers.set(adapter, number)
-    return `${number}/${version}`
+    return `${number}/${version}/${regime}`
   }
 
   /** Lets go of idle sessions and prefixes: the weights have changed. */

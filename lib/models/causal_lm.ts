@@ -10,6 +10,14 @@ export interface KeyValueCache {
   readonly capacity: number
 }
 
+/** How the keys of a text depend on its length, in networks whose rotation does. */
+export interface LengthDependence {
+  /** Texts of the same regime are rotated alike; cached keys of another one are of no use to a text. */
+  regime(length: number): number
+  /** Whether a text that grows into another regime has its keys made anew; else they stay, as in transformers. */
+  readonly renewsKeys: boolean
+}
+
 /** Inputs of one forward pass. */
 export interface DecoderInputs {
   /** Token ids `i32 [b, t]`. */
@@ -24,11 +32,18 @@ export interface DecoderInputs {
   /** First position of this call's tokens, `i32 [b]`. Cached form; needs `cache`. */
   readonly position?: Sym | undefined
   readonly cache?: KeyValueCache | undefined
+  /**
+   * Tokens of each text up to the last one that is known, `i32 [b]`, for networks with a {@link LengthDependence}.
+   * Default: in the training form the longest text of each row, in the cached one all that this call brings.
+   */
+  readonly lengths?: Sym | undefined
 }
 
 /** A decoder language model of any architecture. */
 export interface CausalLm extends Network {
   readonly vocabularySize: number
+  /** Absent where keys depend on places alone. */
+  readonly lengthDependence?: LengthDependence | undefined
   /** Final hidden states `[b·t, hidden]`, normalised, ready for {@link logits}. */
   hidden(inputs: DecoderInputs, forward: Forward): Promise<Sym>
   /** The output projection `[vocabulary, hidden]`. */

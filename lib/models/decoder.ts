@@ -3,10 +3,10 @@
  * they stand, and what the checkpoint calls them. One file per family says how its config.json maps to one.
  */
 import { attention, attentionCached } from '../graph/ops/attention.js'
-import { add, cast, mul, tanh } from '../graph/ops/elementwise.js'
+import { add, cast, greaterEqual, mul, tanh } from '../graph/ops/elementwise.js'
 import { cacheUpdate, slice } from '../graph/ops/index.js'
-import { reshape } from '../graph/ops/reduce.js'
-import { type RopeTable, rope, ropeTable } from '../graph/ops/rope.js'
+import { max, reshape } from '../graph/ops/reduce.js'
+import { type RopeTable, rope } from '../graph/ops/rope.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
 import { type ActivationName, activations } from '../nn/activation.js'
@@ -16,6 +16,7 @@ import { tensor, zeros } from '../tensor/tensor.js'
 import type { CausalLm, DecoderInputs, KeyValueCache } from './causal_lm.js'
 import { refuseField } from './config_fields.js'
 import type { Rotary } from './rope_scaling.js'
+import { lengthDependenceOf, longestText, rotationTable } from './rotation.js'
 import { SiteBuilder, type WeightSource } from './weights.js'
 
 /** A decoder language model, described. Paths of a layer's modules are relative to the layer. */
@@ -144,12 +145,14 @@ export function decoder(spec: DecoderSpec, source: WeightSource, place: string):
     ? { path: output.path, kind: 'linear', weight: words.weight, isOutput: true }
     : builder.linear(output.path, [vocabulary, width], { bias: output.bias ?? false, isOutput: true })
 
+  const rotaries = [...new Set(layers.flatMap(({ rotary }) => rotary ?? []))]
   return {
     config: spec.config,
     architecture: spec.architecture,
     sites: builder.sites,
     vocabularySize: vocabulary,
-    maxPositions: spec.maxPositions,
+    maxPositions: longestText(spec.maxPositions, rotaries),
+    lengthDependence: lengthDependenceOf(rotaries),
     embeddingTied: output.tied,
     outputSite,
     hasPlainLogits: output.softcap === undefined && !output.bias,
@@ -343,7 +346,8 @@ interface View {
   readonly table: (rotary: Rotary) => RopeTable
 }
 
-function viewOf({ ids, segments, position, positions: given }: DecoderInputs): View {
+function viewOf(inputs: DecoderInputs): View {
+  const { ids, segments, position, positions: given, cache } = inputs
   const [batch, time] = ids.shape as [number, number]
   const steps = Int32Array.from({ length: time }, (_, i) => i)
   const row = read(tensor(steps, [1, time]))
@@ -351,11 +355,26 @@ function viewOf({ ids, segments, position, positions: given }: DecoderInputs): V
   const tables = new Map<Rotary, RopeTable>()
   // Rotations matter by their differences only, so that places in the row serve all its texts with one table.
   const table = (rotary: Rotary): RopeTable => {
-    const made = tables.get(rotary) ?? ropeTable(places, rotary.frequencies, rotary.scale)
+    const made =
+      tables.get(rotary) ??
+      rotationTable(rotary, {
+        places,
+        lengths: inputs.lengths ?? textLengths(inputs, places),
+        longest: cache?.capacity ?? time,
+      })
     tables.set(rotary, made)
     return made
   }
   return { batch, time, segments, position, positions: given ?? places, table }
+}
+
+/** Tokens of the longest text of each row, `i32 [1 or b]`. */
+function textLengths({ ids, segments, position, positions }: DecoderInputs, places: Sym): Sym {
+  const [batch, time] = ids.shape as [number, number]
+  if (position) return cast(add(position, time), 'i32')
+  if (!segments) return read(tensor(Int32Array.of(time)))
+  const ends = mul(add(cast(positions ?? places, 'f32'), 1), greaterEqual(segments, 0))
+  return cast(max(reshape(ends, [batch, time]), { axes: [1] }), 'i32')
 }
 
 async function createCache(

@@ -85,10 +85,15 @@ export function gemma2(configuration: unknown, source: WeightSource, place = 'co
 export function gemma3(configuration: unknown, source: WeightSource, place = 'config.json'): CausalLm {
   const config = parseModelConfig(gemma3Schema, configuration, place)
   const { rope_parameters: parameters, rope_theta, rope_local_base_freq, head_dim } = config
+  const { max_position_embeddings } = config
   const wide = parameters
-    ? { rope_theta, rope_parameters: parameters.full_attention }
+    ? { rope_theta, rope_parameters: parameters.full_attention, max_position_embeddings }
     : { ...config, rope_parameters: null }
-  const local = { rope_theta: rope_local_base_freq, rope_parameters: parameters?.sliding_attention }
+  const local = {
+    rope_theta: rope_local_base_freq,
+    rope_parameters: parameters?.sliding_attention,
+    max_position_embeddings,
+  }
   const [full, sliding] = [rotaryOf(head_dim, wide, place), rotaryOf(head_dim, local, place)]
   const isSliding = slidingLayers(config, config.sliding_window_pattern, place)
   const spec = windowedSpec(config, config.sliding_window_pattern, place)

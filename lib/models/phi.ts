@@ -77,10 +77,10 @@ export function phi(configuration: unknown, source: WeightSource, place = 'confi
   )
 }
 
-/** Phi-3, Phi-3.5-mini and Phi-4 of the same `model_type`; rope scaling `longrope` is refused. @throws ERR_HEDDLE_FORMAT */
+/** Phi-3, Phi-3.5-mini and Phi-4 of the same `model_type`. @throws ERR_HEDDLE_FORMAT */
 export function phi3(configuration: unknown, source: WeightSource, place = 'config.json'): CausalLm {
   const config = parseModelConfig(phi3Schema, configuration, place)
-  const { rotary, ...sizes } = sizesOf(config, 1, place)
+  const { rotary, ...sizes } = sizesOf(withLongrope(config), 1, place)
   return decoder(
     {
       ...sizes,
@@ -111,6 +111,15 @@ export function phi3(configuration: unknown, source: WeightSource, place = 'conf
     source,
     place,
   )
+}
+
+/** The first files call their longrope `su` or, as nothing else of the kind was there yet, `yarn`. */
+function withLongrope(config: z.infer<typeof phi3Schema>): z.infer<typeof phi3Schema> {
+  const scaling = config.rope_scaling ?? config.rope_parameters
+  const type = scaling?.rope_type ?? scaling?.type
+  return scaling && (type === 'su' || type === 'yarn')
+    ? { ...config, rope_scaling: { ...scaling, rope_type: 'longrope' } }
+    : config
 }
 
 type SharedConfig = z.infer<z.ZodObject<typeof shared>> & {

@@ -6,7 +6,7 @@ import { sum } from '../graph/ops/reduce.js'
 import type { Sym } from '../graph/sym.js'
 import type { Encoder, Pooling } from '../models/encoder.js'
 import type { Forward } from '../nn/site.js'
-import { openExamples, type Parsed } from './example_data.js'
+import { type ExampleReading, openExamples } from './example_data.js'
 import type { EvaluationResult, Objective, Scoreboard, Syms } from './objective.js'
 import { encodedText, type TextBatch, textBatch } from './text_batches.js'
 import { member, rowCosines, unitVectors } from './text_tuples.js'
@@ -78,25 +78,23 @@ export function cosineSimilarity(
     },
     scoreboard: similarityScoreboard,
     open(path, { tokenizer, network: _, maxLength, ...rest }) {
-      const kind = {
+      const encode = (text: string): Promise<Int32Array> => encodedText(tokenizer, text, maxLength)
+      const reading: ExampleReading<'pairs', ScoredPair, ScoredPairBatch> = {
+        task: 'pairs',
         maxLength,
         tokens: ({ first, second }: ScoredPair) => first.length + second.length,
         collate(pairs: readonly (ScoredPair | undefined)[]): ScoredPairBatch {
           const rows = [...pairs.map((pair) => pair?.first), ...pairs.map((pair) => pair?.second)]
           return { ...textBatch(rows, maxLength), pairs }
         },
+        async encode(pair) {
+          if (!('score' in pair)) return { reason: 'expected two sentences with a "score", got a pair without one' }
+          const { anchor, positive, score } = pair
+          if (!(score >= -1 && score <= 1)) return { reason: `expected a score from -1 to 1, got ${score}` }
+          return { example: { first: await encode(anchor), second: await encode(positive), score } }
+        },
       }
-      const parse = async (row: Readonly<Record<string, unknown>>): Promise<Parsed<ScoredPair>> => {
-        const { sentence1, sentence2 } = row
-        const score = typeof row.score === 'string' && row.score.trim() !== '' ? Number(row.score) : row.score
-        if (typeof sentence1 !== 'string' || typeof sentence2 !== 'string')
-          return { reason: 'expected "sentence1" and "sentence2" as strings' }
-        if (typeof score !== 'number' || !(score >= -1 && score <= 1))
-          return { reason: 'expected "score" as a number from -1 to 1' }
-        const encode = (text: string): Promise<Int32Array> => encodedText(tokenizer, text, maxLength)
-        return { example: { first: await encode(sentence1), second: await encode(sentence2), score } }
-      }
-      return openExamples(path, parse, kind, rest)
+      return openExamples(path, reading, rest)
     },
   }
 }

@@ -14,7 +14,7 @@ import type { Sym } from '../graph/sym.js'
 import type { Encoder, Pooling } from '../models/encoder.js'
 import { tensor } from '../tensor/tensor.js'
 import { crossEntropy } from './causal_lm_loss.js'
-import { openExamples, type Parsed } from './example_data.js'
+import { type ExampleReading, openExamples } from './example_data.js'
 import type { EvaluationResult, Objective, Scoreboard } from './objective.js'
 import { encodedText, type TextBatch, textBatch } from './text_batches.js'
 import { member, rowCosines, unitVectors } from './text_tuples.js'
@@ -98,25 +98,21 @@ export function multipleNegatives(
     },
     scoreboard: retrievalScoreboard,
     open(path, { tokenizer, network: _, maxLength, ...rest }) {
-      const kind = {
+      const reading: ExampleReading<'pairs', ContrastiveTexts, ContrastiveBatch> = {
+        task: 'pairs',
         maxLength,
         tokens: ({ anchor, positive, negative }: ContrastiveTexts) =>
           anchor.length + positive.length + (negative?.length ?? 0),
         collate: (examples: readonly (ContrastiveTexts | undefined)[]) => contrastiveBatch(examples, maxLength),
+        async encode(pair) {
+          if ('score' in pair) return { reason: 'expected "anchor" and "positive", got two sentences with a score' }
+          const { anchor, positive, negative } = pair
+          const texts = [anchor, positive, ...(negative === undefined ? [] : [negative])]
+          const [first, second, third] = await Promise.all(texts.map((text) => encodedText(tokenizer, text, maxLength)))
+          return { example: { anchor: first!, positive: second!, ...(third ? { negative: third } : {}) } }
+        },
       }
-      const parse = async (row: Readonly<Record<string, unknown>>): Promise<Parsed<ContrastiveTexts>> => {
-        const { anchor, positive, negative } = row
-        const hasNegative = negative !== undefined
-        if (typeof anchor !== 'string' || typeof positive !== 'string' || (hasNegative && typeof negative !== 'string'))
-          return { reason: 'expected "anchor" and "positive", and perhaps "negative", as strings' }
-        const [first, second, third] = await Promise.all(
-          [anchor, positive, ...(hasNegative ? [negative as string] : [])].map((text) =>
-            encodedText(tokenizer, text, maxLength),
-          ),
-        )
-        return { example: { anchor: first!, positive: second!, ...(third ? { negative: third } : {}) } }
-      }
-      return openExamples(path, parse, kind, rest)
+      return openExamples(path, reading, rest)
     },
   }
 }

@@ -2,6 +2,7 @@
  * The seam of objectives: what a task must say so that the training loop, the training step and the evaluation can work
  * on it. They know no task; an objective is one file here.
  */
+import type { SkippedRow } from '../data/rows.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import type { Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
@@ -109,6 +110,10 @@ export interface TrainingData<B> {
   readonly maxLength: number
   /** What was set aside, if anything. */
   readonly evaluation?: TrainingData<B> | undefined
+  /** What the rows are and how many, in words. */
+  readonly description?: string
+  /** Rows that could not be used, or the first of them. */
+  readonly skipped?: readonly SkippedRow[]
   /** Number of batches of an epoch. */
   batchCount(batchSize: number): number
   /** The batches of one epoch. */

@@ -1,5 +1,6 @@
 /** Pairs of a chosen and a rejected answer to the same prompt: rows, batches, and the log-probabilities of both answers. */
 import { type Batch, collate, type Sequence } from '../data/collate.js'
+import type { PreferenceExample } from '../data/shapes.js'
 import { HeddleError } from '../errors.js'
 import { greaterEqual, maximum, neg } from '../graph/ops/elementwise.js'
 import { slice } from '../graph/ops/index.js'
@@ -9,7 +10,7 @@ import type { CausalLm } from '../models/causal_lm.js'
 import type { Forward } from '../nn/site.js'
 import type { ChatMessage, Tokenizer } from '../tokenize/tokenizer.js'
 import { targetLosses } from './causal_lm_loss.js'
-import { type ExampleData, openExamples, type Parsed } from './example_data.js'
+import { type Encoded, type ExampleData, type ExampleReading, openExamples } from './example_data.js'
 import type { BatchArray, OpenOptions, Syms } from './objective.js'
 
 /** One pair, tokenized; in each sequence the answer is what counts. */
@@ -73,40 +74,35 @@ export function halves(all: Sym): readonly [Sym, Sym] {
   return [slice(all, [{ axis: 0, start: 0, end: n }]), slice(all, [{ axis: 0, start: n, end: 2 * n }])]
 }
 
-/**
- * Reads rows of `{prompt, chosen, rejected}`: strings, or lists of messages, as trl has them; with messages, `prompt`
- * may be left out when both conversations begin with it.
- */
+/** Reads preferences: answers as texts, or as lists of messages, which go through the chat template. */
 export function openPairs(
   path: string,
   { tokenizer, maxLength, ...options }: OpenOptions<CausalLm>,
 ): Promise<ExampleData<PreferencePair, PreferenceBatch>> {
   const padId = tokenizer.padTokenId ?? tokenizer.eosTokenIds[0] ?? 0
-  const kind = {
+  const reading: ExampleReading<'preference', PreferencePair, PreferenceBatch> = {
+    task: 'preference',
     maxLength,
-    tokens: ({ chosen, rejected }: PreferencePair) => chosen.ids.length + rejected.ids.length - 2,
-    collate(pairs: readonly (PreferencePair | undefined)[]): PreferenceBatch {
+    tokens: ({ chosen, rejected }) => chosen.ids.length + rejected.ids.length - 2,
+    collate(pairs) {
       const rows = [...pairs.map((pair) => pair?.chosen), ...pairs.map((pair) => pair?.rejected)]
       return { ...collate(rows, { maxLength, padId }), pairs }
     },
+    encode: (example) => pairOf(example, tokenizer, maxLength),
   }
-  return openExamples(path, (row) => pairOf(row, tokenizer, maxLength), kind, options)
+  return openExamples(path, reading, options)
 }
 
-type Content = string | readonly ChatMessage[]
-
 async function pairOf(
-  { prompt, chosen, rejected }: Readonly<Record<string, unknown>>,
+  example: PreferenceExample,
   tokenizer: Tokenizer,
   maxLength: number,
-): Promise<Parsed<PreferencePair>> {
-  const areTexts = [prompt, chosen, rejected].every((each) => typeof each === 'string')
-  const areChats = isChat(chosen) && isChat(rejected) && (prompt === undefined || isChat(prompt))
-  if (!areTexts && !areChats)
-    return { reason: 'expected "prompt", "chosen" and "rejected" as strings, or as lists of messages' }
+): Promise<Encoded<PreferencePair>> {
   try {
-    const sequence = (answer: Content): Promise<Sequence> => encoded(prompt as Content | undefined, answer, tokenizer)
-    const pair = { chosen: cut(await sequence(chosen as Content)), rejected: cut(await sequence(rejected as Content)) }
+    const pair = {
+      chosen: cut(await encoded(example, example.chosen, tokenizer)),
+      rejected: cut(await encoded(example, example.rejected, tokenizer)),
+    }
     return pair.chosen.loss.includes(1) && pair.rejected.loss.includes(1)
       ? { example: pair }
       : { reason: `no answer within the first ${maxLength} tokens` }
@@ -121,12 +117,19 @@ async function pairOf(
   }
 }
 
-async function encoded(prompt: Content | undefined, answer: Content, tokenizer: Tokenizer): Promise<Sequence> {
-  if (typeof answer !== 'string') {
-    const { ids, loss } = await tokenizer.encodeChat([...((prompt ?? []) as readonly ChatMessage[]), ...answer])
-    return { ids, loss: lastTurn(loss) }
-  }
-  const before = await tokenizer.encode(prompt as string)
+/** The prompt and one of its answers, of which the answer counts. */
+async function encoded(
+  { prompt }: PreferenceExample,
+  answer: string | readonly ChatMessage[],
+  tokenizer: Tokenizer,
+): Promise<Sequence> {
+  if (typeof prompt === 'string') return completed(tokenizer, prompt, answer as string)
+  const { ids, loss } = await tokenizer.encodeChat([...prompt, ...(answer as readonly ChatMessage[])])
+  return { ids, loss: lastTurn(loss) }
+}
+
+async function completed(tokenizer: Tokenizer, prompt: string, answer: string): Promise<Sequence> {
+  const before = await tokenizer.encode(prompt)
   const after = await tokenizer.encode(answer, { addSpecialTokens: false })
   const ids = Int32Array.of(...before, ...after, ...tokenizer.eosTokenIds.slice(0, 1))
   return { ids, loss: new Uint8Array(ids.length).fill(1, before.length) }
@@ -137,8 +140,3 @@ function lastTurn(loss: Uint8Array): Uint8Array {
   const start = loss.lastIndexOf(0, loss.lastIndexOf(1)) + 1
   return loss.map((value, index) => (index < start ? 0 : value))
 }
-
-const isChat = (value: unknown): value is readonly ChatMessage[] =>
-  Array.isArray(value) &&
-  value.length > 0 &&
-  value.every((message) => typeof message?.role === 'string' && typeof message?.content === 'string')

@@ -1,8 +1,14 @@
 /** Classification of whole texts: cross-entropy over the labels of a {@link ClassifierNetwork}. */
+import { z } from 'zod'
+import { parseConfig } from '../config.js'
+import { readExamples } from '../data/examples.js'
+import type { RowSource, SkippedRow } from '../data/rows.js'
+import type { ColumnNames } from '../data/shapes.js'
+import { HeddleError } from '../errors.js'
 import { argmax, sum } from '../graph/ops/reduce.js'
 import type { ClassifierNetwork } from '../models/sequence_classifier.js'
 import { crossEntropy } from './causal_lm_loss.js'
-import { openExamples, type Parsed } from './example_data.js'
+import { type ExampleReading, noExample, openExamples } from './example_data.js'
 import type { EvaluationResult, Objective, Scoreboard } from './objective.js'
 import { encodedText, type TextBatch, textBatch } from './text_batches.js'
 
@@ -45,17 +51,25 @@ export interface ClassificationEvaluation extends EvaluationResult {
 
 /** Options of {@link sequenceClassification}. */
 export interface SequenceClassificationOptions {
-  /** Column of the text; default `text`. */
-  readonly textColumn?: string
-  /** Column of the label, a label's name or its index; default `label`. */
-  readonly labelColumn?: string
+  /** Column of the text; default: as docs/data.md says, or `text` where `labelColumn` is given. */
+  readonly textColumn?: string | undefined
+  /** Column of the label, a label's name or its index; default: so, too, or `label` where `textColumn` is given. */
+  readonly labelColumn?: string | undefined
 }
 
-/** Mean −log p(label) over texts, for a model of `loadSequenceClassifier`. */
+const schema = z.strictObject({
+  textColumn: z.string().min(1).optional(),
+  labelColumn: z.string().min(1).optional(),
+})
+
+/**
+ * Mean −log p(label) over texts, for a model of `loadSequenceClassifier`.
+ * @throws ERR_HEDDLE_ARGUMENT on an option that is unknown
+ */
 export function sequenceClassification(
   options: SequenceClassificationOptions = {},
 ): Objective<ClassifierNetwork, ClassificationBatch, ClassificationEvaluation> {
-  const { textColumn = 'text', labelColumn = 'label' } = options
+  const columns = columnsOf(parseConfig('sequenceClassification', schema, options))
   return {
     name: 'sequence-classification',
     config: {},
@@ -75,35 +89,76 @@ export function sequenceClassification(
     },
     scoreboard: ({ labels }) => confusionScoreboard(labels),
     open(path, { tokenizer, network, maxLength, ...rest }) {
-      const kind = {
+      const reading: ExampleReading<'classification', LabelledText, ClassificationBatch> = {
+        task: 'classification',
+        columns,
         maxLength,
         tokens: ({ ids }: LabelledText) => ids.length,
-        collate: (examples: readonly (LabelledText | undefined)[]): ClassificationBatch => ({
+        collate: (examples) => ({
           ...textBatch(
             examples.map((example) => example?.ids),
             maxLength,
           ),
           labels: Int32Array.from(examples, (example) => example?.label ?? -100),
         }),
+        async encode({ text, textPair, label: name }) {
+          if (textPair !== undefined) return { reason: 'expected one text with a label, got two' }
+          const label = labelIndex(name, network.labels)
+          if (label === undefined)
+            return { reason: `expected one of the labels ${network.labels.join(', ')}, or its index, got "${name}"` }
+          return { example: { ids: await encodedText(tokenizer, text, maxLength), label } }
+        },
       }
-      const parse = async (row: Readonly<Record<string, unknown>>): Promise<Parsed<LabelledText>> => {
-        const text = row[textColumn]
-        const label = labelIndex(row[labelColumn], network.labels)
-        if (typeof text !== 'string') return { reason: `expected "${textColumn}" as a string` }
-        if (label === undefined)
-          return { reason: `expected "${labelColumn}" as one of ${network.labels.join(', ')}, or its index` }
-        return { example: { ids: await encodedText(tokenizer, text, maxLength), label } }
-      }
-      return openExamples(path, parse, kind, rest)
+      return openExamples(path, reading, rest)
     },
   }
 }
 
-/** A label's index, given its name, or the index as a number or as CSV has it. */
-function labelIndex(value: unknown, labels: readonly string[]): number | undefined {
-  const named = labels.indexOf(String(value))
-  const index = named >= 0 ? named : typeof value === 'boolean' || value === '' ? Number.NaN : Number(value)
-  return Number.isInteger(index) && index >= 0 && index < labels.length && value !== null ? index : undefined
+/** Options of {@link labelsIn}. */
+export interface LabelsInOptions extends SequenceClassificationOptions {
+  readonly signal?: AbortSignal | undefined
+}
+
+/** More labels than this are taken for a mistake. */
+const mostLabels = 1000
+
+/**
+ * The labels of a data file, for `loadSequenceClassifier`: in the order of their numbers if all are numbers, else of
+ * their characters, so that the order of the rows does not matter.
+ * @throws ERR_HEDDLE_FORMAT when no row has one or more than a thousand are different, and what reading the file throws
+ */
+export async function labelsIn(source: RowSource, options: LabelsInOptions = {}): Promise<string[]> {
+  const { signal, ...rest } = options
+  const columns = columnsOf(parseConfig('labelsIn', schema, rest))
+  const labels = new Set<string>()
+  const skipped: SkippedRow[] = []
+  for await (const block of readExamples('classification', source, { columns, signal })) {
+    for (const { line, example } of block.examples) {
+      labels.add(example.label)
+      if (labels.size > mostLabels)
+        throw new HeddleError('ERR_HEDDLE_FORMAT', {
+          place: `${block.file}:${line}`,
+          expected: `at most ${mostLabels} different labels`,
+          got: 'one more',
+        })
+    }
+    skipped.push(...block.skipped)
+  }
+  if (labels.size === 0) throw noExample(source, skipped)
+  const numbers = [...labels].every((label) => label.trim() !== '' && Number.isFinite(Number(label)))
+  return numbers ? [...labels].sort((a, b) => Number(a) - Number(b)) : [...labels].sort()
+}
+
+const columnsOf = ({ textColumn, labelColumn }: SequenceClassificationOptions): ColumnNames | undefined =>
+  textColumn === undefined && labelColumn === undefined
+    ? undefined
+    : { text: textColumn ?? 'text', label: labelColumn ?? 'label' }
+
+/** A label's index, given its name or the index. */
+function labelIndex(name: string, labels: readonly string[]): number | undefined {
+  const named = labels.indexOf(name)
+  const index = named >= 0 ? named : name.trim() === '' ? Number.NaN : Number(name)
+  return Number.isInteger(index) && index >= 0 && index < labels.length ? index : undefined
 }
 
 function confusionScoreboard(labels: readonly string[]): Scoreboard<ClassificationBatch, ClassificationEvaluation> {

@@ -190,8 +190,16 @@ function expectSameSettings(checkpoint: string, saved: TrainerState, now: Traine
 
 async function checkpointToResume({ outputFolder, resume }: TrainSettings): Promise<string | undefined> {
   if (typeof resume === 'string') return resume
-  const latest = outputFolder === undefined ? undefined : await latestCheckpoint(outputFolder)
-  if (resume || latest === undefined) return latest
+  if (outputFolder === undefined) return undefined
+  if (resume) return latestCheckpoint(outputFolder)
+  await expectNoUnfinishedRun(outputFolder)
+  return undefined
+}
+
+/** @throws ERR_HEDDLE_ARGUMENT when the folder has the checkpoint of a run that is to be gone on with */
+export async function expectNoUnfinishedRun(outputFolder: string): Promise<void> {
+  const latest = await latestCheckpoint(outputFolder)
+  if (latest === undefined) return
   const { step, total, stopped } = await readTrainerState(latest)
   if (step < total && !stopped)
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
@@ -200,7 +208,6 @@ async function checkpointToResume({ outputFolder, resume }: TrainSettings): Prom
       got: `${outputFolder}, where step ${step} of ${total} is done`,
       hint: 'Go on with resume (--resume), or remove its checkpoints folder to start anew',
     })
-  return undefined
 }
 
 const misuse = (place: string, expected: string, got: string): HeddleError =>

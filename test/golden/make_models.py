@@ -3,6 +3,7 @@
 models/<name>/config.json, model.safetensors   as save_pretrained writes them; weights are exact in bf16
 models/<name>/adapter                          a LoRA adapter of PEFT's on all linear modules, but for images
 models/<name>/golden.safetensors               decoders: ids, logits; encoders: ids, mask, hidden; images: pixels, logits
+                                               those of LONG also: short, generated, generated_logits (see run_long)
 models/<name>/gradients.json                   for each parameter, |g| and sum(g * cos(0.7 i)) of the mean loss (decoders)
                                                or of sum(y * cos(0.7 i)) with y the hidden states of real tokens
                                                (encoders) or the logits (images)
@@ -77,6 +78,15 @@ ENCODERS = {
                                          "max_position_embeddings": 40}),
 }
 
+# Rotations that depend on the length of the text: 24 tokens are beyond the limit of 16, the first 12 are not.
+LONG = {
+    "llama-dynamic": (tf.LlamaConfig, {**LLAMA, "max_position_embeddings": 16, "rope_parameters":
+                                       {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}),
+    "phi3-longrope": (tf.Phi3Config, {**LLAMA, "original_max_position_embeddings": 16, "rope_parameters":
+                                      {"rope_type": "longrope", "rope_theta": 10000.0,
+                                       "short_factor": [1.0, 1.05, 1.2, 1.5], "long_factor": [1.0, 2.0, 3.5, 6.0]}}),
+}
+
 IMAGES = {
     "vit": (tf.ViTConfig, {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
                            "image_size": [16, 12], "patch_size": 4, "num_labels": 5}),
@@ -86,7 +96,7 @@ IMAGES = {
 def main() -> None:
     torch.set_num_threads(1)
     chosen = sys.argv[1:]
-    for seed, (name, (config, fields)) in enumerate([*DECODERS.items(), *ENCODERS.items(), *IMAGES.items()]):
+    for seed, (name, (config, fields)) in enumerate([*DECODERS.items(), *ENCODERS.items(), *IMAGES.items(), *LONG.items()]):
         if not chosen or name in chosen:
             make(name, config(**fields), seed)
 
@@ -95,7 +105,7 @@ def make(name: str, config, seed: int) -> None:
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     auto, run = (
-        (tf.AutoModelForCausalLM, run_decoder) if name in DECODERS
+        (tf.AutoModelForCausalLM, run_decoder) if name in DECODERS or name in LONG
         else (tf.AutoModel, run_encoder) if name in ENCODERS
         else (tf.AutoModelForImageClassification, run_images)
     )
@@ -113,6 +123,10 @@ def make(name: str, config, seed: int) -> None:
     (folder / "gradients.json").write_text(json.dumps(gradients, indent=1) + "\n")
     if name not in IMAGES:
         golden["adapted"] = adapt(model, golden, folder / "adapter", seed)
+    if name in LONG:
+        # A model of its own: transformers' dynamic rotation remembers the longest text that it has seen.
+        fresh = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        golden |= run_long(fresh.eval(), golden["ids"].long())
     save_file(golden, folder / "golden.safetensors")
     size = sum(path.stat().st_size for path in folder.rglob("*.*"))
     print(name, type(model).__name__, f"{size / 1000:.0f} kB", "std", [round(v.std().item(), 3) for v in golden.values() if v.is_floating_point()])
@@ -124,6 +138,15 @@ def run_decoder(model, seed: int):
     logits = model(input_ids=ids).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return {"ids": ids.int(), "logits": logits.detach().contiguous()}, loss
+
+
+def run_long(model, ids):
+    """Logits of the first 12 tokens, and 20 greedy tokens after 10 with their logits: across the limit, with a cache."""
+    short = model(input_ids=ids[:, :12]).logits.detach().contiguous()
+    how = tf.GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=1)
+    made = model.generate(ids[:1, :10], generation_config=how, output_logits=True, return_dict_in_generate=True)
+    return {"short": short, "generated": made.sequences[0, 10:].int().contiguous(),
+            "generated_logits": torch.cat(made.logits).contiguous()}
 
 
 def run_encoder(model, seed: int):
