@@ -5,7 +5,7 @@ import fc from 'fast-check'
 import { gradients } from '../lib/graph/grad.js'
 import { blockDiagonal } from '../lib/graph/ops/block_diagonal.js'
 import { cast, mul } from '../lib/graph/ops/elementwise.js'
-import { kron, kroneckerMatmul, kroneckerOrder, kroneckerProducts } from '../lib/graph/ops/kronecker.js'
+import { kron, kroneckerMatmul, kroneckerOrder, kroneckerPath, kroneckerProducts } from '../lib/graph/ops/kronecker.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { monarch } from '../lib/graph/ops/monarch.js'
 import { sum } from '../lib/graph/ops/reduce.js'
@@ -88,7 +88,7 @@ const families: readonly Family[] = [
     ],
     in: 72,
     out: 90,
-    product: (x, factors, precision) => kroneckerMatmul(x, factors, { precision }),
+    product: (x, factors, precision) => kroneckerMatmul(x, factors, { precision, path: 'stages' }),
     entry: ([a, b, c], o, i) =>
       a![Math.floor(o / 30) * 4 + Math.floor(i / 18)]! *
       b![(Math.floor(o / 6) % 5) * 2 + (Math.floor(i / 9) % 2)]! *
@@ -102,7 +102,7 @@ const families: readonly Family[] = [
     ],
     in: 32,
     out: 48,
-    product: (x, factors, precision) => kroneckerMatmul(x, factors, { precision }),
+    product: (x, factors, precision) => kroneckerMatmul(x, factors, { precision, path: 'stages' }),
     entry: ([a, b], o, i) =>
       [0, 1, 2, 3].reduce(
         (total, term) =>
@@ -184,6 +184,31 @@ test('kron is the block matrix a[i, j] b', async (t) => {
       [1, 10, 2, 20, 3, 30, 4, 40],
     ],
   )
+})
+
+test('a sum of Kronecker products is written out where its stages cost more, and gives the same', async (t) => {
+  const factors: readonly (readonly [number, number])[] = [
+    [4, 4],
+    [12, 8],
+  ]
+  t.is(kroneckerPath({ rows: 500, terms: 1, factors }), 'stages')
+  t.is(kroneckerPath({ rows: 500, terms: 4, factors }), 'materialised')
+  t.is(kroneckerPath({ rows: 3, terms: 4, factors }), 'stages')
+  for (const shapes of [factors, [[2, 3] as const, ...factors]]) {
+    const size = (axis: 0 | 1): number => shapes.reduce((product, each) => product * each[axis], 1)
+    const operands = [[40, size(1)], ...shapes.map((each) => [5, ...each]), [40, size(0)]].map((shape, i) =>
+      draw(shape, 60 + i),
+    )
+    const [stages, whole] = await Promise.all(
+      (['stages', 'materialised'] as const).map((path) =>
+        program(async (x, ...rest) => {
+          const y = kroneckerMatmul(x!, rest.slice(0, -1), { path })
+          return [y, ...(await gradients(sum(mul(y, rest.at(-1)!)), [x!, ...rest.slice(0, -1)]))]
+        })(...operands),
+      ),
+    )
+    for (const [i, each] of whole!.entries()) t.true((await distance(each, stages![i]!)) < 2e-6, `result ${i}`)
+  }
 })
 
 test('factors are applied in the order with the fewest operations of all', (t) => {

@@ -8,6 +8,7 @@ import { matmul } from '../lib/graph/ops/matmul.js'
 import { program } from '../lib/graph/program.js'
 import { read } from '../lib/graph/sym.js'
 import { loadModel, type Model } from '../lib/model.js'
+import type { SiteHook } from '../lib/nn/site.js'
 import { sgd } from '../lib/optim/sgd.js'
 import { denseMatrix } from '../lib/structured/dense_matrix.js'
 import { kroneckerMatrix } from '../lib/structured/kronecker_matrix.js'
@@ -23,10 +24,10 @@ import { tinyDataset, tinyModel } from './tiny_model.js'
 const numbers = async (value: Tensor): Promise<number[]> => [...(await value.data())].map(Number)
 
 /** Logits of a few tokens. */
-async function logitsOf(model: Model): Promise<number[]> {
+async function logitsOf(model: Model, hook?: SiteHook): Promise<number[]> {
   const ids = tensor(Int32Array.of(5, 9, 70, 33, 8, 101), [1, 6])
   const run = program(async (given) => {
-    const hidden = await model.network.hidden({ ids: given! }, { precision: 'f32', training: false })
+    const hidden = await model.network.hidden({ ids: given! }, { precision: 'f32', training: false, hook })
     return matmul(hidden, read(model.network.outputSite.weight), { transposeB: true })
   })
   return numbers(await run(ids))
@@ -129,6 +130,27 @@ test('an adapter works on top of a replaced weight', async (t) => {
   const first = (await evaluate(model, data, { adapter })).loss
   for await (const _ of train(model, { adapter, data, epochs: 2, optimizer: sgd({ lr: 0.5 }) })) void _
   t.true((await evaluate(model, data, { adapter })).loss < first)
+})
+
+test('merging puts a dense weight in the place of the matrix, unmerging brings the matrix back bit for bit', async (t) => {
+  const model = await tinyModel()
+  await replaceLinear(model, ['q_proj', 'up_proj'], (weight) => monarchMatrix.fromDense(weight, {}))
+  const adapter = await model.attach(lora({ r: 4, target_modules: ['q_proj', 'v_proj'] }))
+  const data = await tinyDataset(model)
+  for await (const _ of train(model, { adapter, data, maxSteps: 3, optimizer: sgd({ lr: 0.5 }) })) void _
+  const site = model.network.sites.get('model.layers.0.self_attn.q_proj')!
+  const [matrix, plain, adapted] = [site.structure, await logitsOf(model), await logitsOf(model, adapter.hook)]
+  t.true(furthest(adapted, plain) > 1e-3)
+  await model.merge(adapter)
+  t.is(site.structure, undefined)
+  t.is(model.network.sites.get('model.layers.0.mlp.up_proj')!.structure!.kind, 'monarch')
+  t.true(furthest(await logitsOf(model), adapted) < 1e-4)
+  const folder = join(temporaryFolder(), 'merged')
+  await model.save(folder)
+  t.deepEqual(await logitsOf(await loadModel(folder)), await logitsOf(model))
+  model.unmerge(adapter)
+  t.is(site.structure, matrix)
+  t.deepEqual(await logitsOf(model), plain)
 })
 
 test('what cannot be replaced is refused and named', async (t) => {

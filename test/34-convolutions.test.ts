@@ -1,8 +1,9 @@
 // Convolutions and pooling: values and gradients as torch has them, on any number of threads.
 import test from 'ava'
+import fc from 'fast-check'
 import { gradients } from '../lib/graph/grad.js'
 import { conv1d, conv2d } from '../lib/graph/ops/conv.js'
-import { mul } from '../lib/graph/ops/elementwise.js'
+import { cast, mul } from '../lib/graph/ops/elementwise.js'
 import { pad } from '../lib/graph/ops/gather.js'
 import { adaptiveAvgPool2d, avgPool2d, maxPool2d, upsample2d } from '../lib/graph/ops/pool.js'
 import { sum } from '../lib/graph/ops/reduce.js'
@@ -26,25 +27,68 @@ testAgainstTorch('images', {
   pad: ([x], { widths, ...options }) => pad(x!, widths, options),
 })
 
-test.serial('a convolution and its gradients are the same on one thread and on three', async (t) => {
-  const shape = [5, 24, 13, 11]
-  const step = program(async (x, w) => {
-    const y = conv2d(x!, w!, { padding: 1, stride: 2 })
-    return [y, ...(await gradients(sum(mul(y, y)), [x!, w!]))]
+test('windows that move by one pixel, of any size, padding and dilation, give what f64 gives, and so do gradients', async (t) => {
+  const along = fc.record({
+    size: fc.integer({ min: 1, max: 4 }),
+    dilation: fc.integer({ min: 1, max: 2 }),
+    padding: fc.integer({ min: 0, max: 4 }),
+    extra: fc.integer({ min: 0, max: 40 }),
   })
-  const inputs = [
-    tensor(randomNumbers(5 * 24 * 13 * 11, 1), shape),
-    tensor(randomNumbers(40 * 24 * 9, 2), [40, 24, 3, 3]),
-  ]
-  const threads = addon.threads()
-  t.teardown(() => addon.setThreads(threads))
-  const results: unknown[] = []
-  for (const count of [1, 3]) {
-    addon.setThreads(count)
-    results.push(await Promise.all((await step.run(inputs)).map(async (result) => result!.data())))
-  }
-  t.deepEqual(results[0], results[1])
+  const channels = fc.constantFrom(1, 3, 20, 45, 67)
+  const cases = fc.record({ y: along, x: along, c: channels, o: channels, n: fc.constantFrom(1, 3), seed: fc.nat(99) })
+  await fc.assert(
+    fc.asyncProperty(cases, async ({ y, x, c, o, n, seed }) => {
+      const reach = ({ size, dilation }: typeof y): number => (size - 1) * dilation + 1
+      const image = [n, c, reach(y) + y.extra, reach(x) + x.extra]
+      const kernel = [o, c, y.size, x.size]
+      const count = (shape: readonly number[]): number => shape.reduce((a, b) => a * b)
+      const [input, weight] = [randomNumbers(count(image), seed), randomNumbers(count(kernel), seed + 1)]
+      const found = await Promise.all(
+        (['f32', 'f64'] as const).map(async (dtype) => {
+          const run = program(async (...given) => {
+            const [a, w, bias] = given.map((each) => cast(each, dtype))
+            const padding = [y.padding, x.padding] as const
+            const z = conv2d(a!, w!, { padding, dilation: [y.dilation, x.dilation], bias })
+            return [z, ...(await gradients(sum(mul(z, z)), [a!, w!]))]
+          })
+          const results = await run(tensor(input, image), tensor(weight, kernel), tensor(randomNumbers(o, 7)))
+          return Promise.all(results.map(async (each) => Array.from(await each.data(), Number)))
+        }),
+      )
+      for (const [i, exact] of found[1]!.entries()) {
+        const largest = (of: (value: number, at: number) => number): number =>
+          exact.reduce((most, value, at) => Math.max(most, Math.abs(of(value, at))), 0)
+        const error = largest((value, at) => value - found[0]![i]![at]!) / largest((value) => value)
+        t.true(error < 1e-5, `result ${i}: ${error}`)
+      }
+    }),
+    { numRuns: 30, seed: 4 },
+  )
 })
+
+for (const stride of [1, 2])
+  test.serial(
+    `a convolution and its gradients are the same on one thread and on three, stride ${stride}`,
+    async (t) => {
+      const shape = [5, 24, 13, 11]
+      const step = program(async (x, w) => {
+        const y = conv2d(x!, w!, { padding: 1, stride })
+        return [y, ...(await gradients(sum(mul(y, y)), [x!, w!]))]
+      })
+      const inputs = [
+        tensor(randomNumbers(5 * 24 * 13 * 11, 1), shape),
+        tensor(randomNumbers(40 * 24 * 9, 2), [40, 24, 3, 3]),
+      ]
+      const threads = addon.threads()
+      t.teardown(() => addon.setThreads(threads))
+      const results: unknown[] = []
+      for (const count of [1, 3]) {
+        addon.setThreads(count)
+        results.push(await Promise.all((await step.run(inputs)).map(async (result) => result!.data())))
+      }
+      t.deepEqual(results[0], results[1])
+    },
+  )
 
 test('a frozen weight gives what a given one does, also after it has been packed', async (t) => {
   const weight = tensor(randomNumbers(20 * 6 * 9, 2), [20, 6, 3, 3])

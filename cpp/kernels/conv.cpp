@@ -3,7 +3,12 @@
 // A tile is one image and some of its channels, computed by a single-threaded oneDNN primitive in the layout that it
 // likes best; operands are rearranged on the way in and out. Measured on one AVX-512 core, f32 GFLOP/s, this way / NCHW
 // as it lies / im2col and a packed product: 3x3 of 64 channels on 56x56 104 / 67 / 96, of 256 on 14x14 122 / 95 / 101,
-// 4 groups 111 / 43 / -, depthwise 25 / 4 / -; but 1x1 75 / 111 / 108, so those take NCHW as it lies.
+// 4 groups 111 / 43 / -, depthwise 25 / 4 / -; but 1x1 75 / 111 / 108, so those take NCHW as it lies. Large images with
+// stride 1 take kernels of our own (conv_direct.h), which are faster where a convolution has few channels or is 1x1: in
+// tiles of the pool, oneDNN / own, 1x1 64 to 256 channels on 56x56 59 / 107, the gradient of 256 to 64 58 / 102,
+// windows of 3 along 3000 samples 72 / 101, 3x3 of 64 on 28x28 101 / 102, of 512 on 7x7 113 / 58.
+#include "kernels/conv.h"
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -12,10 +17,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kernels/conv_direct.h"
 #include "kernels/kernel_table.h"
 #include "kernels/onednn.h"
 #include "kernels/rows.h"
-#include "kernels/window.h"
 
 namespace heddle {
 namespace {
@@ -28,24 +33,6 @@ constexpr int64_t kWantedTiles = 16;
 constexpr int64_t kChannelBlock = 16;
 /// Elements of x that one call of the weight gradient takes.
 constexpr int64_t kChunkElements = int64_t{1} << 19;
-
-enum class Pass { kForward, kInput, kWeight };
-
-struct Problem {
-  int64_t images = 0, groups = 1;
-  /// Per group.
-  int64_t in = 0, out = 0;
-  Window window;
-  bool bias = false;
-
-  int64_t kernel() const { return window.y.size * window.x.size; }
-  int64_t pixels_in() const { return window.y.input * window.x.input; }
-  int64_t pixels_out() const { return window.y.output * window.x.output; }
-  bool pointwise() const {
-    const auto plain = [](const WindowAxis& a) { return a.size == 1 && a.stride == 1 && a.before + a.after == 0; };
-    return groups == 1 && plain(window.y) && plain(window.x);
-  }
-};
 
 /// What one call computes: so many images, groups, and channels per group.
 struct Piece {
@@ -76,7 +63,7 @@ class Relayout {
 /// A primitive for one piece, with the way of each operand into its layout.
 class Convolution {
  public:
-  Convolution(Pass pass, const Problem& problem, const Piece& piece);
+  Convolution(ConvPass pass, const ConvProblem& problem, const Piece& piece);
 
   size_t x_bytes() const { return x_.needed() ? aligned(x_desc_.get_size()) : 0; }
   size_t y_bytes() const { return y_.needed() ? aligned(y_desc_.get_size()) : 0; }
@@ -94,7 +81,7 @@ class Convolution {
   template <class Made>
   void adopt(const Made& made);
 
-  Pass pass_;
+  ConvPass pass_;
   dnnl::primitive primitive_;
   memory::desc x_desc_, w_desc_, y_desc_, bias_desc_, workspace_desc_;
   Relayout x_, w_, y_;
@@ -104,7 +91,7 @@ memory::desc strided(const memory::dims& dims, const memory::dims& strides) {
   return {dims, memory::data_type::f32, strides};
 }
 
-Convolution::Convolution(Pass pass, const Problem& problem, const Piece& piece) : pass_(pass) {
+Convolution::Convolution(ConvPass pass, const ConvProblem& problem, const Piece& piece) : pass_(pass) {
   const auto& [wy, wx] = problem.window;
   const int64_t k = problem.kernel();
   const memory::dims x_dims{piece.images, piece.groups * piece.in, wy.input, wx.input};
@@ -137,18 +124,18 @@ Convolution::Convolution(Pass pass, const Problem& problem, const Piece& piece) 
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   bias_desc_ = memory::desc({piece.groups * piece.out}, memory::data_type::f32, Tag::a);
   using Forward = dnnl::convolution_forward;
-  const auto kind = pass == Pass::kForward ? dnnl::prop_kind::forward_inference : dnnl::prop_kind::forward_training;
+  const auto kind = pass == ConvPass::kForward ? dnnl::prop_kind::forward_inference : dnnl::prop_kind::forward_training;
   const auto described =
       problem.bias ? Forward::desc(kind, direct, x, any(w_dims), bias_desc_, y, strides, dilations, before, behind)
                    : Forward::desc(kind, direct, x, any(w_dims), y, strides, dilations, before, behind);
   const Forward::primitive_desc forward(described, attributes, cpu_engine());
-  if (pass == Pass::kForward) {
+  if (pass == ConvPass::kForward) {
     primitive_ = Forward(forward);
     x_desc_ = forward.src_desc();
     w_desc_ = forward.weights_desc();
     y_desc_ = forward.dst_desc();
     workspace_desc_ = forward.scratchpad_desc();
-  } else if (pass == Pass::kInput) {
+  } else if (pass == ConvPass::kInput) {
     const dnnl::convolution_backward_data::primitive_desc made(
         {direct, x, any(w_dims), y, strides, dilations, before, behind}, attributes, cpu_engine(), forward);
     primitive_ = dnnl::convolution_backward_data(made);
@@ -166,9 +153,9 @@ Convolution::Convolution(Pass pass, const Problem& problem, const Piece& piece) 
     workspace_desc_ = made.scratchpad_desc();
   }
   const memory::desc own_w = strided(w_dims, w_strides);
-  x_ = pass == Pass::kInput ? Relayout(x_desc_, own_x) : Relayout(own_x, x_desc_);
-  w_ = pass == Pass::kWeight ? Relayout(w_desc_, own_w) : Relayout(own_w, w_desc_);
-  y_ = pass == Pass::kForward ? Relayout(y_desc_, own_y) : Relayout(own_y, y_desc_);
+  x_ = pass == ConvPass::kInput ? Relayout(x_desc_, own_x) : Relayout(own_x, x_desc_);
+  w_ = pass == ConvPass::kWeight ? Relayout(w_desc_, own_w) : Relayout(own_w, w_desc_);
+  y_ = pass == ConvPass::kForward ? Relayout(y_desc_, own_y) : Relayout(own_y, y_desc_);
 }
 
 void Convolution::run(const void* x, const void* w, const float* bias, const void* y, std::byte* workspace) const {
@@ -194,11 +181,11 @@ struct Parts {
   bool last(int64_t part) const { return part + 1 == count(); }
 };
 
-Parts choose_parts(Pass pass, const Problem& problem) {
+Parts choose_parts(ConvPass pass, const ConvProblem& problem) {
   Parts parts;
-  parts.total = problem.groups > 1 ? problem.groups : pass == Pass::kInput ? problem.in : problem.out;
+  parts.total = problem.groups > 1 ? problem.groups : pass == ConvPass::kInput ? problem.in : problem.out;
   // The weight gradient's tiles are parts alone: its images are summed up.
-  const int64_t images = pass == Pass::kWeight ? 1 : problem.images;
+  const int64_t images = pass == ConvPass::kWeight ? 1 : problem.images;
   const int64_t wanted = std::max<int64_t>(1, (kWantedTiles + images - 1) / images);
   const int64_t channels = problem.groups > 1 ? std::min(problem.in, problem.out) : 1;
   const int64_t block = std::max<int64_t>(1, kChannelBlock / channels);
@@ -207,9 +194,9 @@ Parts choose_parts(Pass pass, const Problem& problem) {
   return parts;
 }
 
-Piece piece_of(Pass pass, const Problem& problem, int64_t images, int64_t length) {
+Piece piece_of(ConvPass pass, const ConvProblem& problem, int64_t images, int64_t length) {
   if (problem.groups > 1) return {images, length, problem.in, problem.out};
-  if (pass == Pass::kInput) return {images, 1, length, problem.out};
+  if (pass == ConvPass::kInput) return {images, 1, length, problem.out};
   return {images, 1, problem.in, length};
 }
 
@@ -218,10 +205,10 @@ struct PartOffsets {
   int64_t x, w, y, channel;
 };
 
-PartOffsets offsets_of(Pass pass, const Problem& problem, int64_t begin) {
-  const int64_t in = problem.groups > 1 ? begin * problem.in : pass == Pass::kInput ? begin : 0;
-  const int64_t out = problem.groups > 1 ? begin * problem.out : pass == Pass::kInput ? 0 : begin;
-  const int64_t w = problem.groups > 1 || pass != Pass::kInput ? out * problem.in : in;
+PartOffsets offsets_of(ConvPass pass, const ConvProblem& problem, int64_t begin) {
+  const int64_t in = problem.groups > 1 ? begin * problem.in : pass == ConvPass::kInput ? begin : 0;
+  const int64_t out = problem.groups > 1 ? begin * problem.out : pass == ConvPass::kInput ? 0 : begin;
+  const int64_t w = problem.groups > 1 || pass != ConvPass::kInput ? out * problem.in : in;
   return {in * problem.pixels_in(), w * problem.kernel(), out * problem.pixels_out(), out};
 }
 
@@ -229,7 +216,8 @@ PartOffsets offsets_of(Pass pass, const Problem& problem, int64_t begin) {
 /// runs where it is frozen.
 class ImagePlan {
  public:
-  ImagePlan(Pass pass, const Problem& problem) : pass_(pass), problem_(problem), parts_(choose_parts(pass, problem)) {
+  ImagePlan(ConvPass pass, const ConvProblem& problem)
+      : pass_(pass), problem_(problem), parts_(choose_parts(pass, problem)) {
     for (const bool last : {false, true}) {
       const int64_t length = parts_.length(last ? parts_.count() - 1 : 0);
       made_[last] = std::make_shared<const Convolution>(pass, problem, piece_of(pass, problem, 1, length));
@@ -259,21 +247,20 @@ class ImagePlan {
     });
   }
 
-  /// `source` and `result`: x and y, or dy and dx. `w` as it lies where the plan does not pack.
-  void run(const float* source, const float* w, const std::byte* packed, const float* bias, float* result,
+  /// `source` and `result`: x and y, or dy and dx. `weight`: packed, or as it lies where the plan does not pack.
+  void run(const float* source, const std::byte* weight, const float* bias, float* result,
            const RunArguments& arguments) const {
     const int64_t parts = parts_.count();
+    const bool packed = packs();
     arguments.pool.run(static_cast<size_t>(problem_.images * parts), [&](size_t tile, size_t thread) {
       const auto part = static_cast<int64_t>(tile) % parts;
       const auto image = static_cast<int64_t>(tile) / parts;
       const PartOffsets at = offsets_of(pass_, problem_, parts_.begin(part));
       const int64_t x = image * problem_.groups * problem_.in * problem_.pixels_in() + at.x;
       const int64_t y = image * problem_.groups * problem_.out * problem_.pixels_out() + at.y;
-      const void* weight = packed != nullptr
-                               ? static_cast<const void*>(packed + static_cast<size_t>(part) * packed_part_)
-                               : static_cast<const void*>(w + at.w);
-      const bool forward = pass_ == Pass::kForward;
-      run_tile(*made_[parts_.last(part)], source + (forward ? x : y), weight,
+      const size_t own = packed ? static_cast<size_t>(part) * packed_part_ : static_cast<size_t>(at.w) * sizeof(float);
+      const bool forward = pass_ == ConvPass::kForward;
+      run_tile(*made_[parts_.last(part)], source + (forward ? x : y), weight + own,
                bias == nullptr ? nullptr : bias + at.channel, result + (forward ? y : x),
                arguments.thread_scratch<std::byte>(thread));
     });
@@ -282,7 +269,7 @@ class ImagePlan {
  private:
   void run_tile(const Convolution& made, const float* source, const void* weight, const float* bias, float* result,
                 std::byte* scratch) const {
-    const bool forward = pass_ == Pass::kForward;
+    const bool forward = pass_ == ConvPass::kForward;
     const Relayout& way_in = forward ? made.x() : made.y();
     const Relayout& way_out = forward ? made.y() : made.x();
     std::byte* const inner_source = scratch + (forward ? 0 : x_bytes_);
@@ -296,8 +283,8 @@ class ImagePlan {
     });
   }
 
-  Pass pass_;
-  Problem problem_;
+  ConvPass pass_;
+  ConvProblem problem_;
   Parts parts_;
   /// By whether the part is the last one.
   std::array<std::shared_ptr<const Convolution>, 2> made_;
@@ -308,7 +295,8 @@ class ImagePlan {
 /// where there are several ranges, their sums are added up in order at the end.
 class WeightPlan {
  public:
-  explicit WeightPlan(const Problem& problem) : problem_(problem), parts_(choose_parts(Pass::kWeight, problem)) {
+  explicit WeightPlan(const ConvProblem& problem)
+      : problem_(problem), parts_(choose_parts(ConvPass::kWeight, problem)) {
     ranges_ = std::min(problem.images, std::max<int64_t>(1, kWantedTiles / parts_.count()));
     range_ = (problem.images + ranges_ - 1) / ranges_;
     ranges_ = (problem.images + range_ - 1) / range_;
@@ -367,8 +355,8 @@ class WeightPlan {
       const int64_t length = parts_.length(last ? parts_.count() - 1 : 0);
       auto& made = made_[{images, last}];
       if (made) continue;
-      made = std::make_shared<const Convolution>(Pass::kWeight, problem_,
-                                                 piece_of(Pass::kWeight, problem_, images, length));
+      made = std::make_shared<const Convolution>(ConvPass::kWeight, problem_,
+                                                 piece_of(ConvPass::kWeight, problem_, images, length));
       x_bytes_ = std::max(x_bytes_, made->x_bytes());
       y_bytes_ = std::max(y_bytes_, made->y_bytes());
       w_bytes_ = std::max(w_bytes_, made->w_bytes());
@@ -381,7 +369,7 @@ class WeightPlan {
     auto* const total = reinterpret_cast<float*>(inner_y + y_bytes_);
     auto* const fresh = reinterpret_cast<float*>(inner_y + y_bytes_ + w_bytes_);
     std::byte* const workspace = inner_y + y_bytes_ + 2 * w_bytes_;
-    const PartOffsets at = offsets_of(Pass::kWeight, problem_, parts_.begin(part));
+    const PartOffsets at = offsets_of(ConvPass::kWeight, problem_, parts_.begin(part));
     const int64_t x_image = problem_.groups * problem_.in * problem_.pixels_in();
     const int64_t y_image = problem_.groups * problem_.out * problem_.pixels_out();
     const int64_t first = range * range_;
@@ -404,7 +392,7 @@ class WeightPlan {
       std::memcpy(dw + at.w, total, parts_.length(part) * dw_count_ / parts_.total * sizeof(float));
   }
 
-  Problem problem_;
+  ConvProblem problem_;
   Parts parts_;
   int64_t ranges_ = 1, range_ = 1, chunk_ = 1;
   /// By the number of images, and whether the part is the last one.
@@ -413,11 +401,11 @@ class WeightPlan {
 };
 
 /// Checks the three operands, wherever the instruction has them.
-Problem read_problem(const KernelRequest& request, const Operand& x, const Operand& w, const Operand& y) {
+ConvProblem read_problem(const KernelRequest& request, const Operand& x, const Operand& w, const Operand& y) {
   for (const Operand* operand : {&x, &w, &y})
     request.check(operand->present && operand->dtype == DType::kF32 && operand->shape.rank() == 4,
                   "x, w and y f32 of rank 4", operand_text(*operand));
-  Problem problem;
+  ConvProblem problem;
   problem.images = x.shape[0];
   problem.groups = request.attributes.integer("groups");
   request.check(problem.groups >= 1 && x.shape[1] >= 1 && w.shape[0] >= 1 && x.shape[1] % problem.groups == 0 &&
@@ -434,24 +422,28 @@ Problem read_problem(const KernelRequest& request, const Operand& x, const Opera
   return problem;
 }
 
-/// The forward pass and the gradient of x: operands (source, w[, bias]) -> result.
-CompiledKernel image_kernel(const KernelRequest& request, Pass pass, const Problem& problem) {
-  if (problem.images == 0) return {.run = [](const RunArguments&) {}};
-  const auto plan = guarded("conv2d", "a convolution that oneDNN can do",
-                            [&] { return std::make_shared<const ImagePlan>(pass, problem); });
+/// Names the packed form of a frozen weight, which depends on everything that the library's choice may depend on.
+std::string packing_key(const char* kind, ConvPass pass, const ConvProblem& problem) {
+  std::string key = kind + std::string(pass == ConvPass::kForward ? "/forward" : "/input");
+  for (const int64_t size :
+       {problem.images, problem.groups, problem.window.y.input, problem.window.x.input, problem.window.y.stride,
+        problem.window.x.stride, problem.window.y.dilation, problem.window.x.dilation, problem.window.y.before,
+        problem.window.x.before, problem.window.y.size, problem.window.x.size, problem.window.y.output,
+        problem.window.x.output})
+    key += "/" + std::to_string(size);
+  return key;
+}
+
+/// Operands (source, w[, bias]) -> result by one way to compute it.
+template <class Plan>
+CompiledKernel planned_kernel(const KernelRequest& request, const std::string& key, bool bias,
+                              const std::shared_ptr<const Plan>& plan) {
   const Operand& w = request.inputs[1];
   const size_t shared = plan->packs() ? aligned(plan->packed_bytes()) : 0;
   CompiledKernel kernel;
-  kernel.scratch_per_thread = plan->scratch_per_thread();
+  kernel.scratch_per_thread = aligned(plan->scratch_per_thread());
   std::shared_ptr<AlignedBuffer> frozen;
   if (shared != 0 && w.frozen) {
-    std::string key = pass == Pass::kForward ? "conv2d" : "conv2d_input";
-    for (const int64_t size :
-         {problem.images, problem.groups, problem.window.y.input, problem.window.x.input, problem.window.y.stride,
-          problem.window.x.stride, problem.window.y.dilation, problem.window.x.dilation, problem.window.y.before,
-          problem.window.x.before, problem.window.y.size, problem.window.x.size, problem.window.y.output,
-          problem.window.x.output})
-      key += "/" + std::to_string(size);
     frozen = std::static_pointer_cast<AlignedBuffer>(w.frozen->derived(key, [&]() -> std::shared_ptr<void> {
       const Storage::Pin pin(w.frozen);
       auto packed = std::make_shared<AlignedBuffer>(shared);
@@ -461,33 +453,44 @@ CompiledKernel image_kernel(const KernelRequest& request, Pass pass, const Probl
     kernel.consumed_inputs = {1};
   }
   const bool packs = shared != 0 && !frozen;
-  kernel.run = [plan, frozen, packs, shared, bias = problem.bias](const RunArguments& arguments) {
+  kernel.run = [plan, frozen, packs, shared, bias](const RunArguments& arguments) {
     const AlignedBuffer fresh(packs ? shared : 0);
     if (packs) plan->pack(arguments.input<float>(1), fresh.data(), arguments.pool);
-    const std::byte* packed = frozen ? frozen->data() : packs ? fresh.data() : nullptr;
-    plan->run(arguments.input<float>(0), arguments.input<float>(1), packed, bias ? arguments.input<float>(2) : nullptr,
-              arguments.output<float>(0), arguments);
+    const std::byte* weight = frozen ? frozen->data() : packs ? fresh.data() : arguments.input<std::byte>(1);
+    plan->run(arguments.input<float>(0), weight, bias ? arguments.input<float>(2) : nullptr, arguments.output<float>(0),
+              arguments);
   };
   return kernel;
 }
 
+/// The forward pass and the gradient of x.
+CompiledKernel image_kernel(const KernelRequest& request, ConvPass pass, const ConvProblem& problem) {
+  if (problem.images == 0) return {.run = [](const RunArguments&) {}};
+  if (DirectConvolution::fits(pass, problem))
+    return planned_kernel(request, packing_key("conv2d_direct", pass, problem), problem.bias,
+                          std::make_shared<const DirectConvolution>(pass, problem));
+  return planned_kernel(request, packing_key("conv2d", pass, problem), problem.bias,
+                        guarded("conv2d", "a convolution that oneDNN can do",
+                                [&] { return std::make_shared<const ImagePlan>(pass, problem); }));
+}
+
 CompiledKernel compile_conv2d(const KernelRequest& request) {
   request.expect_counts(3, 1);
-  Problem problem = read_problem(request, request.inputs[0], request.inputs[1], request.outputs[0]);
+  ConvProblem problem = read_problem(request, request.inputs[0], request.inputs[1], request.outputs[0]);
   problem.bias = request.inputs[2].present;
   check_optional(request, request.inputs[2], "bias", DType::kF32, Shape{request.inputs[1].shape[0]});
-  return image_kernel(request, Pass::kForward, problem);
+  return image_kernel(request, ConvPass::kForward, problem);
 }
 
 CompiledKernel compile_conv2d_input_vjp(const KernelRequest& request) {
   request.expect_counts(2, 1);
-  return image_kernel(request, Pass::kInput,
+  return image_kernel(request, ConvPass::kInput,
                       read_problem(request, request.outputs[0], request.inputs[1], request.inputs[0]));
 }
 
 CompiledKernel compile_conv2d_weight_vjp(const KernelRequest& request) {
   request.expect_counts(2, 1);
-  const Problem problem = read_problem(request, request.inputs[0], request.outputs[0], request.inputs[1]);
+  const ConvProblem problem = read_problem(request, request.inputs[0], request.outputs[0], request.inputs[1]);
   if (problem.images == 0) {
     const size_t bytes = request.outputs[0].shape.bytes(DType::kF32);
     return {.run = [bytes](const RunArguments& arguments) { std::memset(arguments.out[0], 0, bytes); }};

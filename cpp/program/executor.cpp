@@ -414,14 +414,11 @@ std::vector<Tensor> Program::allocate_outputs() const {
   outputs.reserve(list_.outputs.size());
   for (const uint32_t id : list_.outputs) {
     const BufferDeclaration& buffer = list_.buffers[id];
-    void* memory = nullptr;
-    heddle_error error;
-    check_status(backend_.allocate(backend_.self, buffer.bytes, &memory, &error), error);
+    std::byte* const memory = allocate_result(backend_, buffer.bytes);
     const auto release = [&backend = backend_, memory, bytes = buffer.bytes] {
-      backend.release(backend.self, memory, bytes);
+      release_result(backend, memory, bytes);
     };
-    outputs.push_back(
-        {buffer.dtype, buffer.shape, Storage::adopted({static_cast<std::byte*>(memory), buffer.bytes}, release)});
+    outputs.push_back({buffer.dtype, buffer.shape, Storage::adopted({memory, buffer.bytes}, release)});
   }
   return outputs;
 }

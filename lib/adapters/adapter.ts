@@ -1,7 +1,7 @@
 /** A parametrization attached to a model: its trainable tensors at every chosen site, and its place in the forward pass. */
 import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
-import { copy } from '../graph/ops/index.js'
+import { copy, transpose } from '../graph/ops/index.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
@@ -43,7 +43,7 @@ export class Adapter {
   readonly taskType: string
   readonly #attachments: ReadonlyMap<string, Attachment>
   readonly #shared: SharedTensors
-  #originals: Map<Site, Pick<Site, SitePart>> | undefined
+  #originals: Map<Site, Original> | undefined
 
   private constructor(
     model: Network,
@@ -202,21 +202,22 @@ export class Adapter {
   }
 
   /**
-   * Replaces the weight of every site by one that computes the same without the adapter. Programs traced before keep
-   * the old weights. {@link unmerge} puts the very same old tensors back.
+   * Replaces the weight of every site by one that computes the same without the adapter; a structured matrix gives way to
+   * a dense weight. Programs traced before keep the old weights. {@link unmerge} puts the very same old tensors back.
    * @throws ERR_HEDDLE_ARGUMENT when the method cannot be merged or is merged already
    */
   async merge(): Promise<void> {
     if (this.#originals) throw misuse('merge', 'an adapter that is not merged', 'a merged one')
     for (const attachment of this.#attachments.values()) this.#expectMergeable(attachment)
-    const originals = new Map<Site, Pick<Site, SitePart>>()
+    const originals = new Map<Site, Original>()
     this.#originals = originals
     try {
       for (const attachment of this.#attachments.values()) {
         const { site } = attachment
         const { weight, bias } = await mergedTensors(attachment, this.#tensorsOf(attachment))
-        originals.set(site, { weight: site.weight, bias: site.bias })
+        originals.set(site, { weight: site.weight, bias: site.bias, structure: site.structure })
         site.weight = weight
+        site.structure = undefined
         if (bias) site.bias = bias
         await pause()
       }
@@ -229,9 +230,10 @@ export class Adapter {
   /** Undoes {@link merge} exactly. */
   unmerge(): void {
     if (!this.#originals) throw misuse('unmerge', 'a merged adapter', 'one that is not merged')
-    for (const [site, { weight, bias }] of this.#originals) {
+    for (const [site, { weight, bias, structure }] of this.#originals) {
       site.weight.dispose()
       site.weight = weight
+      site.structure = structure
       if (site.bias !== bias) {
         site.bias?.dispose()
         site.bias = bias
@@ -260,13 +262,14 @@ export class Adapter {
   #expectMergeable({ site, plan }: Attachment): void {
     if (plan && !plan.merged)
       throw misuse('merge', 'a method that can be merged', `${this.method.name} at ${site.path}`)
-    if (site.structure)
-      throw misuse('merge', 'sites with dense weights', `${site.path}, which is ${site.structure.kind}`)
     const isShared = site === this.model.outputSite || site.kind === 'embedding'
     if (isShared && this.model.embeddingTied)
       throw misuse('merge', 'an output projection of its own', `${site.path}, which shares its weight`)
   }
 }
+
+/** What a merge replaces at a site. */
+type Original = Pick<Site, SitePart | 'structure'>
 
 /** What is attached: the method itself, or what it makes of the network and the data. */
 async function resolved(
@@ -304,11 +307,17 @@ async function mergedTensors(
   const { plan, trained } = attachment
   const part = replaced(attachment.site, attachment)
   return await computed(() => {
-    const [weight, bias] = [read(part.weight), part.bias && read(part.bias)]
+    const [weight, bias] = [weightOf(part), part.bias && read(part.bias)]
     const merged = plan?.merged?.({ weight, bias, ...tensors }) ?? { weight: copy(weight) }
     const newBias = merged.bias ?? (trained.bias && copy(read(trained.bias)))
     return { weight: merged.weight, ...(newBias ? { bias: newBias } : {}) }
   })
+}
+
+/** The site's weight as it is stored, written out where it has a structure. */
+function weightOf({ weight, structure, transposed }: Site): Sym {
+  if (!structure) return read(weight)
+  return transposed ? transpose(structure.toDense()) : structure.toDense()
 }
 
 const misuse = (place: string, expected: string, got: string): HeddleError =>

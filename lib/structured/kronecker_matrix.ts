@@ -5,13 +5,13 @@ import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { mul, sqrt } from '../graph/ops/elementwise.js'
 import { placeInZeros, slice, transpose } from '../graph/ops/index.js'
-import { kroneckerMatmul } from '../graph/ops/kronecker.js'
+import { kroneckerMatmul, kroneckerToDense } from '../graph/ops/kronecker.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import { svd } from '../linalg/factorise.js'
 import { elementCount } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { identityMatrix, projectionOf, uniformTensor } from './initial.js'
+import { projectionOf, uniformTensor } from './initial.js'
 import { expectParameters, type Structure, type StructuredMatrix, structuredMatrix } from './structured_matrix.js'
 
 /** Options of {@link kroneckerMatrix}. */
@@ -116,7 +116,7 @@ function over(factors: readonly Tensor[], transposed = false): StructuredMatrix 
       },
       parameters: Object.fromEntries(factors.map((factor, i) => [`factor${i + 1}`, factor])),
       product: (x, { transposed: turned, precision }) => kroneckerMatmul(x, own(turned), { precision }),
-      toDense: () => kroneckerMatmul(identityMatrix(sizeOf(1), factors[0]!.dtype), own(true)),
+      toDense: () => kroneckerToDense(own(false)),
     },
     transposed,
   )

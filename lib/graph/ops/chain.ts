@@ -56,7 +56,7 @@ export function defineChain(
 }
 
 /** Half floats are read as f32. */
-const floating = (x: Sym): Sym => (x.dtype === 'f64' ? x : cast(x, 'f32'))
+export const floating = (x: Sym): Sym => (x.dtype === 'f64' ? x : cast(x, 'f32'))
 
 /** How a structured product is computed. */
 export interface ChainOptions {

@@ -2,11 +2,11 @@
 import { elementCount } from '../../tensor/dtype.js'
 import { floatType, misuse, typeText } from '../operator.js'
 import type { Sym, SymType } from '../sym.js'
-import { type ChainOptions, defineChain } from './chain.js'
+import { type ChainOptions, defineChain, floating } from './chain.js'
 import { add, mul } from './elementwise.js'
 import { slice, transpose } from './index.js'
 import { matmul, type Precision } from './matmul.js'
-import { reshape } from './reduce.js'
+import { reshape, sum } from './reduce.js'
 
 /** a ⊗ b `[m·s, n·t]` of `a [m, n]` and `b [s, t]`: block (i, j) is a[i, j] b. @throws ERR_HEDDLE_SHAPE */
 export function kron(a: Sym, b: Sym): Sym {
@@ -91,17 +91,72 @@ const apply = defineChain({
   },
 })
 
+/** How {@link kroneckerMatmul} computes: factor by factor, or with the sum of products written out. */
+export type KroneckerPath = 'stages' | 'materialised'
+
+/**
+ * The path of fewer multiplications for `rows` rows of x. Each term goes through the stages by itself, so a sum of many
+ * costs more than the dense matrix.
+ */
+export function kroneckerPath(sizes: {
+  readonly rows: number
+  readonly terms: number
+  readonly factors: readonly (readonly [m: number, n: number])[]
+}): KroneckerPath {
+  const { rows, terms, factors } = sizes
+  const dense = factors.reduce((entries, [m, n]) => entries * m * n, 1)
+  return rows * terms * kroneckerProducts(factors) > (rows + terms) * dense ? 'materialised' : 'stages'
+}
+
+/** Options of {@link kroneckerMatmul}. */
+export interface KroneckerOptions extends ChainOptions {
+  /** Default: the one that {@link kroneckerPath} finds cheaper. */
+  readonly path?: KroneckerPath
+}
+
 /**
  * x (Σ over terms of F₁ ⊗ F₂ ⊗ … ⊗ F_d)ᵀ, one factor after the other in the cheapest order; the product of the factors
- * is never written out.
+ * is written out only where there are so many terms that this is cheaper.
  * @param x `[..., n₁·…·n_d]`
  * @param factors each `[mᵢ, nᵢ]`, or all `[terms, mᵢ, nᵢ]`
  * @returns `[..., m₁·…·m_d]`
  * @throws ERR_HEDDLE_SHAPE
  */
-export function kroneckerMatmul(x: Sym, factors: readonly Sym[], { precision = 'f32' }: ChainOptions = {}): Sym {
+export function kroneckerMatmul(x: Sym, factors: readonly Sym[], options: KroneckerOptions = {}): Sym {
+  const { precision = 'f32' } = options
+  const stacked = stack(factors)
+  const sizes = sizesOf(stacked)
+  const rows = elementCount(x.shape.slice(0, -1))
+  const path = options.path ?? kroneckerPath({ rows, terms: stacked[0]!.shape[0]!, factors: sizes })
+  if (path === 'stages') return apply(x, stacked, { order: kroneckerOrder(sizes), precision })
+  return matmul(floating(x), kroneckerToDense(stacked.map(floating)), { transposeB: true, precision })
+}
+
+/**
+ * Σ over terms of F₁ ⊗ F₂ ⊗ … ⊗ F_d, written out.
+ * @param factors each `[mᵢ, nᵢ]`, or all `[terms, mᵢ, nᵢ]`
+ * @returns `[m₁·…·m_d, n₁·…·n_d]`
+ * @throws ERR_HEDDLE_SHAPE
+ */
+export function kroneckerToDense(factors: readonly Sym[]): Sym {
+  const [first, ...rest] = stack(factors)
+  const [terms, m, n] = first!.shape as [number, number, number]
+  if (rest.length === 0) return sum(first!, { axes: [0] })
+  const behind = rest.reduce((a, b) => {
+    const [, p, q] = a.shape as [number, number, number]
+    const [, s, t] = b.shape as [number, number, number]
+    return reshape(mul(reshape(a, [terms, p, 1, q, 1]), reshape(b, [terms, 1, s, 1, t])), [terms, p * s, q * t])
+  })
+  const [, s, t] = behind.shape as [number, number, number]
+  // Entry (i, j) of F₁ times the rest is a product of vectors (Van Loan and Pitsianis): all terms are summed by one product.
+  const rearranged = matmul(reshape(first!, [terms, m * n]), reshape(behind, [terms, s * t]), { transposeA: true })
+  return reshape(transpose(reshape(rearranged, [m, n, s, t]), [0, 2, 1, 3]), [m * s, n * t])
+}
+
+function stack(factors: readonly Sym[]): readonly Sym[] {
   if (factors.length === 0) misuse('kronecker', 'at least one factor', 'none')
   const stacked = factors.map((factor) => (factor.rank === 2 ? reshape(factor, [1, ...factor.shape]) : factor))
-  const order = kroneckerOrder(sizesOf(stacked))
-  return apply(x, stacked, { order, precision })
+  if (stacked.some(({ rank, shape }) => rank !== 3 || shape[0] !== stacked[0]!.shape[0]))
+    misuse('kronecker', 'factors [m, n], or all [terms, m, n]', factors.map(typeText).join(', '))
+  return stacked
 }
