@@ -14,6 +14,7 @@ import {
   disposeAttachment,
   initialise,
   madeShared,
+  networkSites,
   replaced,
   type SharedTensors,
 } from './attachment.js'
@@ -85,7 +86,7 @@ export class Adapter {
   }
 
   static async #attach(model: Network, method: Parametrization, options: AttachOptions): Promise<Adapter> {
-    const sites = sitesOf(model)
+    const sites = networkSites(model)
     const chosen = selectSites(sites, method.targetModules, method.targetFilter)
     const targets = new Set(chosen)
     const attachments = new Map<string, Attachment>()
@@ -280,7 +281,7 @@ async function resolved(
   if (!method.resolve) return method
   return method.resolve({
     network: model,
-    sites: selectSites(sitesOf(model), method.targetModules, method.targetFilter),
+    sites: selectSites(networkSites(model), method.targetModules, method.targetFilter),
     seed,
     calibration() {
       if (calibration) return calibration
@@ -292,11 +293,6 @@ async function resolved(
       })
     },
   })
-}
-
-/** Every site that an adapter can act on; an output projection that shares the embedding's weight is one of them. */
-function sitesOf({ sites, outputSite: output }: Network): Site[] {
-  return [...sites.values(), ...(output && !sites.has(output.path) ? [output] : [])]
 }
 
 /** New tensors for the merged site; the bias only where it is another. */

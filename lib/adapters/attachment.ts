@@ -3,6 +3,7 @@ import { HeddleError } from '../errors.js'
 import { computed, copied } from '../graph/computed.js'
 import { pause } from '../graph/pause.js'
 import { assign, read, type Sym } from '../graph/sym.js'
+import type { Network } from '../nn/network.js'
 import type { Site } from '../nn/site.js'
 import { seedTensor } from '../tensor/seed.js'
 import { type Tensor, zeros } from '../tensor/tensor.js'
@@ -26,6 +27,11 @@ export interface Attachment {
   readonly weight?: Tensor
   /** Where there is one: the values that the parameters began with. */
   readonly initial?: Readonly<Record<string, Tensor>>
+}
+
+/** Every site that an adapter can act on; an output projection that shares the embedding's weight is one of them. */
+export function networkSites({ sites, outputSite: output }: Network): Site[] {
+  return [...sites.values(), ...(output && !sites.has(output.path) ? [output] : [])]
 }
 
 /** What all sites of an adapter share, by name. */

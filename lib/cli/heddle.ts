@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** The `heddle` command. Each subcommand is a file of its own; this one puts them together and ends the process. */
 import { Command, CommanderError } from 'commander'
+import { adaptersCommand } from './adapters.js'
 import { buildCommand } from './build.js'
 import { chatCommand } from './chat.js'
 import { doctorCommand } from './doctor.js'
@@ -25,6 +26,7 @@ const commands = [
   mergeCommand,
   exportCommand,
   inspectCommand,
+  adaptersCommand,
   pullCommand,
   doctorCommand,
   buildCommand,

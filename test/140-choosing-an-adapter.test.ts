@@ -1,0 +1,62 @@
+// What helps to choose a method: counts before anything is attached, and `heddle adapters`.
+import { execFile } from 'node:child_process'
+import { access } from 'node:fs/promises'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import test from 'ava'
+import { parameterCount } from '../lib/adapters/parameter_count.js'
+import { parametrizations } from '../lib/adapters/registry.js'
+import { HeddleError } from '../lib/errors.js'
+import { lora } from '../lib/index.js'
+import { root } from './golden.js'
+import { tinyModel } from './tiny_model.js'
+
+const run = promisify(execFile)
+const heddle = (...args: readonly string[]) =>
+  run(process.execPath, [fileURLToPath(new URL('../lib/cli/heddle.js', import.meta.url)), ...args])
+
+test('what a method would train is what it trains once it is attached, copied modules and biases included', async (t) => {
+  const model = await tinyModel()
+  const method = lora({ r: 4, target_modules: ['q_proj'], modules_to_save: ['norm'] })
+  const { parameters, sites } = parameterCount(model.network, method)
+  const adapter = await model.attach(method)
+  t.is(parameters, adapter.parameterCount)
+  t.is(sites, adapter.sitePaths.length)
+  await model.dispose()
+})
+
+test('counting refuses what attaching would refuse', async (t) => {
+  const model = await tinyModel()
+  t.throws(() => parameterCount(model.network, lora({ target_modules: ['nowhere'] })), { instanceOf: HeddleError })
+  await model.dispose()
+})
+
+test('heddle adapters lists every method with what it is good for', async (t) => {
+  const { stdout } = await heddle('adapters', '--json')
+  const lines = stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as { readonly name: string; readonly purpose: string })
+  t.deepEqual(
+    lines.map(({ name }) => name),
+    parametrizations.map(({ name }) => name),
+  )
+  t.true(lines.every(({ purpose }) => purpose.length > 10))
+})
+
+test('heddle adapters counts on a model', async (t) => {
+  const model = join(root, 'models', 'heddle-tiny')
+  const { stdout } = await heddle('adapters', 'lora', '--model', model, '--target-modules', 'q_proj', '--json')
+  const { parameters } = JSON.parse(stdout.split('\n')[0]!) as { readonly parameters: number }
+  t.is(parameters, 4 * 8 * (256 + 256))
+})
+
+test('a method that is not known is answered with the nearest', async (t) => {
+  await t.throwsAsync(heddle('adapters', 'lorra'), { message: /Did you mean "lora"/ })
+})
+
+test('every method has its page in docs/adapters', async (t) => {
+  for (const { name } of parametrizations)
+    await t.notThrowsAsync(access(join(root, 'docs', 'adapters', `${name}.md`)), name)
+})
