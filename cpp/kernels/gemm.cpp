@@ -14,6 +14,7 @@
 #define HWY_TARGET_INCLUDE "kernels/gemm.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/bf16-inl.h"
 #include "kernels/onednn.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -25,52 +26,27 @@ namespace hn = hwy::HWY_NAMESPACE;
 using F = hn::CappedTag<float, 16>;
 using U = hn::RebindToUnsigned<F>;
 
-/// The bits of x rounded to nearest even at bit 16, in the upper half; NaN stays NaN.
-HWY_INLINE hn::Vec<U> rounded_bits(U u, hn::Vec<F> x) {
-  const auto bits = hn::BitCast(u, x);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(u, 0x7fff)));
-  const auto quiet = hn::Or(bits, hn::Set(u, 0x400000));
-  const auto is_nan = hn::RebindMask(u, hn::IsNaN(x));
-  return hn::IfThenElse(is_nan, quiet, rounded);
-}
-
 void round_row(const float* source, size_t count, uint16_t* target) {
   const F f;
-  const U u;
-  const hn::Rebind<int32_t, F> i;
-  const hn::Rebind<uint16_t, F> half;
   const size_t lanes = hn::Lanes(f);
   size_t at = 0;
-  for (; at + lanes <= count; at += lanes) {
-    const auto bits = hn::ShiftRight<16>(rounded_bits(u, hn::LoadU(f, source + at)));
-    hn::StoreU(hn::DemoteTo(half, hn::BitCast(i, bits)), half, target + at);
-  }
+  for (; at + lanes <= count; at += lanes) store_bf16(f, hn::LoadU(f, source + at), target + at);
   for (; at < count; ++at) target[at] = f32_to_bf16(source[at]);
 }
 
 void widen_row(const uint16_t* source, size_t count, float* target) {
   const F f;
-  const U u;
-  const hn::Rebind<uint16_t, F> half;
   const size_t lanes = hn::Lanes(f);
   size_t at = 0;
-  for (; at + lanes <= count; at += lanes) {
-    const auto bits = hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(half, source + at)));
-    hn::StoreU(hn::BitCast(f, bits), f, target + at);
-  }
+  for (; at + lanes <= count; at += lanes) hn::StoreU(load_bf16(f, source + at), f, target + at);
   for (; at < count; ++at) target[at] = bf16_to_f32(source[at]);
 }
 
 void round_row_in_f32(const float* source, size_t count, float* target) {
   const F f;
-  const U u;
   const size_t lanes = hn::Lanes(f);
   size_t at = 0;
-  for (; at + lanes <= count; at += lanes) {
-    const auto bits = hn::And(rounded_bits(u, hn::LoadU(f, source + at)), hn::Set(u, 0xffff0000U));
-    hn::StoreU(hn::BitCast(f, bits), f, target + at);
-  }
+  for (; at + lanes <= count; at += lanes) hn::StoreU(round_to_bf16(f, hn::LoadU(f, source + at)), f, target + at);
   for (; at < count; ++at) target[at] = bf16_to_f32(f32_to_bf16(source[at]));
 }
 
