@@ -16,6 +16,7 @@
 #include <cstring>
 #include <string>
 
+#include "core/resting_memory.h"
 #include "kernels/kernel_table.h"
 #include "kernels/rows.h"
 
@@ -378,7 +379,7 @@ CompiledKernel sample_right(const SupportShape& shape, size_t batch) {
   kernel.run = [shape, blocks, parts, x_bytes](const RunArguments& arguments) {
     const Support support = shape.of(arguments);
     auto* const total = arguments.output<T>(0);
-    const AlignedBuffer partial(checked_mul(shape.count * sizeof(T), parts - 1, "sddmm"));
+    const RunBuffer partial(checked_mul(shape.count * sizeof(T), parts - 1, "sddmm"));
     auto* const others = reinterpret_cast<T*>(partial.data());
     if (blocks.count == 0) std::fill(total, total + shape.count, T{});
     arguments.pool.run(blocks.count == 0 ? 0 : parts, [&](size_t part, size_t thread) {
