@@ -39,10 +39,6 @@ int64_t lanes_for(const ChainShape& shape) {
   return features > kManyFeatures && longest <= kShortSum ? kFewLanes : kTileLanes;
 }
 
-/// Results of this size do not stay in the caches.
-constexpr size_t kStreamBytes = size_t{8} << 20;
-bool streams(int64_t rows, int64_t columns) { return floats(rows, columns) * sizeof(float) > kStreamBytes; }
-
 int64_t gradient_columns(const Stage& stage) { return ceil_div(stage.k, kGradientColumns) * kGradientColumns; }
 
 /// Panels of a stage's blocks, [first, last) of all of them: block by block along term, pre, post.
@@ -203,8 +199,8 @@ void ChainProduct::run_tile(const PackedStages& packed, const float* x, float* y
     run_panels(stage, i, packed, lanes_, round && i + 1 < shape_.stages.size(), from, to, 0, panel_count(stage));
     std::swap(from, to);
   }
-  features_to_rows({from, lanes_, rows, shape_.out, shape_.out, y + row * shape_.out, streams(shape_.rows, shape_.out),
-                    shape_.places()});
+  features_to_rows({from, lanes_, rows, shape_.out, shape_.out, y + row * shape_.out,
+                    passes_caches(shape_.rows, shape_.out), shape_.places()});
 }
 
 void ChainProduct::run_stages_apart(const PackedStages& packed, const float* x, float* y,
@@ -318,8 +314,8 @@ void ChainGradient::run_tile(const PackedStages& packed, const PackedStages& tur
     run_panels(stage, turn, turned, lanes_, round && i > 0, from, to, 0, panel_count(stage));
     std::swap(from, to);
   }
-  features_to_rows({from, lanes_, rows, shape_.in, shape_.in, dx + row * shape_.in, streams(shape_.rows, shape_.in),
-                    shape_.places()});
+  features_to_rows({from, lanes_, rows, shape_.in, shape_.in, dx + row * shape_.in,
+                    passes_caches(shape_.rows, shape_.in), shape_.places()});
 }
 
 void ChainGradient::add_weight_gradient(size_t index, const float* in, const float* dout, float* sums,

@@ -37,13 +37,16 @@ struct RowsToFeatures {
 };
 void rows_to_features(const RowsToFeatures& job);
 
+/// A result of rows x columns is too large to stay in the caches.
+inline bool passes_caches(int64_t rows, int64_t columns) { return columns > (int64_t{1} << 21) / rows; }
+
 /// y[t][f] = tile[f][t]: `columns` features, `feature_stride` elements apart, into `rows` rows, `stride` apart.
 struct FeaturesToRows {
   const float* tile;
   int64_t feature_stride;
   int64_t rows, columns, stride;
   float* y;
-  /// y is too large to stay in the caches: its lines are written without being read first.
+  /// Lines of y are written without being read first, past the caches.
   bool streams = false;
   FeaturePlaces places = {};
 };
