@@ -104,7 +104,7 @@ class FusedPlan {
   size_t scratch_per_thread() const { return shared_.scratch_bytes() + a_bytes_ + z_bytes_ + workspace_bytes_; }
 
   void run(const RunArguments& args) const {
-    AlignedBuffer spill;
+    RunBuffer spill;
     std::byte* const copies = shared_.fill(args, spill);
     const void* u = form_.converts() ? copies + u_ : args.in[kU];
     const void* v = form_.converts() ? copies + v_ : args.in[kV];

@@ -160,7 +160,7 @@ BatchPlan::BatchPlan(const Problem& problem) : problem_(problem) {
 }
 
 void BatchPlan::run(const RunArguments& args) const {
-  AlignedBuffer spill;
+  RunBuffer spill;
   const std::byte* copies = shared_.fill(args, spill);
   const size_t size = dtype_size(problem_.form_a.to);
   const auto* a = problem_.form_a.converts() ? copies + shared_a_ : args.input<std::byte>(0);
