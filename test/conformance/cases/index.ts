@@ -1,5 +1,6 @@
 /** Every method's cases: one line for each file. */
 import type { MethodCase } from '../method_case.js'
+import { cases as ia3 } from './ia3.js'
 import { cases as lora } from './lora.js'
 
-export const methodCases: readonly MethodCase[] = [...lora]
+export const methodCases: readonly MethodCase[] = [...lora, ...ia3]
