@@ -1,4 +1,5 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
+export type { AdaptedModel, ModelParts } from './adapted_model.js'
 export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
 export { asLora } from './adapters/as_lora.js'
@@ -171,7 +172,7 @@ export {
   type Prompt,
   type ResponseFormat,
 } from './model.js'
-export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
+export type { CausalLm, DecoderInputs, KeyValueCache, LengthDependence } from './models/causal_lm.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export type { ImageClassifier } from './models/image_classifier.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
@@ -201,6 +202,7 @@ export {
   type Encoded,
   ExampleData,
   type ExampleKind,
+  type ExampleParts,
   type ExampleReading,
   openExamples,
 } from './objectives/example_data.js'
