@@ -4,6 +4,7 @@ export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter
 export { asLora } from './adapters/as_lora.js'
 export type { SharedTensors } from './adapters/attachment.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
+export { type LolduOptions, loldu } from './adapters/loldu.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export type {
