@@ -1,10 +1,12 @@
 /** Every adapter method by name. A new method is one file and one line here. */
 import { HeddleError } from '../errors.js'
+import { floraType } from './flora.js'
 import { loraType } from './lora.js'
+import { monarchAdapterType } from './monarch_adapter.js'
 import type { ParametrizationType } from './parametrization.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
-export const parametrizations: readonly ParametrizationType[] = [loraType]
+export const parametrizations: readonly ParametrizationType[] = [loraType, floraType, monarchAdapterType]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
 export function byPeftType(peftType: unknown, place: string): ParametrizationType {
