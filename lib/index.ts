@@ -4,6 +4,7 @@ export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter
 export { asLora } from './adapters/as_lora.js'
 export type { SharedTensors } from './adapters/attachment.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
+export { type CompacterOptions, compacter } from './adapters/compacter.js'
 export { type FloraOptions, flora } from './adapters/flora.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'

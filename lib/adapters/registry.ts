@@ -1,12 +1,13 @@
 /** Every adapter method by name. A new method is one file and one line here. */
 import { HeddleError } from '../errors.js'
+import { compacterType } from './compacter.js'
 import { floraType } from './flora.js'
 import { loraType } from './lora.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import type { ParametrizationType } from './parametrization.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
-export const parametrizations: readonly ParametrizationType[] = [loraType, floraType, monarchAdapterType]
+export const parametrizations: readonly ParametrizationType[] = [loraType, floraType, monarchAdapterType, compacterType]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
 export function byPeftType(peftType: unknown, place: string): ParametrizationType {

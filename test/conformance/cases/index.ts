@@ -1,7 +1,8 @@
 /** Every method's cases: one line for each file. */
 import type { MethodCase } from '../method_case.js'
+import { cases as compacter } from './compacter.js'
 import { cases as flora } from './flora.js'
 import { cases as lora } from './lora.js'
 import { cases as monarch } from './monarch_adapter.js'
 
-export const methodCases: readonly MethodCase[] = [...lora, ...flora, ...monarch]
+export const methodCases: readonly MethodCase[] = [...lora, ...flora, ...monarch, ...compacter]
