@@ -5,9 +5,16 @@ import { floraType } from './flora.js'
 import { loraType } from './lora.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import type { ParametrizationType } from './parametrization.js'
+import { s2ftType } from './s2ft.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
-export const parametrizations: readonly ParametrizationType[] = [loraType, floraType, monarchAdapterType, compacterType]
+export const parametrizations: readonly ParametrizationType[] = [
+  loraType,
+  floraType,
+  monarchAdapterType,
+  compacterType,
+  s2ftType,
+]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
 export function byPeftType(peftType: unknown, place: string): ParametrizationType {

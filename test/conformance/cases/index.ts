@@ -4,5 +4,6 @@ import { cases as compacter } from './compacter.js'
 import { cases as flora } from './flora.js'
 import { cases as lora } from './lora.js'
 import { cases as monarch } from './monarch_adapter.js'
+import { cases as s2ft } from './s2ft.js'
 
-export const methodCases: readonly MethodCase[] = [...lora, ...flora, ...monarch, ...compacter]
+export const methodCases: readonly MethodCase[] = [...lora, ...flora, ...monarch, ...compacter, ...s2ft]
