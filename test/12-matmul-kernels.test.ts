@@ -167,6 +167,20 @@ for (const frozen of sides)
     })
   }
 
+test('sums over many rows with a thin side agree, whichever side it is', async (t) => {
+  for (const precision of ['f32', 'bf16'] as const)
+    for (const [wide, thin, k] of [
+      [112, 16, 100],
+      [208, 5, 64],
+      [96, 40, 129],
+    ] as const)
+      for (const [m, n] of [
+        [wide, thin],
+        [thin, wide],
+      ] as const)
+        await agrees(t, { m, n, k, transposeA: true, precision, alpha: 0.5, addend: 'full' })
+})
+
 test('matmul multiplies batches item by item', async (t) => {
   for (const precision of ['f32', 'bf16'] as const)
     for (const transposeA of sides)

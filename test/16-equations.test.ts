@@ -3,17 +3,28 @@ import test from 'ava'
 import fc from 'fast-check'
 import { gradients } from '../lib/graph/grad.js'
 import { mul } from '../lib/graph/ops/elementwise.js'
+import { slice } from '../lib/graph/ops/index.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
-import { sum } from '../lib/graph/ops/reduce.js'
+import { reshape, sum } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
-import { eigh, svd } from '../lib/linalg/factorise.js'
+import { read, type Sym } from '../lib/graph/sym.js'
+import { eigh, qr, svd } from '../lib/linalg/factorise.js'
 import { svdLowRank, truncatedSvd } from '../lib/linalg/low_rank.js'
 import { polar } from '../lib/linalg/polar.js'
 import { lstsq, matrixNorm, matrixRank, pinv, solve, solveTriangular } from '../lib/linalg/solve.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { goldenJson } from './golden.js'
 import { randomNumbers } from './random_numbers.js'
-import { distance, matrixOf, notOrthonormal, numbersOf, product, scaled, transposed } from './support/matrices.js'
+import {
+  distance,
+  matrixOf,
+  type Numbers,
+  notOrthonormal,
+  numbersOf,
+  product,
+  scaled,
+  transposed,
+} from './support/matrices.js'
 
 const random = (seed: number, ...shape: readonly number[]): Tensor =>
   matrixOf(
@@ -173,3 +184,51 @@ test('at equal singular values the gradient of the polar factor is exact', async
   const expected = [0, -1.5, -5, 1.5, 0, -3, 5, 3, 0]
   t.true([...((await gradient!.data()) as Float64Array)].every((value, i) => Math.abs(value - expected[i]!) < 1e-12))
 })
+
+/** All singular values are 3. */
+const orthonormal = async (m: number, n: number): Promise<Numbers> => {
+  const { q } = await qr(random(5, Math.max(m, n), Math.min(m, n)))
+  const columns = scaled(await numbersOf(q), [3, 3, 3])
+  return m < n ? transposed(columns) : columns
+}
+const plus = (a: Numbers, h: number, way: Numbers): Numbers => ({
+  ...a,
+  values: a.values.map((value, at) => value + h * way.values[at]!),
+})
+const weights = matrixOf([...randomNumbers(30, 77)], [30], 'f64')
+const weighted = (x: Sym): Sym => {
+  const flat = reshape(x, [-1])
+  return sum(mul(flat, slice(read(weights), [{ axis: 0, start: 0, end: flat.shape[0]! }])))
+}
+for (const [name, f] of [
+  ['pinv', (a: Sym): Sym => pinv(a)],
+  ['lstsq', (a: Sym): Sym => lstsq(a, read(matrixOf([...randomNumbers(a.shape[0]!, 8)], [a.shape[0]!], 'f64'))).x],
+] as const)
+  for (const kind of ['tall', 'wide', 'square', 'of rank 2'] as const)
+    test(`gradient of ${name} at equal singular values, ${kind}: the central difference`, async (t) => {
+      const [m, n] = kind === 'wide' ? [3, 5] : kind === 'square' ? [3, 3] : [5, 3]
+      const start = await orthonormal(m, n)
+      // [m, 2] times the first two rows of an identity.
+      const left = { ...start, columns: 2, values: start.values.filter((_, i) => i % n < 2) }
+      const right = {
+        rows: 2,
+        columns: n,
+        values: Float64Array.from({ length: 2 * n }, (_, i) => Number(i % (n + 1) === 0)),
+      }
+      const ways = [
+        await numbersOf(random(21, m, kind === 'of rank 2' ? 2 : n)),
+        await numbersOf(random(22, 2, n)),
+      ] as const
+      const at = (h: number): Numbers =>
+        kind === 'of rank 2' ? product(plus(left, h, ways[0]), plus(right, h, ways[1])) : plus(start, h, ways[0])
+      const tensorAt = (h: number): Tensor => tensor(at(h).values, [m, n])
+      const value = program((a) => weighted(f(a!)))
+      const slope = program((a) => gradients(weighted(f(a!)), [a!]))
+      const [gradient] = await slope(tensorAt(0))
+      const h = 1e-5
+      const tangent = plus(at(h), -1, at(-h)).values.map((x) => x / (2 * h))
+      const numbers = (await gradient!.data()) as Float64Array
+      const found = numbers.reduce((total, g, i) => total + g * tangent[i]!, 0)
+      const expected = ((await value(tensorAt(h))).item() - (await value(tensorAt(-h))).item()) / (2 * h)
+      t.true(Math.abs(found - expected) < 1e-7 * Math.max(1, Math.abs(expected)), `${found} against ${expected}`)
+    })

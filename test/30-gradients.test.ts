@@ -433,7 +433,11 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
       },
     },
     { shapes: [[3, 5]], fn: (x) => elementwise.square(svd(spread(x)).vh) },
+  ],
+  pseudoinverse: [
     { shapes: [[4, 4]], fn: (x) => pinv(spread(x)) },
+    { shapes: [[2, 5, 3]], fn: (x) => pinv(spread(x)) },
+    { shapes: [[3, 5]], fn: (x) => pinv(spread(x)) },
   ],
   qr: [
     { shapes: [[2, 4, 3]], fn: (x) => qr(spread(x)).q },

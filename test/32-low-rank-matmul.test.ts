@@ -1,12 +1,12 @@
 // A frozen product and its low-rank update run as one instruction; it must compute what the separate ones compute.
 import test from 'ava'
 import { gradients } from '../lib/graph/grad.js'
-import { add, mul } from '../lib/graph/ops/elementwise.js'
+import { add, cast, mul } from '../lib/graph/ops/elementwise.js'
 import { matmul, type Precision } from '../lib/graph/ops/matmul.js'
 import { sum } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
 import { assign, read, type Sym } from '../lib/graph/sym.js'
-import { type Tensor, tensor } from '../lib/tensor/tensor.js'
+import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
 import { relativeError } from './golden.js'
 import { randomNumbers } from './random_numbers.js'
 
@@ -47,6 +47,28 @@ for (const rows of [600, 1024, 40])
       const { y } = await program((value) => ({ ...linear(value!, precision) }))(x)
       t.true((await relativeError(fused, y)) < (precision === 'f32' ? 1e-6 : 1e-5))
     })
+
+for (const rows of [600, 40])
+  test(`${rows} rows: an activation that is stored as bf16 gives what the products would round it to`, async (t) => {
+    const x = matrix(rows, k, 5)
+    const stored = await program((value) => linear(cast(value!, 'bf16'), 'bf16').y)(x)
+    const rounded = await program((value) => linear(value!, 'bf16').y)(x)
+    t.deepEqual(await stored.data(), await rounded.data())
+  })
+
+test('what only bf16 products read is stored as bf16, with the same results', async (t) => {
+  const x = matrix(1024, k, 5)
+  const read = program((given) => linear(mul(given!, given!), 'bf16').y)
+  const given = program((value) => {
+    const squared = mul(value!, value!)
+    return { y: linear(squared, 'bf16').y, squared }
+  })
+  t.deepEqual(await (await read(x)).data(), await (await given(x)).y.data())
+  const many = 8192
+  const bytes = async (precision: Precision) =>
+    (await program((value) => linear(mul(value!, value!), precision).y).plan([zeros([many, k])])).peakBytes
+  t.true((await bytes('bf16')) < (await bytes('f32')) - many * k)
+})
 
 for (const rows of [600, 40])
   test(`${rows} rows: gradients through the fused form equal those of the merged weight`, async (t) => {

@@ -83,3 +83,12 @@ test('batchNorm lets running statistics follow the batches, and evaluates with t
   t.true(found.every((value, i) => Math.abs(value - expected[i]!) < 1e-6))
   t.deepEqual([...(await state.runningMean.data())], [1.5, 0])
 })
+
+test('silu is x · sigmoid(x) bit for bit, alone and where the sigmoid is computed too', async (t) => {
+  const x = tensor(Float32Array.of(...randomNumbers(500, 8), -1e-30, 1e-30, -90, 90, 0, Number.NaN))
+  const alone = await program((v) => elementwise.silu(v!))(x)
+  const product = await program((v) => elementwise.mul(v!, elementwise.sigmoid(v!)))(x)
+  const both = await program((v) => ({ silu: elementwise.silu(v!), sigmoid: elementwise.sigmoid(v!) }))(x)
+  t.deepEqual(await alone.data(), await product.data())
+  t.deepEqual(await both.silu.data(), await alone.data())
+})

@@ -7,7 +7,6 @@
 // stride 1 take kernels of our own (conv_direct.h), which are faster where a convolution has few channels or is 1x1: in
 // tiles of the pool, oneDNN / own, 1x1 64 to 256 channels on 56x56 59 / 107, the gradient of 256 to 64 58 / 102,
 // windows of 3 along 3000 samples 72 / 101, 3x3 of 64 on 28x28 101 / 102, of 512 on 7x7 113 / 58.
-#include "kernels/conv.h"
 
 #include <algorithm>
 #include <array>
@@ -17,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/resting_memory.h"
 #include "kernels/conv_direct.h"
 #include "kernels/kernel_table.h"
 #include "kernels/onednn.h"
@@ -316,7 +316,7 @@ class WeightPlan {
   size_t scratch_per_thread() const { return x_bytes_ + y_bytes_ + 2 * w_bytes_ + workspace_bytes_; }
 
   void run(const float* x, const float* dy, float* dw, const RunArguments& arguments) const {
-    AlignedBuffer partial(ranges_ > 1 ? checked_mul(dw_count_, (ranges_ - 1) * sizeof(float), "conv2d") : 0);
+    RunBuffer partial(ranges_ > 1 ? checked_mul(dw_count_, (ranges_ - 1) * sizeof(float), "conv2d") : 0);
     auto* others = reinterpret_cast<float*>(partial.data());
     arguments.pool.run(static_cast<size_t>(parts_.count() * ranges_), [&](size_t tile, size_t thread) {
       const auto part = static_cast<int64_t>(tile) % parts_.count();
@@ -454,7 +454,7 @@ CompiledKernel planned_kernel(const KernelRequest& request, const std::string& k
   }
   const bool packs = shared != 0 && !frozen;
   kernel.run = [plan, frozen, packs, shared, bias](const RunArguments& arguments) {
-    const AlignedBuffer fresh(packs ? shared : 0);
+    const RunBuffer fresh(packs ? shared : 0);
     if (packs) plan->pack(arguments.input<float>(1), fresh.data(), arguments.pool);
     const std::byte* weight = frozen ? frozen->data() : packs ? fresh.data() : arguments.input<std::byte>(1);
     plan->run(arguments.input<float>(0), weight, bias ? arguments.input<float>(2) : nullptr, arguments.output<float>(0),

@@ -455,7 +455,7 @@ void run_steps(const ElementwiseProgram& program, const RunArguments& arguments,
       case MicroOp::kSilu:
         map_function(
             step, locations, n, [](auto a) HWY_ATTR { return vector_silu(DF(), a); },
-            [](double x) { return x / (1 + std::exp(-x)); });
+            [](double x) { return x * (1 / (1 + std::exp(-x))); });
         break;
       case MicroOp::kRelu:
         map_block<1>(step, locations, n,

@@ -1,6 +1,7 @@
 #include "kernels/gemm.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -14,6 +15,7 @@
 #define HWY_TARGET_INCLUDE "kernels/gemm.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/bf16-inl.h"
 #include "kernels/onednn.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -25,52 +27,27 @@ namespace hn = hwy::HWY_NAMESPACE;
 using F = hn::CappedTag<float, 16>;
 using U = hn::RebindToUnsigned<F>;
 
-/// The bits of x rounded to nearest even at bit 16, in the upper half; NaN stays NaN.
-HWY_INLINE hn::Vec<U> rounded_bits(U u, hn::Vec<F> x) {
-  const auto bits = hn::BitCast(u, x);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(u, 0x7fff)));
-  const auto quiet = hn::Or(bits, hn::Set(u, 0x400000));
-  const auto is_nan = hn::RebindMask(u, hn::IsNaN(x));
-  return hn::IfThenElse(is_nan, quiet, rounded);
-}
-
 void round_row(const float* source, size_t count, uint16_t* target) {
   const F f;
-  const U u;
-  const hn::Rebind<int32_t, F> i;
-  const hn::Rebind<uint16_t, F> half;
   const size_t lanes = hn::Lanes(f);
   size_t at = 0;
-  for (; at + lanes <= count; at += lanes) {
-    const auto bits = hn::ShiftRight<16>(rounded_bits(u, hn::LoadU(f, source + at)));
-    hn::StoreU(hn::DemoteTo(half, hn::BitCast(i, bits)), half, target + at);
-  }
+  for (; at + lanes <= count; at += lanes) store_bf16(f, hn::LoadU(f, source + at), target + at);
   for (; at < count; ++at) target[at] = f32_to_bf16(source[at]);
 }
 
 void widen_row(const uint16_t* source, size_t count, float* target) {
   const F f;
-  const U u;
-  const hn::Rebind<uint16_t, F> half;
   const size_t lanes = hn::Lanes(f);
   size_t at = 0;
-  for (; at + lanes <= count; at += lanes) {
-    const auto bits = hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(half, source + at)));
-    hn::StoreU(hn::BitCast(f, bits), f, target + at);
-  }
+  for (; at + lanes <= count; at += lanes) hn::StoreU(load_bf16(f, source + at), f, target + at);
   for (; at < count; ++at) target[at] = bf16_to_f32(source[at]);
 }
 
 void round_row_in_f32(const float* source, size_t count, float* target) {
   const F f;
-  const U u;
   const size_t lanes = hn::Lanes(f);
   size_t at = 0;
-  for (; at + lanes <= count; at += lanes) {
-    const auto bits = hn::And(rounded_bits(u, hn::LoadU(f, source + at)), hn::Set(u, 0xffff0000U));
-    hn::StoreU(hn::BitCast(f, bits), f, target + at);
-  }
+  for (; at + lanes <= count; at += lanes) hn::StoreU(round_to_bf16(f, hn::LoadU(f, source + at)), f, target + at);
   for (; at < count; ++at) target[at] = bf16_to_f32(f32_to_bf16(source[at]));
 }
 
@@ -208,6 +185,20 @@ bool tiles_seamlessly(const memory::desc& block, const memory::desc& whole) {
   return a.strides[0] == b.strides[0] && a.strides[1] == b.strides[1] && b.strides[1] > b.strides[0];
 }
 
+/// Where element (row, column) lies, counted in elements.
+size_t element_offset(const memory::desc& layout, std::array<int64_t, 2> at) {
+  const auto& blocking = layout.data.format_desc.blocking;
+  int64_t offset = 0;
+  int64_t inner = 1;
+  for (int i = blocking.inner_nblks; i-- > 0;) {
+    int64_t& index = at[blocking.inner_idxs[i]];
+    offset += index % blocking.inner_blks[i] * inner;
+    inner *= blocking.inner_blks[i];
+    index /= blocking.inner_blks[i];
+  }
+  return offset + at[0] * blocking.strides[0] + at[1] * blocking.strides[1];
+}
+
 /// Block of the source as it is stored, converted and dense, in `staging`; then reordered into `target`.
 void pack_block(const MatrixSource& source, const OperandForm& form, int64_t k0, int64_t n0, int64_t k, int64_t n,
                 std::vector<std::byte>& staging, const memory& target) {
@@ -318,7 +309,7 @@ int64_t PackedMatrix::column_block(int64_t n) {
 
 PackedMatrix::PackedMatrix(const MatrixSource& source, Precision precision, int64_t block_k, int64_t block_n,
                            Packing packing)
-    : n_blocks_((source.n + block_n - 1) / block_n) {
+    : block_k_(block_k), block_n_(block_n), n_blocks_((source.n + block_n - 1) / block_n) {
   const OperandForm form = OperandForm::of(source.dtype, precision);
   const int64_t k_blocks = (source.k + block_k - 1) / block_k;
   const auto rows_of = [&](int64_t i) { return std::min(block_k, source.k - i * block_k); };
@@ -379,6 +370,22 @@ memory PackedMatrix::block_in(const std::byte* spread, int64_t n_block) const {
 
 memory PackedMatrix::whole_in(const std::byte* spread) const {
   return spread_bytes_ == 0 ? whole_ : memory_at(whole_.get_desc(), spread);
+}
+
+void PackedMatrix::copy_row(int64_t k, std::span<float> row) const {
+  const bool compact = spread_bytes_ != 0;
+  for (int64_t j = 0; j < n_blocks_; ++j) {
+    const size_t block = k / block_k_ * n_blocks_ + j;
+    const memory::desc layout = blocks_[block].get_desc();
+    const bool half = compact || layout.data_type() == memory::data_type::bf16;
+    const std::byte* elements = bytes_.data() + offsets_[block] / (compact ? 2 : 1);
+    const std::span<float> part = row.subspan(j * block_n_, layout.dims()[1]);
+    for (size_t n = 0; n < part.size(); ++n) {
+      const size_t at = element_offset(layout, {k % block_k_, static_cast<int64_t>(n)});
+      part[n] = half ? bf16_to_f32(reinterpret_cast<const uint16_t*>(elements)[at])
+                     : reinterpret_cast<const float*>(elements)[at];
+    }
+  }
 }
 
 std::shared_ptr<const PackedMatrix> PackedMatrix::of_frozen(const std::shared_ptr<Storage>& storage,

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -130,9 +131,14 @@ class PackedMatrix {
   dnnl::memory block_in(const std::byte* spread, int64_t n_block) const;
   dnnl::memory whole_in(const std::byte* spread) const;
 
+  /// Row k of the matrix, [n] numbers as products see them.
+  void copy_row(int64_t k, std::span<float> row) const;
+
  private:
   void compact();
 
+  int64_t block_k_;
+  int64_t block_n_;
   int64_t n_blocks_;
   bool is_whole_ = false;
   AlignedBuffer bytes_;

@@ -91,8 +91,10 @@ HWY_EXPORT(scale_row);
 HWY_EXPORT(softmax_row);
 
 constexpr int32_t kIgnored = -100;
-// Rows of a tile: its logits [64, 49152] are 12 MiB, which stays in the last-level cache.
+// Rows of a tile, where there are enough for tiles of so many: both forms of the head pass through the caches once a
+// tile.
 constexpr int64_t kTileRows = 64;
+constexpr int64_t kLargeTileRows = 128;
 // Rows that one product of dw sums over: enough that dw's own traffic does not count.
 constexpr int64_t kSumRows = 256;
 
@@ -207,32 +209,27 @@ struct RowTerm {
   int32_t target;
 };
 
-/// Turns a chunk [padded, width], row i of which `softmax` makes scale * probabilities, into the gradient with respect
-/// to the logits, in place; then into the product's form at `converted` if that differs. Returns where it lies.
-template <class Softmax>
-const std::byte* logit_gradient(const Problem& problem, int64_t chunk, std::span<const RowTerm> terms, int64_t padded,
-                                const Softmax& softmax, float* values, std::byte* converted) {
-  const int64_t width = problem.chunk_width(chunk);
+/// The first `count` rows of values [padded, width] in the product's form, at `converted` if that differs, and zeros
+/// below them. Returns where they lie.
+const std::byte* product_rows(const Problem& problem, int64_t width, size_t count, int64_t padded, float* values,
+                              std::byte* converted) {
   const bool converts = problem.form.converts();
-  for (size_t i = 0; i < terms.size(); ++i) {
-    float* row = values + i * width;
-    softmax(i, row, width);
-    const int64_t at = terms[i].target - chunk * problem.width;
-    if (at >= 0 && at < width) row[at] -= terms[i].scale;
-    // One row at a time, while it is in the first-level cache.
-    if (converts) convert_rows(problem.form, row, width, 1, width, converted + i * width * problem.element);
-  }
+  if (converts) convert_rows(problem.form, values, width, count, width, converted);
   std::byte* result = converts ? converted : reinterpret_cast<std::byte*>(values);
   const size_t row_bytes = width * problem.element;
-  std::memset(result + terms.size() * row_bytes, 0, (padded - terms.size()) * row_bytes);
+  std::memset(result + count * row_bytes, 0, (padded - count) * row_bytes);
   return result;
 }
 
-/// From logits, with lse known.
-auto softmax_of_logits(std::span<const RowTerm> terms) {
-  return [terms](size_t i, float* row, int64_t width) {
+/// Turns a chunk's logits [padded, width], with lse known, into the gradient with respect to them.
+void logit_gradient(const Problem& problem, int64_t chunk, std::span<const RowTerm> terms, float* values) {
+  const int64_t width = problem.chunk_width(chunk);
+  for (size_t i = 0; i < terms.size(); ++i) {
+    float* row = values + i * width;
     HWY_DYNAMIC_DISPATCH(softmax_row)(row, width, terms[i].lse, terms[i].scale);
-  };
+    const int64_t at = terms[i].target - chunk * problem.width;
+    if (at >= 0 && at < width) row[at] -= terms[i].scale;
+  }
 }
 
 /// A product for chunks of full width and one for the last chunk.
@@ -283,28 +280,27 @@ size_t workspace_of(std::initializer_list<const ChunkProducts*> all) {
   return aligned(bytes);
 }
 
-/// Everything that happens to one tile of rows: logits chunk by chunk, and dx from them.
+/// Everything that happens to one tile of rows: logits chunk by chunk, and dx from what becomes of them.
 class RowTiles {
  public:
-  /// `keep_chunks`: all chunks of a tile stay in scratch memory until the tile's lse is known.
-  RowTiles(const Problem& problem, bool keep_chunks, bool with_gradient)
-      : problem_(problem), rows_(std::clamp<int64_t>(problem.n, 1, kTileRows)), keep_chunks_(keep_chunks) {
+  RowTiles(const Problem& problem, bool with_gradient)
+      : problem_(problem),
+        rows_(std::clamp<int64_t>(problem.n, 1, problem.n >= 8 * kLargeTileRows ? kLargeTileRows : kTileRows)) {
     logits_ = logit_products(problem, rows_);
     workspace_bytes_ = workspace_of({&logits_});
     x_bytes_ = aligned(rows_ * problem.d * problem.element);
-    const int64_t columns = keep_chunks ? problem.v : problem.width;
-    value_bytes_ = aligned(checked_mul(checked_mul(rows_, columns, "logits"), sizeof(float), "logits"));
-    maximum_bytes_ = keep_chunks ? aligned(rows_ * problem.chunks * sizeof(float)) : 0;
+    value_bytes_ = aligned(checked_mul(checked_mul(rows_, problem.width, "logits"), sizeof(float), "logits"));
     if (!with_gradient) return;
     first_ = row_gradient_products(problem, rows_, false);
     next_ = row_gradient_products(problem, rows_, true);
     workspace_bytes_ = std::max(workspace_bytes_, workspace_of({&first_, &next_}));
     p_bytes_ = problem.form.converts() ? aligned(rows_ * problem.width * problem.element) : 0;
     dx_bytes_ = aligned(rows_ * problem.d * sizeof(float));
+    head_row_bytes_ = aligned(problem.d * sizeof(float));
   }
 
   size_t scratch_bytes() const {
-    return checked_add(x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_ + maximum_bytes_, value_bytes_, "logits");
+    return checked_add(x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_ + head_row_bytes_, value_bytes_, "logits");
   }
   int64_t rows() const { return rows_; }
   size_t count(size_t rows) const { return (rows + rows_ - 1) / rows_; }
@@ -313,44 +309,36 @@ class RowTiles {
     gather(problem_, x, rows, rows_, scratch);
   }
 
-  void compute_logits(const PackedHead& head, int64_t chunk, float* logits, std::byte* scratch) const {
-    logits_[chunk + 1 == problem_.chunks]->run(scratch, head.logits->block(0, chunk), nullptr, logits,
+  void compute_logits(const PackedHead& head, int64_t chunk, std::byte* scratch) const {
+    logits_[chunk + 1 == problem_.chunks]->run(scratch, head.logits->block(0, chunk), nullptr, values(scratch),
                                                workspace(scratch));
   }
 
-  /// Adds the chunk's share to the tile's dx, from its logits or exponentials (which it overwrites).
-  template <class Softmax>
-  void add_gradient(const PackedHead& head, int64_t chunk, std::span<const RowTerm> terms, const Softmax& softmax,
-                    float* values, std::byte* scratch) const {
-    const std::byte* p = logit_gradient(problem_, chunk, terms, rows_, softmax, values, scratch + x_bytes_);
+  /// dx (+)= values @ w, over the first `count` rows of the chunk's values (which it may overwrite).
+  void add_gradient(const PackedHead& head, int64_t chunk, size_t count, std::byte* scratch) const {
+    const std::byte* p =
+        product_rows(problem_, problem_.chunk_width(chunk), count, rows_, values(scratch), scratch + x_bytes_);
     const ChunkProducts& products = chunk == 0 ? first_ : next_;
     products[chunk + 1 == problem_.chunks]->run(p, head.gradient->block(chunk, 0), nullptr, dx(scratch),
                                                 workspace(scratch));
   }
 
-  void scatter_gradient(std::span<const int64_t> rows, float* target, std::byte* scratch) const {
-    for (size_t i = 0; i < rows.size(); ++i)
-      std::memcpy(target + rows[i] * problem_.d, dx(scratch) + i * problem_.d, problem_.d * sizeof(float));
-  }
-
   /// A chunk's logits [rows, width], then what becomes of them.
-  float* chunk_values(int64_t chunk, std::byte* scratch) const {
-    auto* first = reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_ + maximum_bytes_);
-    return keep_chunks_ ? first + chunk * problem_.width * rows_ : first;
+  float* values(std::byte* scratch) const {
+    return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_ + head_row_bytes_);
   }
-
-  /// The running maximum that each row of the chunk had.
-  float* chunk_maxima(int64_t chunk, std::byte* scratch) const {
-    return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_) + chunk * rows_;
+  /// [rows, d]
+  float* dx(std::byte* scratch) const { return reinterpret_cast<float*>(scratch + x_bytes_ + p_bytes_); }
+  /// Room for a row of the head.
+  std::span<float> head_row(std::byte* scratch) const {
+    return {reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_), static_cast<size_t>(problem_.d)};
   }
 
  private:
-  float* dx(std::byte* scratch) const { return reinterpret_cast<float*>(scratch + x_bytes_ + p_bytes_); }
   std::byte* workspace(std::byte* scratch) const { return scratch + x_bytes_ + p_bytes_ + dx_bytes_; }
 
   Problem problem_;
   int64_t rows_;
-  bool keep_chunks_;
   ChunkProducts logits_;
   ChunkProducts first_;
   ChunkProducts next_;
@@ -358,7 +346,7 @@ class RowTiles {
   size_t p_bytes_ = 0;
   size_t dx_bytes_ = 0;
   size_t workspace_bytes_ = 0;
-  size_t maximum_bytes_ = 0;
+  size_t head_row_bytes_ = 0;
   size_t value_bytes_ = 0;
 };
 
@@ -366,45 +354,66 @@ std::span<const int64_t> tile_rows(const std::vector<int64_t>& rows, size_t tile
   return std::span(rows).subspan(tile * height, std::min<size_t>(height, rows.size() - tile * height));
 }
 
-/// nll, lse and optionally dx of one tile of rows.
+/// The softmax of a tile's rows as far as chunks have come in.
+struct RunningSoftmax {
+  std::array<float, kLargeTileRows> maximum;
+  std::array<float, kLargeTileRows> sum{};
+  std::array<float, kLargeTileRows> target_logit{};
+
+  RunningSoftmax() { maximum.fill(-std::numeric_limits<float>::infinity()); }
+  float lse(size_t i) const { return maximum[i] + std::log(sum[i]); }
+};
+
+/// Takes a chunk's logits in and leaves exp(logit - maximum) in their place, but 0 for targets: their share of dx is
+/// added in the end, unrounded. `dx` [rows, d], so far relative to the old maximum (null if not wanted), follows.
+void take_chunk(const Problem& problem, int64_t chunk, std::span<const int32_t> targets, float* values, float* dx,
+                RunningSoftmax& state) {
+  const int64_t width = problem.chunk_width(chunk);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    float* row = values + i * width;
+    const int64_t at = targets[i] - chunk * problem.width;
+    const bool has_target = at >= 0 && at < width;
+    if (has_target) state.target_logit[i] = row[at];
+    const float before = state.maximum[i];
+    HWY_DYNAMIC_DISPATCH(exp_and_sum)(row, width, &state.maximum[i], &state.sum[i]);
+    if (has_target) row[at] = 0.0F;
+    if (dx != nullptr && chunk > 0 && state.maximum[i] != before)
+      HWY_DYNAMIC_DISPATCH(scale_row)(dx + i * problem.d, problem.d, std::exp(before - state.maximum[i]));
+  }
+}
+
+/// d nll / dx of one row, from its sum over the vocabulary without the target: sum / norm + (p - 1) * w[target].
+void finish_gradient(std::span<const float> sum, float norm, float p, std::span<const float> target, float* dx) {
+  for (size_t j = 0; j < sum.size(); ++j) dx[j] = sum[j] / norm + (p - 1.0F) * target[j];
+}
+
+/// nll, lse and optionally dx of one tile of rows. The gradient is summed along with the softmax (Milakov &
+/// Gimelshein 2018, Dao et al. 2022), so that no logits have to be kept.
 void run_forward_tile(const Problem& problem, const RowTiles& tiles, const PackedHead& head,
                       std::span<const int64_t> rows, const RunArguments& args, std::byte* scratch) {
-  const int32_t* targets = args.input<int32_t>(2);
   float* const nll = args.output<float>(0);
   float* const lse = args.output<float>(1);
   float* const dx = args.output<float>(2);
-  std::array<float, kTileRows> maximum;
-  std::array<float, kTileRows> sum{};
-  std::array<float, kTileRows> target_logit{};
-  maximum.fill(-std::numeric_limits<float>::infinity());
+  float* const sums = dx == nullptr ? nullptr : tiles.dx(scratch);
+  std::array<int32_t, kLargeTileRows> targets{};
+  for (size_t i = 0; i < rows.size(); ++i) targets[i] = args.input<int32_t>(2)[rows[i]];
+  RunningSoftmax state;
   tiles.gather_tile(args.input<float>(0), rows, scratch);
   for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-    float* values = tiles.chunk_values(chunk, scratch);
-    const int64_t width = problem.chunk_width(chunk);
-    tiles.compute_logits(head, chunk, values, scratch);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const int64_t at = targets[rows[i]] - chunk * problem.width;
-      if (at >= 0 && at < width) target_logit[i] = values[i * width + at];
-      HWY_DYNAMIC_DISPATCH(exp_and_sum)(values + i * width, width, &maximum[i], &sum[i]);
-    }
-    if (dx != nullptr) std::copy_n(maximum.begin(), rows.size(), tiles.chunk_maxima(chunk, scratch));
+    tiles.compute_logits(head, chunk, scratch);
+    take_chunk(problem, chunk, std::span(targets).first(rows.size()), tiles.values(scratch), sums, state);
+    if (dx != nullptr) tiles.add_gradient(head, chunk, rows.size(), scratch);
   }
-  std::array<RowTerm, kTileRows> terms;
   for (size_t i = 0; i < rows.size(); ++i) {
-    terms[i] = {maximum[i] + std::log(sum[i]), 1.0F, targets[rows[i]]};
-    nll[rows[i]] = terms[i].lse - target_logit[i];
-    if (lse != nullptr) lse[rows[i]] = terms[i].lse;
+    const float row_lse = state.lse(i);
+    nll[rows[i]] = row_lse - state.target_logit[i];
+    if (lse != nullptr) lse[rows[i]] = row_lse;
+    if (dx == nullptr) continue;
+    const std::span<float> target = tiles.head_row(scratch);
+    head.gradient->copy_row(targets[i], target);
+    finish_gradient({sums + i * problem.d, target.size()}, state.sum[i], std::exp(state.target_logit[i] - row_lse),
+                    target, dx + rows[i] * problem.d);
   }
-  if (dx == nullptr) return;
-  for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-    const float* shifts = tiles.chunk_maxima(chunk, scratch);
-    const auto softmax = [&](size_t i, float* row, int64_t width) {
-      HWY_DYNAMIC_DISPATCH(scale_row)(row, width, std::exp(shifts[i] - terms[i].lse));
-    };
-    tiles.add_gradient(head, chunk, std::span(terms).first(rows.size()), softmax, tiles.chunk_values(chunk, scratch),
-                       scratch);
-  }
-  tiles.scatter_gradient(rows, dx, scratch);
 }
 
 CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
@@ -415,7 +424,7 @@ CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
   const bool wants_dx = request.outputs[2].present;
   if (wants_dx) expect(request, request.outputs[2], DType::kF32, request.inputs[0].shape, "dx");
 
-  const RowTiles tiles(problem, wants_dx, wants_dx);
+  const RowTiles tiles(problem, wants_dx);
   const std::shared_ptr<Storage>& frozen = request.inputs[1].frozen;
   CompiledKernel kernel;
   kernel.scratch_per_thread = tiles.scratch_bytes();
@@ -474,8 +483,9 @@ class VocabularyTiles {
       const size_t begin = tile * rows_;
       logits_[last]->run(tile_x, head.logits->block(0, chunk), nullptr, logits, workspace);
       const auto tile_terms = terms.subspan(begin, std::min<size_t>(rows_, terms.size() - begin));
-      const std::byte* p = logit_gradient(problem_, chunk, tile_terms, rows_, softmax_of_logits(tile_terms), logits,
-                                          scratch + logit_bytes_);
+      logit_gradient(problem_, chunk, tile_terms, logits);
+      const std::byte* p =
+          product_rows(problem_, problem_.chunk_width(chunk), tile_terms.size(), rows_, logits, scratch + logit_bytes_);
       (tile == 0 ? first_ : next_)[last]->run(p, tile_x, nullptr, dw + chunk * problem_.width * problem_.d, workspace);
     }
   }
@@ -502,11 +512,12 @@ void run_dx(const Problem& problem, const RowTiles& tiles, const PackedHead& hea
     const auto mine_terms = std::span(terms).subspan(tile * tiles.rows(), mine.size());
     tiles.gather_tile(args.input<float>(0), mine, scratch);
     for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-      tiles.compute_logits(head, chunk, tiles.chunk_values(chunk, scratch), scratch);
-      tiles.add_gradient(head, chunk, mine_terms, softmax_of_logits(mine_terms), tiles.chunk_values(chunk, scratch),
-                         scratch);
+      tiles.compute_logits(head, chunk, scratch);
+      logit_gradient(problem, chunk, mine_terms, tiles.values(scratch));
+      tiles.add_gradient(head, chunk, mine.size(), scratch);
     }
-    tiles.scatter_gradient(mine, dx, scratch);
+    for (size_t i = 0; i < mine.size(); ++i)
+      std::copy_n(tiles.dx(scratch) + i * problem.d, problem.d, dx + mine[i] * problem.d);
   });
 }
 
@@ -532,7 +543,7 @@ CompiledKernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
   if (wants_dx) expect(request, request.outputs[0], DType::kF32, request.inputs[0].shape, "dx");
   if (wants_dw) expect(request, request.outputs[1], DType::kF32, request.inputs[1].shape, "dw");
 
-  const auto row_tiles = wants_dx ? std::make_shared<const RowTiles>(problem, false, true) : nullptr;
+  const auto row_tiles = wants_dx ? std::make_shared<const RowTiles>(problem, true) : nullptr;
   const auto vocabulary_tiles = wants_dw ? std::make_shared<const VocabularyTiles>(problem) : nullptr;
   const std::shared_ptr<Storage>& frozen = request.inputs[1].frozen;
   CompiledKernel kernel;

@@ -30,6 +30,7 @@ struct Shapes {
   float alpha = 1.0F;
   float alpha_z = 1.0F;
   Precision precision = Precision::kF32;
+  DType dtype_a = DType::kF32;
 };
 
 void check_matrix(const KernelRequest& request, const Operand& operand, int64_t rows, int64_t cols, bool transposed,
@@ -62,13 +63,14 @@ Shapes read_shapes(const KernelRequest& request) {
   s.precision = request.attributes.has("precision")
                     ? precision_from_name(request.attributes.text("precision"), request.op)
                     : Precision::kF32;
+  s.dtype_a = request.inputs[kA].dtype;
   s.m = request.inputs[kA].shape[0];
   s.k = request.inputs[kA].shape[1];
   s.n = request.inputs[kB].shape[s.transpose_b ? 0 : 1];
   s.r = request.inputs[kU].shape[s.transpose_u ? 0 : 1];
   s.has_c = request.inputs.size() == 5 && request.inputs[kC].present;
   request.check(s.m > 0 && s.n > 0 && s.k > 0 && s.r > 0, "no empty dimension", request.inputs[kA].shape.str());
-  check_matrix(request, request.inputs[kA], s.m, s.k, false);
+  check_matrix(request, request.inputs[kA], s.m, s.k, false, true);
   check_matrix(request, request.inputs[kB], s.k, s.n, s.transpose_b, true);
   check_matrix(request, request.inputs[kU], s.k, s.r, s.transpose_u);
   check_matrix(request, request.inputs[kV], s.r, s.n, s.transpose_v);
@@ -82,16 +84,19 @@ Shapes read_shapes(const KernelRequest& request) {
 class FusedPlan {
  public:
   FusedPlan(const Shapes& shapes, std::shared_ptr<const PackedMatrix> packed)
-      : s_(shapes), packed_(std::move(packed)), form_(OperandForm::of(DType::kF32, shapes.precision)) {
+      : s_(shapes),
+        packed_(std::move(packed)),
+        form_a_(OperandForm::of(shapes.dtype_a, shapes.precision)),
+        form_(OperandForm::of(DType::kF32, shapes.precision)) {
     tile_rows_ = s_.m >= 1024 ? 128 : 64;
     tiles_ = ceil_div(s_.m, tile_rows_);
     if (form_.converts()) {
       u_ = shared_.add(kU, form_, checked_mul(s_.k, s_.r, "low_rank_matmul"));
       v_ = shared_.add(kV, form_, checked_mul(s_.r, s_.n, "low_rank_matmul"));
-      const size_t size = dtype_size(form_.to);
-      a_bytes_ = aligned(checked_mul(tile_rows_ * size, s_.k, "low_rank_matmul"));
-      z_bytes_ = aligned(checked_mul(tile_rows_ * size, s_.r, "low_rank_matmul"));
+      z_bytes_ = aligned(checked_mul(tile_rows_ * dtype_size(form_.to), s_.r, "low_rank_matmul"));
     }
+    if (form_a_.converts())
+      a_bytes_ = aligned(checked_mul(tile_rows_ * dtype_size(form_a_.to), s_.k, "low_rank_matmul"));
     spread_ = shared_.reserve(packed_->spread_bytes());
     make_products();
   }
@@ -99,7 +104,7 @@ class FusedPlan {
   size_t scratch_per_thread() const { return shared_.scratch_bytes() + a_bytes_ + z_bytes_ + workspace_bytes_; }
 
   void run(const RunArguments& args) const {
-    AlignedBuffer spill;
+    RunBuffer spill;
     std::byte* const copies = shared_.fill(args, spill);
     const void* u = form_.converts() ? copies + u_ : args.in[kU];
     const void* v = form_.converts() ? copies + v_ : args.in[kV];
@@ -152,25 +157,28 @@ class FusedPlan {
     std::byte* workspace = scratch + a_bytes_ + z_bytes_;
     float* y = args.output<float>(kY) + row0 * s_.n;
     float* z = args.output<float>(kZ) + row0 * s_.r;
-    const void* a = rounded(args.input<float>(kA) + row0 * s_.k, rows * s_.k, scratch);
+    const void* a =
+        converted(form_a_, args.input<std::byte>(kA) + row0 * s_.k * dtype_size(form_a_.from), rows * s_.k, scratch);
     if (s_.has_c) {
       const float* c = args.input<float>(kC) + row0 * s_.n;
       if (c != y) std::copy_n(c, rows * s_.n, y);
     }
     products.base->run(a, right.base, nullptr, y, workspace);
     products.down->run(a, right.u, nullptr, z, workspace);
-    products.up->run(rounded(z, rows * s_.r, scratch + a_bytes_), right.v, nullptr, y, workspace);
+    products.up->run(converted(form_, z, rows * s_.r, scratch + a_bytes_), right.v, nullptr, y, workspace);
   }
 
   /// The elements as the products take them.
-  const void* rounded(const float* source, int64_t count, std::byte* target) const {
-    if (!form_.converts()) return source;
-    convert_rows(form_, source, count, 1, count, target);
+  static const void* converted(const OperandForm& form, const void* source, int64_t count, std::byte* target) {
+    if (!form.converts()) return source;
+    convert_rows(form, source, count, 1, count, target);
     return target;
   }
 
   Shapes s_;
   std::shared_ptr<const PackedMatrix> packed_;
+  OperandForm form_a_;
+  /// Of u, v and z.
   OperandForm form_;
   int64_t tile_rows_ = 0;
   int64_t tiles_ = 0;
@@ -190,9 +198,9 @@ class SeparatePlan {
  public:
   SeparatePlan(const Shapes& s, DType dtype_b, std::shared_ptr<const PackedMatrix> packed)
       : has_c_(s.has_c),
-        base_(problem(s, s.n, s.k, s.transpose_b, s.has_c, 1.0F, dtype_b), std::move(packed)),
-        down_(problem(s, s.r, s.k, s.transpose_u, false, s.alpha_z, DType::kF32), nullptr),
-        up_(problem(s, s.n, s.r, s.transpose_v, true, s.alpha, DType::kF32), nullptr) {}
+        base_(problem(s, {s.dtype_a, dtype_b}, s.n, s.k, s.transpose_b, s.has_c, 1.0F), std::move(packed)),
+        down_(problem(s, {s.dtype_a, DType::kF32}, s.r, s.k, s.transpose_u, false, s.alpha_z), nullptr),
+        up_(problem(s, {DType::kF32, DType::kF32}, s.n, s.r, s.transpose_v, true, s.alpha), nullptr) {}
 
   size_t scratch_per_thread() const {
     return std::max({base_.scratch_per_thread(), down_.scratch_per_thread(), up_.scratch_per_thread()});
@@ -207,8 +215,13 @@ class SeparatePlan {
   }
 
  private:
-  static Problem problem(const Shapes& s, int64_t n, int64_t k, bool transpose_b, bool adds, float alpha,
-                         DType dtype_b) {
+  struct Dtypes {
+    DType a;
+    DType b;
+  };
+
+  static Problem problem(const Shapes& s, Dtypes dtypes, int64_t n, int64_t k, bool transpose_b, bool adds,
+                         float alpha) {
     return {.m = s.m,
             .n = n,
             .k = k,
@@ -216,8 +229,8 @@ class SeparatePlan {
             .addend = adds ? Addend::kFull : Addend::kNone,
             .alpha = alpha,
             .precision = s.precision,
-            .form_a = OperandForm::of(DType::kF32, s.precision),
-            .form_b = OperandForm::of(dtype_b, s.precision)};
+            .form_a = OperandForm::of(dtypes.a, s.precision),
+            .form_b = OperandForm::of(dtypes.b, s.precision)};
   }
 
   static void run_part(const RunArguments& args, const MatrixPlan& plan, const std::array<const void*, 3>& in,

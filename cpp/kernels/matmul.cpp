@@ -11,6 +11,7 @@
 #include "kernels/kernel_table.h"
 #include "kernels/matmul_f64.h"
 #include "kernels/matrix_plan.h"
+#include "kernels/thin_plan.h"
 #include "quant/block_matrix.h"
 
 namespace heddle {
@@ -159,7 +160,7 @@ BatchPlan::BatchPlan(const Problem& problem) : problem_(problem) {
 }
 
 void BatchPlan::run(const RunArguments& args) const {
-  AlignedBuffer spill;
+  RunBuffer spill;
   const std::byte* copies = shared_.fill(args, spill);
   const size_t size = dtype_size(problem_.form_a.to);
   const auto* a = problem_.form_a.converts() ? copies + shared_a_ : args.input<std::byte>(0);
@@ -248,6 +249,7 @@ CompiledKernel compile_matmul(const KernelRequest& request) {
     return kernel;
   }
   if (problem.batch > 1) return compiled(std::make_shared<const BatchPlan>(problem), problem);
+  if (ThinPlan::fits(problem)) return compiled(std::make_shared<const ThinPlan>(problem), problem);
   const Operand& b = request.inputs[1];
   if (BlockPlan::fits(problem, request)) {
     auto blocks = BlockMatrix::of_frozen(b.frozen, problem.n, problem.k);

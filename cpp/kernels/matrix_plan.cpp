@@ -14,9 +14,9 @@ void place_addend(const Problem& problem, const float* c, float* y, int64_t row0
   }
 }
 
-std::byte* SharedCopies::fill(const RunArguments& args, AlignedBuffer& spill) const {
+std::byte* SharedCopies::fill(const RunArguments& args, RunBuffer& spill) const {
   if (bytes_ == 0) return nullptr;
-  if (bytes_ > kScratchLimit) spill = AlignedBuffer(bytes_);
+  if (bytes_ > kScratchLimit) spill = RunBuffer(bytes_);
   std::byte* base = spill.data() != nullptr ? spill.data() : args.scratch;
   for (const Copy& copy : copies_) {
     const auto* source = static_cast<const std::byte*>(args.in[copy.input]);
@@ -115,7 +115,7 @@ void MatrixPlan::make_products() {
 }
 
 void MatrixPlan::run(const RunArguments& args) const {
-  AlignedBuffer spill;
+  RunBuffer spill;
   std::byte* const copies = shared_.fill(args, spill);
   const Buffers buffers{.a = shares_a_ ? copies + shared_a_ : args.in[0],
                         .b = shares_b_ ? copies + shared_b_ : args.in[1],

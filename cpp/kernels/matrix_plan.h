@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/resting_memory.h"
 #include "kernels/gemm.h"
 #include "program/kernel.h"
 
@@ -69,7 +70,7 @@ class SharedCopies {
   size_t scratch_bytes() const { return bytes_ <= kScratchLimit ? bytes_ : 0; }
 
   /// Makes the copies in scratch memory, or in `spill` if they are too large for it.
-  std::byte* fill(const RunArguments& args, AlignedBuffer& spill) const;
+  std::byte* fill(const RunArguments& args, RunBuffer& spill) const;
 
  private:
   static constexpr size_t kChunk = size_t{1} << 16;

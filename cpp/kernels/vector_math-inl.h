@@ -75,23 +75,19 @@ HWY_INLINE V vector_log(D d, V x) {
   return hn::IfThenElse(valid, y, hn::Set(d, std::numeric_limits<float>::quiet_NaN()));
 }
 
-/// scale / (1 + e^-x); e^-|x| cannot overflow, so that small results keep their precision.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V scaled_sigmoid(D d, V x, V scale) {
-  const V e = vector_exp_minus(d, hn::Abs(x));
-  const V top = hn::IfThenElse(hn::Lt(x, hn::Zero(d)), hn::Mul(scale, e), scale);
-  return hn::Div(top, hn::Add(hn::Set(d, 1.0F), e));
-}
-
+/// 1 / (1 + e^-x); e^-|x| cannot overflow, so that small results keep their precision.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V vector_sigmoid(D d, V x) {
-  const V y = scaled_sigmoid(d, x, hn::Set(d, 1.0F));
+  const V one = hn::Set(d, 1.0F);
+  const V e = vector_exp_minus(d, hn::Abs(x));
+  const V y = hn::Div(hn::IfThenElse(hn::Lt(x, hn::Zero(d)), e, one), hn::Add(one, e));
   return hn::IfThenElse(hn::IsNaN(x), x, y);
 }
 
+/// As the product that it is defined as: programs that need the sigmoid too compute the product themselves.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V vector_silu(D d, V x) {
-  return scaled_sigmoid(d, x, x);
+  return hn::Mul(x, vector_sigmoid(d, x));
 }
 
 template <class D, class V = hn::Vec<D>>

@@ -8,7 +8,28 @@
 
 #include "core/status.h"
 
+extern "C" {
+void sgemm_(const char* transpose_a, const char* transpose_b, const int* m, const int* n, const int* k,
+            const float* alpha, const float* a, const int* lda, const float* b, const int* ldb, const float* beta,
+            float* c, const int* ldc);
+void dgemm_(const char* transpose_a, const char* transpose_b, const int* m, const int* n, const int* k,
+            const double* alpha, const double* a, const int* lda, const double* b, const int* ldb, const double* beta,
+            double* c, const int* ldc);
+}
+
 namespace heddle::lapack {
+
+/// c [m, n] = op(a) [m, k] op(b) [k, n], with BLAS's letters for op.
+inline void gemm(char op_a, char op_b, int m, int n, int k, const float* a, int lda, const float* b, int ldb, float* c,
+                 int ldc) {
+  const float one = 1, zero = 0;
+  sgemm_(&op_a, &op_b, &m, &n, &k, &one, a, &lda, b, &ldb, &zero, c, &ldc);
+}
+inline void gemm(char op_a, char op_b, int m, int n, int k, const double* a, int lda, const double* b, int ldb,
+                 double* c, int ldc) {
+  const double one = 1, zero = 0;
+  dgemm_(&op_a, &op_b, &m, &n, &k, &one, a, &lda, b, &ldb, &zero, c, &ldc);
+}
 
 inline lapack_int gesdd(char job, int m, int n, float* a, float* s, float* u, int ldu, float* vt, int ldvt) {
   return LAPACKE_sgesdd(LAPACK_COL_MAJOR, job, m, n, a, m, s, u, ldu, vt, ldvt);
@@ -16,17 +37,11 @@ inline lapack_int gesdd(char job, int m, int n, float* a, float* s, float* u, in
 inline lapack_int gesdd(char job, int m, int n, double* a, double* s, double* u, int ldu, double* vt, int ldvt) {
   return LAPACKE_dgesdd(LAPACK_COL_MAJOR, job, m, n, a, m, s, u, ldu, vt, ldvt);
 }
-inline lapack_int gelqf(int m, int n, float* a, float* tau) {
-  return LAPACKE_sgelqf(LAPACK_COL_MAJOR, m, n, a, m, tau);
+inline lapack_int geqrf(int m, int n, float* a, float* tau) {
+  return LAPACKE_sgeqrf(LAPACK_COL_MAJOR, m, n, a, m, tau);
 }
-inline lapack_int gelqf(int m, int n, double* a, double* tau) {
-  return LAPACKE_dgelqf(LAPACK_COL_MAJOR, m, n, a, m, tau);
-}
-inline lapack_int orglq(int m, int n, int k, float* a, const float* tau) {
-  return LAPACKE_sorglq(LAPACK_COL_MAJOR, m, n, k, a, m, tau);
-}
-inline lapack_int orglq(int m, int n, int k, double* a, const double* tau) {
-  return LAPACKE_dorglq(LAPACK_COL_MAJOR, m, n, k, a, m, tau);
+inline lapack_int geqrf(int m, int n, double* a, double* tau) {
+  return LAPACKE_dgeqrf(LAPACK_COL_MAJOR, m, n, a, m, tau);
 }
 inline lapack_int geqp3(int m, int n, float* a, lapack_int* places, float* tau) {
   return LAPACKE_sgeqp3(LAPACK_COL_MAJOR, m, n, a, m, places, tau);

@@ -49,7 +49,7 @@ inline Matrices read_square(const KernelRequest& request, const Operand& a, cons
   return matrices;
 }
 
-/// LAPACK and Jacobi's rotations may not come back from NaN.
+/// LAPACK and QR iterations may not come back from NaN.
 template <class T>
 void check_finite(const char* op, const T* values, size_t count) {
   if (!std::all_of(values, values + count, [](T value) { return std::isfinite(value); }))
@@ -89,6 +89,17 @@ void for_matrices(TilePool& pool, const Matrices& a, size_t per_tile, const Body
       body(i);
     }
   });
+}
+
+/// Runs body(index) for each matrix, one after the other, with BLAS on one thread: each makes tiles of its own.
+template <class Body>
+void for_tall_matrices(const Matrices& a, const Body& body) {
+  const Aborted* const aborted = current_abort();
+  const BlasThreads alone(1);
+  for (size_t i = 0; i < a.count; ++i) {
+    check_aborted(aborted);
+    body(i);
+  }
 }
 
 /// So many matrices make a tile worth a thread's while, with about n^3 operations each.

@@ -7,6 +7,7 @@
 #include "linalg/lanes_kernels.h"
 #include "linalg/lapack.h"
 #include "linalg/matrices.h"
+#include "linalg/tall_qr.h"
 
 namespace heddle {
 namespace {
@@ -28,7 +29,6 @@ struct SvdPlan {
 template <class T>
 void lapack_svd(const SvdPlan& plan, const T* a, T* u, T* s, T* vh) {
   const auto [m, n] = std::pair(plan.a.rows, plan.a.columns);
-  check_finite("svd", a, plan.a.size());
   std::vector<T> work(a, a + plan.a.size());
   const bool values_only = u == nullptr && vh == nullptr;
   std::vector<T> left(values_only || u != nullptr ? 0 : m * plan.left());
@@ -38,6 +38,29 @@ void lapack_svd(const SvdPlan& plan, const T* a, T* u, T* s, T* vh) {
   lapack::check_converged(
       "svd", lapack::gesdd(job, static_cast<int>(n), static_cast<int>(m), work.data(), s, vh ? vh : right.data(),
                            static_cast<int>(n), u ? u : left.data(), static_cast<int>(plan.left())));
+}
+
+/// Of a tall matrix [m, n] by way of its QR: a = q r, r = w diag(s) vh, u = q w. Where nobody asks for u there is no q.
+template <class T>
+void tall_svd(TilePool& pool, const T* a, size_t m, size_t n, T* u, T* s, T* vh) {
+  std::vector<T> q(u == nullptr ? 0 : m * n), r(n * n), w(u == nullptr ? 0 : n * n);
+  tall_qr(pool, a, m, n, u == nullptr ? nullptr : q.data(), r.data());
+  const SvdPlan small{{1, n, n, {}, {}}};
+  lapack_svd<T>(small, r.data(), u == nullptr ? nullptr : w.data(), s, vh);
+  if (u != nullptr) tall_product(pool, q.data(), w.data(), m, n, n, u);
+}
+
+/// Of a matrix that is tall, or whose transpose is.
+template <class T>
+void long_svd(TilePool& pool, const Matrices& matrix, const T* a, T* u, T* s, T* vh) {
+  const auto [m, n] = std::pair(matrix.rows, matrix.columns);
+  if (m >= n) return tall_svd(pool, a, m, n, u, s, vh);
+  std::vector<T> turned(m * n), left(vh == nullptr ? 0 : n * m), right(u == nullptr ? 0 : m * m);
+  transpose_matrix(a, m, n, turned.data());
+  tall_svd<T>(pool, turned.data(), n, m, vh == nullptr ? nullptr : left.data(), s,
+              u == nullptr ? nullptr : right.data());
+  if (vh != nullptr) transpose_matrix(left.data(), n, m, vh);
+  if (u != nullptr) transpose_matrix(right.data(), m, m, u);
 }
 
 template <class T>
@@ -62,10 +85,19 @@ void run_svd(const SvdPlan& plan, const RunArguments& arguments) {
     lanes_svd<T>({plan.a, plan.full, a, u, s, vh}, arguments);
     return;
   }
-  for_matrices(arguments.pool, plan.a, matrices_per_tile(plan.a), [&](size_t i) {
-    lapack_svd(plan, a + i * plan.a.size(), part(u, i, plan.a.rows * plan.left()), s + i * plan.a.rank(),
-               part(vh, i, plan.right() * plan.a.columns));
-  });
+  const auto each = [&](const auto& factor) {
+    return [&, factor](size_t i) {
+      check_finite("svd", a + i * plan.a.size(), plan.a.size());
+      factor(a + i * plan.a.size(), part(u, i, plan.a.rows * plan.left()), s + i * plan.a.rank(),
+             part(vh, i, plan.right() * plan.a.columns));
+    };
+  };
+  if (!plan.full && tall_enough(std::max(plan.a.rows, plan.a.columns), plan.a.rank()))
+    return for_tall_matrices(plan.a, each([&](const T* one, T* left, T* values, T* right) {
+                               long_svd(arguments.pool, plan.a, one, left, values, right);
+                             }));
+  for_matrices(arguments.pool, plan.a, matrices_per_tile(plan.a),
+               each([&](const T* one, T* left, T* values, T* right) { lapack_svd(plan, one, left, values, right); }));
 }
 
 CompiledKernel compile_svd(const KernelRequest& request) {
@@ -90,26 +122,45 @@ struct QrPlan {
   size_t inner() const { return full ? a.rows : a.rank(); }
 };
 
-/// a = q r is aᵀ = rᵀ qᵀ, LAPACK's LQ.
 template <class T>
 void lapack_qr(const QrPlan& plan, const T* a, T* q, T* r) {
   const auto [m, n] = std::pair(plan.a.rows, plan.a.columns);
   const size_t inner = plan.inner();
-  check_finite("qr", a, plan.a.size());
-  std::vector<T> work(a, a + plan.a.size());
+  std::vector<T> work(m * std::max(n, inner));
+  transpose_matrix(a, m, n, work.data());
   std::vector<T> tau(plan.a.rank());
-  lapack::check_call("qr", lapack::gelqf(static_cast<int>(n), static_cast<int>(m), work.data(), tau.data()));
-  if (r != nullptr) {
-    std::fill_n(r, inner * n, T{0});
-    for (size_t row = 0; row < plan.a.rank(); ++row)
-      std::copy(&work[row * n + row], &work[row * n] + n, r + row * n + row);
-  }
+  lapack::check_call("qr", lapack::geqrf(static_cast<int>(m), static_cast<int>(n), work.data(), tau.data()));
+  for (size_t i = 0; i < inner && r != nullptr; ++i)
+    for (size_t j = 0; j < n; ++j) r[i * n + j] = j < i ? T{0} : work[j * m + i];
   if (q == nullptr) return;
-  // LAPACK's leading dimension is the matrix's own, so the reflectors move to a buffer of q's shape.
-  std::fill_n(q, m * inner, T{0});
-  for (size_t column = 0; column < m; ++column) std::copy_n(&work[column * n], plan.a.rank(), q + column * inner);
-  lapack::check_call("qr", lapack::orglq(static_cast<int>(inner), static_cast<int>(m), static_cast<int>(plan.a.rank()),
-                                         q, tau.data()));
+  lapack::check_call("qr", lapack::orgqr(static_cast<int>(m), static_cast<int>(inner), static_cast<int>(plan.a.rank()),
+                                         work.data(), tau.data()));
+  transpose_matrix(work.data(), inner, m, q);
+}
+
+template <class T>
+void run_qr(const QrPlan& plan, const RunArguments& arguments) {
+  const Matrices& a = plan.a;
+  if (lanes_take(a))
+    return lanes_qr<T>({a, plan.full, arguments.input<T>(0), arguments.output<T>(0), arguments.output<T>(1)},
+                       arguments);
+  const auto each = [&](const auto& factor) {
+    return [&, factor](size_t i) {
+      T* const q = part(arguments.output<T>(0), i, a.rows * plan.inner());
+      if (a.rank() == 0 && q != nullptr) return set_identity(q, plan.inner());
+      if (a.rank() == 0) return;
+      const T* const values = arguments.input<T>(0) + i * a.size();
+      check_finite("qr", values, a.size());
+      factor(values, q, part(arguments.output<T>(1), i, plan.inner() * a.columns));
+    };
+  };
+  if (!plan.full && tall_enough(a.rows, a.columns))
+    return for_tall_matrices(a, each([&](const T* values, T* q, T* r) {
+                               std::vector<T> unasked(r == nullptr ? a.columns * a.columns : 0);
+                               tall_qr(arguments.pool, values, a.rows, a.columns, q, r == nullptr ? unasked.data() : r);
+                             }));
+  for_matrices(arguments.pool, a, matrices_per_tile(a),
+               each([&](const T* values, T* q, T* r) { lapack_qr(plan, values, q, r); }));
 }
 
 CompiledKernel compile_qr(const KernelRequest& request) {
@@ -120,19 +171,7 @@ CompiledKernel compile_qr(const KernelRequest& request) {
   CompiledKernel kernel;
   if (lanes_take(plan.a)) kernel.scratch_per_thread = lanes_qr_scratch(plan.a, plan.full);
   kernel.run = [plan](const RunArguments& arguments) {
-    with_float(plan.a.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      if (lanes_take(plan.a))
-        return lanes_qr<T>({plan.a, plan.full, arguments.input<T>(0), arguments.output<T>(0), arguments.output<T>(1)},
-                           arguments);
-      for_matrices(arguments.pool, plan.a, matrices_per_tile(plan.a), [&](size_t i) {
-        T* q = part(arguments.output<T>(0), i, plan.a.rows * plan.inner());
-        if (plan.a.rank() == 0 && q != nullptr) return set_identity(q, plan.inner());
-        if (plan.a.rank() != 0)
-          lapack_qr(plan, arguments.input<T>(0) + i * plan.a.size(), q,
-                    part(arguments.output<T>(1), i, plan.inner() * plan.a.columns));
-      });
-    });
+    with_float(plan.a.dtype, [&](auto zero) { run_qr<decltype(zero)>(plan, arguments); });
   };
   return kernel;
 }

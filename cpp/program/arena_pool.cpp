@@ -1,10 +1,9 @@
 #include "program/arena_pool.h"
 
-#include <algorithm>
 #include <mutex>
 #include <utility>
-#include <vector>
 
+#include "core/resting_memory.h"
 #include "program/cpu_backend.h"
 
 namespace heddle {
@@ -22,37 +21,15 @@ struct Block {
   }
 };
 
-/// Smaller results come from the heap, which keeps its pages by itself.
-constexpr size_t kBigResult = size_t{1} << 20;
-constexpr size_t kResultBytes = size_t{64} << 20;
-
 struct Rest {
   std::mutex mutex;
   Block block;
-  /// Of results, the oldest first.
-  std::vector<Block> results;
-  size_t result_bytes = 0;
   size_t programs = 0;
-
-  Rest() { results.reserve(kResultBytes / kBigResult); }
-
-  void drop_oldest_result() noexcept {
-    result_bytes -= results.front().size;
-    results.front().release();
-    results.erase(results.begin());
-  }
 };
 
 Rest& rest() {
   static Rest kRest;
   return kRest;
-}
-
-std::byte* allocate(const heddle_backend& backend, size_t bytes) {
-  void* memory = nullptr;
-  heddle_error error;
-  check_status(backend.allocate(backend.self, bytes, &memory, &error), error);
-  return static_cast<std::byte*>(memory);
 }
 
 }  // namespace
@@ -69,7 +46,10 @@ Arena::Arena(const heddle_backend& backend, size_t bytes) : backend_(backend) {
     // Too small: gone before the bigger one comes, so that the peak is one arena.
     block.release();
   }
-  data_ = allocate(backend, bytes);
+  void* memory = nullptr;
+  heddle_error error;
+  check_status(backend.allocate(backend.self, bytes, &memory, &error), error);
+  data_ = static_cast<std::byte*>(memory);
   size_ = bytes;
 }
 
@@ -82,41 +62,14 @@ Arena::~Arena() {
 
 void Arena::program_born() noexcept {
   const std::lock_guard lock(rest().mutex);
-  ++rest().programs;
+  if (++rest().programs == 1) RestingMemory::shared().open();
 }
 
 void Arena::program_gone() noexcept {
   const std::lock_guard lock(rest().mutex);
   if (--rest().programs != 0) return;
   rest().block.release();
-  while (!rest().results.empty()) rest().drop_oldest_result();
-}
-
-std::byte* allocate_result(const heddle_backend& backend, size_t bytes) {
-  if (bytes >= kBigResult) {
-    const std::lock_guard lock(rest().mutex);
-    auto& results = rest().results;
-    // The youngest is the likeliest to be in a cache still.
-    const auto found = std::find_if(results.rbegin(), results.rend(), [&](const Block& block) {
-      return block.backend == &backend && block.size == bytes;
-    });
-    if (found != results.rend()) {
-      std::byte* const data = found->data;
-      rest().result_bytes -= bytes;
-      results.erase(std::next(found).base());
-      return data;
-    }
-  }
-  return allocate(backend, bytes);
-}
-
-void release_result(const heddle_backend& backend, std::byte* data, size_t bytes) noexcept {
-  Block mine{&backend, data, bytes};
-  const std::lock_guard lock(rest().mutex);
-  if (rest().programs == 0 || bytes < kBigResult || bytes > kResultBytes) return mine.release();
-  while (rest().result_bytes + bytes > kResultBytes) rest().drop_oldest_result();
-  rest().result_bytes += bytes;
-  rest().results.push_back(mine);
+  RestingMemory::shared().close();
 }
 
 }  // namespace heddle

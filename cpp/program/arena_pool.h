@@ -1,5 +1,5 @@
-// Memory between runs, so that a loop does not fault in fresh pages at every step: one arena, which a training step and
-// an evaluation that alternate share, and the memory of big results that are gone.
+// Arenas between runs: a training step and an evaluation that alternate share one, and a loop does not fault in fresh
+// pages at every step.
 #pragma once
 
 #include <cstddef>
@@ -28,10 +28,5 @@ class Arena {
   std::byte* data_ = nullptr;
   size_t size_ = 0;
 };
-
-/// `bytes` of the backend's memory for a result, contents as they come; released by release_result.
-std::byte* allocate_result(const heddle_backend& backend, size_t bytes);
-/// Keeps a big block for the next result of the same size; no more than a fixed number of bytes in all.
-void release_result(const heddle_backend& backend, std::byte* data, size_t bytes) noexcept;
 
 }  // namespace heddle

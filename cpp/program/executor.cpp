@@ -9,12 +9,26 @@
 #include <utility>
 
 #include "core/abort.h"
+#include "core/resting_memory.h"
 #include "program/arena_pool.h"
 #include "program/cpu_backend.h"
 
 namespace heddle {
 
 namespace {
+
+std::byte* allocate_result(const heddle_backend& backend, size_t bytes) {
+  if (std::byte* const rested = RestingMemory::shared().take(&backend, bytes)) return rested;
+  void* memory = nullptr;
+  heddle_error error;
+  check_status(backend.allocate(backend.self, bytes, &memory, &error), error);
+  return static_cast<std::byte*>(memory);
+}
+
+void release_result(const RestingMemory::Block& block) noexcept {
+  const auto& backend = *static_cast<const heddle_backend*>(block.owner);
+  backend.release(backend.self, block.data, block.size);
+}
 
 heddle_string c_string(const std::string& text) { return {text.data(), text.size()}; }
 
@@ -414,11 +428,9 @@ std::vector<Tensor> Program::allocate_outputs() const {
   outputs.reserve(list_.outputs.size());
   for (const uint32_t id : list_.outputs) {
     const BufferDeclaration& buffer = list_.buffers[id];
-    std::byte* const memory = allocate_result(backend_, buffer.bytes);
-    const auto release = [&backend = backend_, memory, bytes = buffer.bytes] {
-      release_result(backend, memory, bytes);
-    };
-    outputs.push_back({buffer.dtype, buffer.shape, Storage::adopted({memory, buffer.bytes}, release)});
+    const RestingMemory::Block block{&backend_, allocate_result(backend_, buffer.bytes), buffer.bytes, release_result};
+    outputs.push_back({buffer.dtype, buffer.shape,
+                       Storage::adopted({block.data, block.size}, [block] { RestingMemory::shared().give(block); })});
   }
   return outputs;
 }

@@ -15,6 +15,8 @@ constexpr int64_t kWantedParts = 16;
 constexpr int64_t kMaxRanges = 16;
 constexpr int64_t kManyFeatures = 2048;
 constexpr int64_t kShortSum = 256;
+/// Periods of places are multiples of this.
+constexpr int64_t kPlaceLine = 16;
 // Sums of weight gradients that are kept apart take no more memory than this, if one range does not need more.
 constexpr size_t kSumFloats = size_t{1} << 25;
 
@@ -37,10 +39,6 @@ int64_t lanes_for(const ChainShape& shape) {
   return features > kManyFeatures && longest <= kShortSum ? kFewLanes : kTileLanes;
 }
 
-/// Results of this size do not stay in the caches.
-constexpr size_t kStreamBytes = size_t{8} << 20;
-bool streams(int64_t rows, int64_t columns) { return floats(rows, columns) * sizeof(float) > kStreamBytes; }
-
 int64_t gradient_columns(const Stage& stage) { return ceil_div(stage.k, kGradientColumns) * kGradientColumns; }
 
 /// Panels of a stage's blocks, [first, last) of all of them: block by block along term, pre, post.
@@ -59,10 +57,10 @@ void run_panels(const Stage& stage, size_t index, const PackedStages& packed, in
                      .terms = stage.sums_terms() ? stage.terms : 1,
                      .k = stage.k,
                      .in = in + stage.in.at(term, pre, post) * lanes,
-                     .in_term = stage.in.term * lanes,
-                     .in_item = stage.in.item * lanes,
+                     .in_term = stage.in.term_step() * lanes,
+                     .in_item = stage.in.item_step() * lanes,
                      .out = out + stage.out.at(term, pre, post) * lanes,
-                     .out_item = stage.out.item * lanes,
+                     .out_item = stage.out.item_step() * lanes,
                      .lanes = lanes,
                      .round = round},
                     panel, end);
@@ -72,6 +70,14 @@ void run_panels(const Stage& stage, size_t index, const PackedStages& packed, in
 
 int64_t panel_count(const Stage& stage) {
   return (stage.sums_terms() ? 1 : stage.terms) * stage.pre * stage.post * ceil_div(stage.m, kChainPanelRows);
+}
+
+/// Items of a block stay at equal distances: whole periods, or all within one.
+bool keeps_distances(const FeatureStrides& strides, int64_t count, int64_t posts, int64_t period) {
+  if (strides.term % period != 0) return false;
+  if (strides.item % period == 0) return true;
+  const int64_t span = strides.item * count;
+  return period % span == 0 && strides.pre % span == 0 && (posts - 1) * strides.post < strides.item;
 }
 
 }  // namespace
@@ -97,10 +103,24 @@ void ChainShape::check(const KernelRequest& request) const {
   for (const Stage& stage : stages) {
     request.check(stage.in_features == features, "stages that fit onto each other", std::to_string(stage.in_features));
     features = stage.out_features;
-    checked_mul(floats(stage.in_features, kTileLanes), sizeof(float), kPlace);
-    checked_mul(floats(stage.out_features, kTileLanes), sizeof(float), kPlace);
+    // With room for gaps.
+    for (const int64_t size : {stage.in_features, stage.out_features})
+      checked_mul(floats(size, 2 * kTileLanes), sizeof(float), kPlace);
   }
   request.check(out <= features, "at most " + std::to_string(features) + " output features", std::to_string(out));
+}
+
+void ChainShape::spread() {
+  int64_t period = 0;
+  for (const Stage& stage : stages)
+    for (const int64_t item : {stage.in.item, stage.out.item})
+      if (item % kPlaceLine == 0 && (period == 0 || item < period)) period = item;
+  const auto keeps = [&](const Stage& stage) {
+    return keeps_distances(stage.in, stage.k, stage.post, period) &&
+           keeps_distances(stage.out, stage.m, stage.post, period);
+  };
+  if (period == 0 || !std::all_of(stages.begin(), stages.end(), keeps)) return;
+  for (Stage& stage : stages) stage.in.places = stage.out.places = {period};
 }
 
 PackedStages::PackedStages(const ChainShape& shape, std::span<const float* const> weights, TilePool& pool) {
@@ -120,7 +140,7 @@ PackedStages::PackedStages(const ChainShape& shape, std::span<const float* const
       for (int64_t pre = 0; pre < pres; ++pre) jobs.push_back({i, term, pre});
     size = checked_add(size, padded(floats(block, terms * pres)), kPlace);
   }
-  bytes_ = AlignedBuffer(checked_mul(size, sizeof(float), kPlace));
+  bytes_ = RunBuffer(checked_mul(size, sizeof(float), kPlace));
   auto* const base = reinterpret_cast<float*>(bytes_.data());
   const bool round = shape.precision == Precision::kBF16;
   pool.run(jobs.size(), [&](size_t tile, size_t) {
@@ -150,8 +170,9 @@ const float* PackedStages::block(size_t stage, int64_t term, int64_t pre) const 
 
 ChainProduct::ChainProduct(ChainShape shape)
     : shape_(std::move(shape)), lanes_(lanes_for(shape_)), tiles_(ceil_div(shape_.rows, lanes_)) {
+  shape_.spread();
   for (const Stage& stage : shape_.stages)
-    buffer_ = std::max(buffer_, floats(std::max(stage.in_features, stage.out_features), lanes_));
+    buffer_ = std::max(buffer_, floats(std::max(stage.in_places(), stage.out_places()), lanes_));
   apart_ = tiles_ < kWantedTiles;
   scratch_ = apart_ ? 0 : checked_mul(2 * sizeof(float), buffer_, kPlace);
 }
@@ -171,28 +192,28 @@ void ChainProduct::run_tile(const PackedStages& packed, const float* x, float* y
   const bool round = shape_.precision == Precision::kBF16;
   float* from = scratch;
   float* to = scratch + buffer_;
-  rows_to_features(
-      {x + row * shape_.in, rows, shape_.in, shape_.in, shape_.stages.front().in_features, lanes_, round, from});
+  rows_to_features({x + row * shape_.in, rows, shape_.in, shape_.in, shape_.stages.front().in_features, lanes_, round,
+                    from, shape_.places()});
   for (size_t i = 0; i < shape_.stages.size(); ++i) {
     const Stage& stage = shape_.stages[i];
     run_panels(stage, i, packed, lanes_, round && i + 1 < shape_.stages.size(), from, to, 0, panel_count(stage));
     std::swap(from, to);
   }
-  features_to_rows(
-      {from, lanes_, rows, shape_.out, shape_.out, y + row * shape_.out, streams(shape_.rows, shape_.out)});
+  features_to_rows({from, lanes_, rows, shape_.out, shape_.out, y + row * shape_.out,
+                    passes_caches(shape_.rows, shape_.out), shape_.places()});
 }
 
 void ChainProduct::run_stages_apart(const PackedStages& packed, const float* x, float* y,
                                     const RunArguments& args) const {
   const bool round = shape_.precision == Precision::kBF16;
   const size_t per_tile = 2 * buffer_;
-  AlignedBuffer bytes(checked_mul(floats(tiles_, static_cast<int64_t>(per_tile)), sizeof(float), kPlace));
+  RunBuffer bytes(checked_mul(floats(tiles_, static_cast<int64_t>(per_tile)), sizeof(float), kPlace));
   auto* const base = reinterpret_cast<float*>(bytes.data());
   const auto rows_of = [&](int64_t tile) { return std::min(lanes_, shape_.rows - tile * lanes_); };
   args.pool.run(static_cast<size_t>(tiles_), [&](size_t index, size_t) {
     const auto tile = static_cast<int64_t>(index);
     rows_to_features({x + tile * lanes_ * shape_.in, rows_of(tile), shape_.in, shape_.in,
-                      shape_.stages.front().in_features, lanes_, round, base + index * per_tile});
+                      shape_.stages.front().in_features, lanes_, round, base + index * per_tile, shape_.places()});
   });
   size_t from = 0;
   for (size_t i = 0; i < shape_.stages.size(); ++i) {
@@ -210,16 +231,17 @@ void ChainProduct::run_stages_apart(const PackedStages& packed, const float* x, 
   args.pool.run(static_cast<size_t>(tiles_), [&](size_t index, size_t) {
     const auto tile = static_cast<int64_t>(index);
     features_to_rows({base + index * per_tile + from, lanes_, rows_of(tile), shape_.out, shape_.out,
-                      y + tile * lanes_ * shape_.out});
+                      y + tile * lanes_ * shape_.out, false, shape_.places()});
   });
 }
 
 ChainGradient::ChainGradient(ChainShape shape, std::vector<bool> wanted)
     : shape_(std::move(shape)),
-      turned_(shape_.transposed()),
       wanted_(std::move(wanted)),
       lanes_(lanes_for(shape_)),
       tiles_(ceil_div(shape_.rows, lanes_)) {
+  shape_.spread();
+  turned_ = shape_.transposed();
   size_t size = 0;
   int64_t columns = 0;
   size_t widest = 0;
@@ -230,9 +252,9 @@ ChainGradient::ChainGradient(ChainShape shape, std::vector<bool> wanted)
       sum_size_ = checked_add(
           sum_size_, checked_mul(floats(stage.weight_blocks(), stage.m), gradient_columns(stage), kPlace), kPlace);
     input_offsets_.push_back(size);
-    size = checked_add(size, floats(stage.in_features, lanes_), kPlace);
+    size = checked_add(size, floats(stage.in_places(), lanes_), kPlace);
     columns = std::max(columns, gradient_columns(stage));
-    widest = std::max(widest, floats(std::max(stage.in_features, stage.out_features), lanes_));
+    widest = std::max(widest, floats(std::max(stage.in_places(), stage.out_places()), lanes_));
   }
   for (size_t& offset : gradient_offset_) {
     offset = size;
@@ -252,7 +274,7 @@ void ChainGradient::run(const float* x, std::span<const float* const> weights, c
   const PackedStages packed(shape_, weights, args.pool);
   const std::vector<const float*> backwards(weights.rbegin(), weights.rend());
   const PackedStages turned(turned_, backwards, args.pool);
-  AlignedBuffer bytes(checked_mul(checked_mul(sum_size_, static_cast<size_t>(ranges_), kPlace), sizeof(float), kPlace));
+  RunBuffer bytes(checked_mul(checked_mul(sum_size_, static_cast<size_t>(ranges_), kPlace), sizeof(float), kPlace));
   auto* const sums = reinterpret_cast<float*>(bytes.data());
   args.pool.run(static_cast<size_t>(ranges_), [&](size_t range, size_t thread) {
     float* own = sums + range * sum_size_;
@@ -275,15 +297,15 @@ void ChainGradient::run_tile(const PackedStages& packed, const PackedStages& tur
   while (needed < count && !wanted_[needed + 1]) ++needed;
   const auto input = [&](size_t stage) { return scratch + input_offsets_[stage]; };
   if (needed < count) {
-    rows_to_features(
-        {x + row * shape_.in, rows, shape_.in, shape_.in, shape_.stages.front().in_features, lanes_, round, input(0)});
+    rows_to_features({x + row * shape_.in, rows, shape_.in, shape_.in, shape_.stages.front().in_features, lanes_, round,
+                      input(0), shape_.places()});
     for (size_t i = 0; i + 1 < count; ++i)
       run_panels(shape_.stages[i], i, packed, lanes_, round, input(i), input(i + 1), 0, panel_count(shape_.stages[i]));
   }
   float* from = scratch + gradient_offset_[0];
   float* to = scratch + gradient_offset_[1];
-  rows_to_features(
-      {dy + row * shape_.out, rows, shape_.out, shape_.out, shape_.stages.back().out_features, lanes_, round, from});
+  rows_to_features({dy + row * shape_.out, rows, shape_.out, shape_.out, shape_.stages.back().out_features, lanes_,
+                    round, from, shape_.places()});
   for (size_t i = count; i-- > 0;) {
     if (wanted_[i + 1]) add_weight_gradient(i, input(i), from, sums + sum_offsets_[i], scratch + columns_offset_);
     if (i <= needed && !wanted_[0]) return;
@@ -292,7 +314,8 @@ void ChainGradient::run_tile(const PackedStages& packed, const PackedStages& tur
     run_panels(stage, turn, turned, lanes_, round && i > 0, from, to, 0, panel_count(stage));
     std::swap(from, to);
   }
-  features_to_rows({from, lanes_, rows, shape_.in, shape_.in, dx + row * shape_.in, streams(shape_.rows, shape_.in)});
+  features_to_rows({from, lanes_, rows, shape_.in, shape_.in, dx + row * shape_.in,
+                    passes_caches(shape_.rows, shape_.in), shape_.places()});
 }
 
 void ChainGradient::add_weight_gradient(size_t index, const float* in, const float* dout, float* sums,
@@ -305,9 +328,10 @@ void ChainGradient::add_weight_gradient(size_t index, const float* in, const flo
       for (int64_t post = 0; post < s.post; ++post) {
         for (int64_t t = 0; t < lanes_ && width > s.k; ++t)
           std::fill(columns + t * width + s.k, columns + (t + 1) * width, 0.0F);
-        features_to_rows({in + s.in.at(term, pre, post) * lanes_, s.in.item * lanes_, lanes_, s.k, width, columns});
-        accumulate_outer({dout + s.out.at(term, pre, post) * lanes_, s.out.item * lanes_, s.m, width, lanes_, columns,
-                          sums + block * s.m * width});
+        features_to_rows(
+            {in + s.in.at(term, pre, post) * lanes_, s.in.item_step() * lanes_, lanes_, s.k, width, columns});
+        accumulate_outer({dout + s.out.at(term, pre, post) * lanes_, s.out.item_step() * lanes_, s.m, width, lanes_,
+                          columns, sums + block * s.m * width});
       }
     }
   }

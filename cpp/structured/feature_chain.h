@@ -9,17 +9,24 @@
 #include <string>
 #include <vector>
 
-#include "core/storage.h"
+#include "core/resting_memory.h"
 #include "kernels/gemm.h"
 #include "program/kernel.h"
+#include "structured/feature_tile.h"
 
 namespace heddle {
 
-/// Features of block (term, pre, post), item j: term * .. + pre * .. + post * .. + j * item.
+/// Features of block (term, pre, post), item j: term * .. + pre * .. + post * .. + j * item. In a tile they lie at
+/// their places.
 struct FeatureStrides {
   int64_t term = 0, pre = 0, post = 0, item = 0;
+  FeaturePlaces places = {};
 
-  int64_t at(int64_t t, int64_t i, int64_t j) const { return t * term + i * pre + j * post; }
+  /// The place of item 0.
+  int64_t at(int64_t t, int64_t i, int64_t j) const { return places.of(t * term + i * pre + j * post); }
+  /// From the place of one item, or of one term, to that of the next.
+  int64_t item_step() const { return places.of(item); }
+  int64_t term_step() const { return places.of(term); }
 };
 
 /// out[block, i] = sum_j w[block, i, j] in[block, j]. Terms that share their outputs (out.term = 0) are summed.
@@ -32,6 +39,9 @@ struct Stage {
   /// Strides of the weight's elements; blocks along `post` share it.
   int64_t w_term = 0, w_pre = 0, w_m = 0, w_k = 0;
 
+  /// Of a tile of inputs and of outputs, gaps included.
+  int64_t in_places() const { return in.places.of(in_features); }
+  int64_t out_places() const { return out.places.of(out_features); }
   bool sums_terms() const { return out.term == 0; }
   int64_t weight_blocks() const { return (w_term == 0 ? 1 : terms) * (w_pre == 0 ? 1 : pre); }
   int64_t weight_size() const { return weight_blocks() * m * k; }
@@ -48,6 +58,9 @@ struct ChainShape {
   ChainShape transposed() const;
   /// Throws where sizes do not fit into 64 bits or stages not onto each other.
   void check(const KernelRequest& request) const;
+  /// Leaves gaps between features if all stages can do with them.
+  void spread();
+  FeaturePlaces places() const { return stages.front().in.places; }
 };
 
 /// Weights of a chain's stages, rounded where asked for, in panels of kChainPanelRows rows.
@@ -64,7 +77,7 @@ class PackedStages {
     int64_t term_stride, pre_stride;
   };
   std::vector<Part> parts_;
-  AlignedBuffer bytes_;
+  RunBuffer bytes_;
 };
 
 class ChainProduct {

@@ -137,7 +137,7 @@ HWY_INLINE void prefetch_rows(const float* line, int64_t stride, int64_t rows) {
 
 constexpr int64_t kAhead = 4 * kLine;
 
-void round_tile(float* tile, int64_t count) {
+void round_lanes(float* tile, int64_t count) {
   const F f;
   for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(f)))
     hn::StoreU(rounded(hn::LoadU(f, tile + i)), f, tile + i);
@@ -152,17 +152,19 @@ void to_features(const RowsToFeatures& job) {
       const float* from = job.x + row * job.stride + column;
       if (column + kAhead < job.columns) prefetch_rows(from + kAhead, job.stride, rows);
       transpose_block<false>(from, job.stride, rows, std::min(kLine, whole_columns - column),
-                             job.tile + column * job.lanes + row, job.lanes);
+                             job.tile + job.places.of(column) * job.lanes + row, job.lanes);
     }
   }
   for (int64_t row = 0; row < job.rows; ++row)
     for (int64_t column = row < whole_rows ? whole_columns : 0; column < job.columns; ++column)
-      job.tile[column * job.lanes + row] = job.x[row * job.stride + column];
-  if (job.rows < job.lanes)
-    for (int64_t feature = 0; feature < job.columns; ++feature)
-      std::fill(job.tile + feature * job.lanes + job.rows, job.tile + (feature + 1) * job.lanes, 0.0F);
-  std::fill(job.tile + job.columns * job.lanes, job.tile + job.features * job.lanes, 0.0F);
-  if (job.round) round_tile(job.tile, job.columns * job.lanes);
+      job.tile[job.places.of(column) * job.lanes + row] = job.x[row * job.stride + column];
+  for (int64_t feature = job.rows < job.lanes ? 0 : job.columns; feature < job.features; ++feature) {
+    float* const lanes = job.tile + job.places.of(feature) * job.lanes;
+    std::fill(lanes + (feature < job.columns ? job.rows : 0), lanes + job.lanes, 0.0F);
+  }
+  if (!job.round) return;
+  for (int64_t feature = 0; feature < job.columns; ++feature)
+    round_lanes(job.tile + job.places.of(feature) * job.lanes, job.lanes);
 }
 
 template <bool kStreams>
@@ -174,13 +176,13 @@ void to_rows(const FeaturesToRows& job) {
     for (int64_t column = 0; column < whole_columns; column += kLine) {
       float* to = job.y + row * job.stride + column;
       if (!kStreams && column + kAhead < job.columns) prefetch_rows(to + kAhead, job.stride, rows);
-      transpose_block<kStreams>(job.tile + column * job.feature_stride + row, job.feature_stride,
+      transpose_block<kStreams>(job.tile + job.places.of(column) * job.feature_stride + row, job.feature_stride,
                                 std::min(kLine, whole_columns - column), rows, to, job.stride);
     }
   }
   for (int64_t row = 0; row < job.rows; ++row)
     for (int64_t column = row < whole_rows ? whole_columns : 0; column < job.columns; ++column)
-      job.y[row * job.stride + column] = job.tile[column * job.feature_stride + row];
+      job.y[row * job.stride + column] = job.tile[job.places.of(column) * job.feature_stride + row];
 }
 
 void to_batch(const FeaturesToRows& job) {

@@ -16,6 +16,15 @@ inline constexpr int64_t kFewLanes = 16;
 /// Columns of a weight gradient are padded to a multiple of this.
 inline constexpr int64_t kGradientColumns = 16;
 
+/// Where features stand in a tile: one behind the other, with a gap after each `period`. Features whose distance is a
+/// large power of two would otherwise share a few sets of the first cache.
+struct FeaturePlaces {
+  /// A multiple of 16; 0: no gaps.
+  int64_t period = 0;
+
+  int64_t of(int64_t feature) const { return period == 0 ? feature : feature + feature / period; }
+};
+
 /// tile[f][t] = x[t][f] for `rows` rows of `columns` elements, `stride` apart; zero up to `lanes` and `features`.
 /// `round`: to bf16.
 struct RowsToFeatures {
@@ -24,8 +33,12 @@ struct RowsToFeatures {
   int64_t features, lanes;
   bool round;
   float* tile;
+  FeaturePlaces places = {};
 };
 void rows_to_features(const RowsToFeatures& job);
+
+/// A result of rows x columns is too large to stay in the caches.
+inline bool passes_caches(int64_t rows, int64_t columns) { return columns > (int64_t{1} << 21) / rows; }
 
 /// y[t][f] = tile[f][t]: `columns` features, `feature_stride` elements apart, into `rows` rows, `stride` apart.
 struct FeaturesToRows {
@@ -33,8 +46,9 @@ struct FeaturesToRows {
   int64_t feature_stride;
   int64_t rows, columns, stride;
   float* y;
-  /// y is too large to stay in the caches: its lines are written without being read first.
+  /// Lines of y are written without being read first, past the caches.
   bool streams = false;
+  FeaturePlaces places = {};
 };
 void features_to_rows(const FeaturesToRows& job);
 

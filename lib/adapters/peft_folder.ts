@@ -54,14 +54,15 @@ export async function writeAdapter(
     for (const value of written?.tensors.values() ?? []) value.dispose()
   }
   const { peftType } = parametrizations.find(({ name }) => name === adapter.method.name)!
+  const own = written?.config ?? adapter.method.config
   const config = {
-    ...(written?.config ?? adapter.method.config),
+    ...own,
     base_model_name_or_path: adapter.baseModel,
     // A module here knows how its weight is stored; PEFT is told.
     ...('fan_in_fan_out' in adapter.method.config ? { fan_in_fan_out: isTransposed(adapter) } : {}),
     inference_mode: true,
     peft_type: peftType,
-    target_modules: targetNames(adapter),
+    target_modules: targetNames(adapter, own),
     task_type: adapter.taskType,
   }
   const sorted = Object.fromEntries(Object.entries(config).sort(([a], [b]) => (a < b ? -1 : 1)))
@@ -97,12 +98,14 @@ function storedTensors(adapter: Adapter): Map<string, Tensor> {
   return stored
 }
 
-/** Module names that select just the adapter's sites, as PEFT writes them; whole paths where names would select more. */
-function targetNames({ model, method, sitePaths }: Adapter): string[] {
+/**
+ * Module names that select just the adapter's sites, as PEFT writes them; whole paths where names would select more. The
+ * choice is narrowed by what the file's config says: not every method of PEFT has all of these fields.
+ */
+function targetNames({ model, method, sitePaths }: Adapter, config: Readonly<Record<string, unknown>>): string[] {
+  const filter = Object.fromEntries(Object.entries(method.targetFilter ?? {}).filter(([name]) => name in config))
   const names = [...new Set(sitePaths.map((path) => path.split('.').at(-1)!))].sort()
-  return selectSites(model.sites.values(), names, method.targetFilter).length === sitePaths.length
-    ? names
-    : [...sitePaths].sort()
+  return selectSites(model.sites.values(), names, filter).length === sitePaths.length ? names : [...sitePaths].sort()
 }
 
 async function readConfig(path: string): Promise<Readonly<Record<string, unknown>>> {

@@ -2,6 +2,7 @@
 import { HeddleError } from '../errors.js'
 import { compacterType } from './compacter.js'
 import { floraType } from './flora.js'
+import { ia3Type } from './ia3.js'
 import { loraType } from './lora.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import type { ParametrizationType } from './parametrization.js'
@@ -10,6 +11,7 @@ import { s2ftType } from './s2ft.js'
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
 export const parametrizations: readonly ParametrizationType[] = [
   loraType,
+  ia3Type,
   floraType,
   monarchAdapterType,
   compacterType,

@@ -87,8 +87,8 @@ function layerFilter(targets: TargetModules, filter: TargetFilter): (site: Site)
   }
 }
 
-/** Python's re.fullmatch. */
-const wholePath = (source: string, option: string): RegExp => compiled(`^(?:${source})$`, source, option)
+/** Python's re.fullmatch. @param option where the pattern stands, for messages */
+export const wholePath = (source: string, option: string): RegExp => compiled(`^(?:${source})$`, source, option)
 
 /** A regular expression around the user's `source`, with Python's (?P<name>…) groups in JavaScript's spelling. */
 function compiled(expression: string, source: string, option: string): RegExp {

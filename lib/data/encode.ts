@@ -85,7 +85,7 @@ export class RowEncoder {
     const isWhole = !goesOn && !this.#isInsideText
     if (text === '' || (isWhole && this.#isDuplicate({ text }))) return
     for (const piece of cut(text)) {
-      this.#window.push(this.#encoding.encode(piece, !this.#isInsideText))
+      this.#window.push(this.#encoding.encode(piece, !this.#isInsideText, this.#isInsideText))
       this.#isInsideText = true
       yield
     }

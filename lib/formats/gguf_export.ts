@@ -13,6 +13,7 @@ import type { Model } from '../model.js'
 import type { Network } from '../nn/network.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 import {
+  expectSaid,
   type GgufArchitecture,
   ggufArchitectureOf,
   ggufSettings,
@@ -20,7 +21,7 @@ import {
   interleavedHeads,
 } from './gguf_architectures.js'
 import { ggufPlace, isShifted } from './gguf_names.js'
-import { ropeFactors, ropeFactorsName } from './gguf_rope.js'
+import { ropeFactors } from './gguf_rope.js'
 import { encodeGgufValues, type GgufEntry, type GgufWritable, writeGguf } from './gguf_writer.js'
 
 const exportSchema = z.strictObject({ type: z.enum(['f32', 'f16', 'bf16', 'q8_0']).default('f16') })
@@ -45,23 +46,30 @@ export async function exportGguf(model: Model, path: string, options: ExportGguf
   const { network, tokenizer, source } = model
   const { config } = network
   const architecture = ggufArchitectureOf(config, source)
+  const settings = ggufSettings(architecture, config)
   const general = encodeGgufValues({
     'general.architecture': { type: 'string', value: architecture.name },
     'general.type': { type: 'string', value: 'model' },
     'general.name': { type: 'string', value: basename(source, '.gguf') },
     'general.file_type': { type: 'u32', value: fileTypes[type] },
     'general.quantization_version': { type: 'u32', value: 2 },
-    ...ggufSettings(architecture, config),
+    ...settings,
+  })
+  const entries = network.weights().map((weight) => modelEntry(architecture, config, weight, type))
+  expectSaid(architecture, config, {
+    place: source,
+    values: new Map(Object.entries(settings).flatMap(([key, each]) => ('value' in each ? [[key, each.value]] : []))),
+    tensors: new Set(entries.map(({ name }) => name)),
   })
   const vocabulary = await tokenizer.ggufVocabulary(network.vocabularySize)
-  const factors = ropeFactors(config, headDimOf(config))
-  const divisors = factors && tensor(factors)
+  const divisors = [...ropeFactors(architecture.name, config, headDimOf(config))].map(
+    ([name, factors]) => [name, tensor(factors)] as const,
+  )
   try {
-    const entries = network.weights().map((weight) => modelEntry(architecture, config, weight, type))
-    if (divisors) entries.push({ name: ropeFactorsName, tensor: divisors.native, encoding: 'f32' })
+    for (const [name, { native }] of divisors) entries.push({ name, tensor: native, encoding: 'f32' })
     await writeGguf(path, [general, vocabulary], entries)
   } finally {
-    divisors?.dispose()
+    for (const [, each] of divisors) each.dispose()
   }
 }
 

@@ -3,7 +3,7 @@ import { formatError } from './byte_source.js'
 import type { JsonObject } from './checkpoint.js'
 import type { GgufFile } from './gguf.js'
 import { type GgufArchitecture, ggufArchitecture, interleavedHeads } from './gguf_architectures.js'
-import { ropeFactorsName } from './gguf_rope.js'
+import { ropeTensorNames } from './gguf_rope.js'
 import type { StoredTensor } from './tensor_archive.js'
 
 /** Where a parameter stands in a GGUF file. */
@@ -18,7 +18,7 @@ export function ggufTensors(file: GgufFile, config: JsonObject): ReadonlyMap<str
   const architecture = ggufArchitecture(file)
   const tensors = new Map<string, StoredTensor>()
   for (const info of file.tensors.values()) {
-    if (info.name === ropeFactorsName) continue
+    if (ropeTensorNames.includes(info.name)) continue
     const [, layer, part = '', kind] = /^(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)$/.exec(info.name) ?? []
     const module = (layer === undefined ? architecture.top : architecture.layer).get(part)
     if (!module)

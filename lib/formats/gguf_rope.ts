@@ -5,8 +5,11 @@ import type { JsonObject } from './checkpoint.js'
 import { type GgufFile, ggufValue } from './gguf.js'
 import type { GgufWritable } from './gguf_writer.js'
 
-/** The tensor of divisors. */
-export const ropeFactorsName = 'rope_freqs.weight'
+/** Tensors of divisors: Llama 3's, and longrope's for texts of two lengths. */
+const llama3Name = 'rope_freqs.weight'
+const longName = 'rope_factors_long.weight'
+const shortName = 'rope_factors_short.weight'
+export const ropeTensorNames: readonly string[] = [llama3Name, longName, shortName]
 
 const hint = 'Load the model from its Hugging Face folder'
 
@@ -23,9 +26,8 @@ interface Llama3Scaling {
  * @throws ERR_HEDDLE_FORMAT on a scaling that config.json could not say
  */
 export async function ropeScalingOf(file: GgufFile, prefix: string, headDim: number): Promise<JsonObject | null> {
-  const info = file.tensors.get(ropeFactorsName)
-  if (info) {
-    const factors = new Float32Array(await addon.tensorData(file.tensor(info).load('f32')))
+  const factors = await factorsOf(file, llama3Name)
+  if (factors) {
     const theta = ggufValue(file, `${prefix}.rope.freq_base`, 'number', 10000)
     const scaling = {
       factor: factors.at(-1) ?? 0,
@@ -36,10 +38,18 @@ export async function ropeScalingOf(file: GgufFile, prefix: string, headDim: num
     const expected = llama3Factors(theta, headDim, scaling)
     const same = expected.length === factors.length && expected.every((x, i) => Math.abs(x - factors[i]!) <= 1e-4 * x)
     if (same) return { rope_type: 'llama3', ...scaling }
-    throw formatError(`${file.path}: ${ropeFactorsName}`, "the divisors of Llama 3's scaling", 'others', hint)
+    throw formatError(`${file.path}: ${llama3Name}`, "the divisors of Llama 3's scaling", 'others', hint)
   }
-  const other = [...file.tensors.keys()].find((name) => name.startsWith('rope_factors_'))
-  if (other !== undefined) throw formatError(`${file.path}: ${other}`, 'plain, linear or Llama 3 scaling', other, hint)
+  const [short, long] = [await factorsOf(file, shortName), await factorsOf(file, longName)]
+  if (short && long) {
+    const attentionFactor = ggufValue(file, `${prefix}.rope.scaling.attn_factor`, 'number', 1)
+    return {
+      rope_type: 'longrope',
+      short_factor: [...short],
+      long_factor: [...long],
+      attention_factor: attentionFactor,
+    }
+  }
   const type = ggufValue(file, `${prefix}.rope.scaling.type`, 'string', 'none')
   if (type === 'none') return null
   if (type !== 'linear')
@@ -47,12 +57,22 @@ export async function ropeScalingOf(file: GgufFile, prefix: string, headDim: num
   return { rope_type: 'linear', factor: ggufValue(file, `${prefix}.rope.scaling.factor`, 'number') }
 }
 
+/** A tensor of divisors, if the file has it. */
+async function factorsOf(file: GgufFile, name: string): Promise<Float32Array | undefined> {
+  const info = file.tensors.get(name)
+  return info && new Float32Array(await addon.tensorData(file.tensor(info).load('f32')))
+}
+
 /** The settings that say how far and how fast heads turn. */
 export function ropeValues(prefix: string, config: JsonObject): Readonly<Record<string, GgufWritable>> {
   const { theta, type, scaling } = ropeOf(config)
+  const attention = Number(scaling.attention_factor ?? longropeAttention(config, scaling))
   const base = { [`${prefix}.rope.freq_base`]: { type: 'f32', value: theta } } as const
   if (type === 'default' || type === 'llama3') return base
-  if (type !== 'linear') throw formatError('config.json: rope_scaling', 'plain, linear or llama3 scaling', `${type}`)
+  if (isLongrope(prefix, type))
+    return { ...base, [`${prefix}.rope.scaling.attn_factor`]: { type: 'f32', value: attention } }
+  if (type !== 'linear')
+    throw formatError('config.json: rope_scaling', 'plain, linear or llama3 scaling, or longrope for Phi-3', `${type}`)
   return {
     ...base,
     [`${prefix}.rope.scaling.type`]: { type: 'string', value: 'linear' },
@@ -60,15 +80,37 @@ export function ropeValues(prefix: string, config: JsonObject): Readonly<Record<
   }
 }
 
-/** What divides the frequencies of a config.json, where GGUF stores that as a tensor. */
-export function ropeFactors(config: JsonObject, headDim: number): Float32Array | undefined {
+/** What divides the frequencies of a config.json, by tensor, where GGUF stores that so. */
+export function ropeFactors(prefix: string, config: JsonObject, headDim: number): ReadonlyMap<string, Float32Array> {
   const { theta, type, scaling } = ropeOf(config)
-  if (type !== 'llama3') return undefined
-  return Float32Array.from(llama3Factors(theta, headDim, scaling as unknown as Llama3Scaling))
+  if (type === 'llama3')
+    return new Map([
+      [llama3Name, Float32Array.from(llama3Factors(theta, headDim, scaling as unknown as Llama3Scaling))],
+    ])
+  if (!isLongrope(prefix, type)) return new Map()
+  const { short_factor: short, long_factor: long } = scaling as Readonly<Record<string, readonly number[]>>
+  return new Map([
+    [longName, Float32Array.from(long!)],
+    [shortName, Float32Array.from(short!)],
+  ])
+}
+
+/** llama.cpp reads two sets of divisors for Phi-3 only, whose first files call it by other names. */
+const isLongrope = (prefix: string, type: unknown): boolean =>
+  prefix === 'phi3' && ['longrope', 'su', 'yarn'].includes(type as string)
+
+/** The factor on cos and sin where config.json does not say: of how much longer texts may be than in training. */
+function longropeAttention(config: JsonObject, scaling: JsonObject): number {
+  const most = Number(config.max_position_embeddings)
+  const original = Number(config.original_max_position_embeddings ?? scaling.original_max_position_embeddings ?? most)
+  const factor = Number(scaling.factor ?? most / original)
+  return factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(original))
 }
 
 function ropeOf(config: JsonObject): { theta: number; type: unknown; scaling: JsonObject } {
-  const scaling = (config.rope_scaling ?? config.rope_parameters ?? {}) as JsonObject
+  const parameters = (config.rope_parameters ?? {}) as JsonObject
+  // Gemma 3 has one set for layers that see everything, which the file says, and one for those with a window.
+  const scaling = (config.rope_scaling ?? parameters.full_attention ?? parameters) as JsonObject
   const theta = Number(scaling.rope_theta ?? config.rope_theta ?? 10000)
   return { theta, type: scaling.rope_type ?? scaling.type ?? 'default', scaling }
 }

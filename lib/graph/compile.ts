@@ -8,6 +8,7 @@ import { mergeCommonSubexpressions } from './passes/common_subexpression.js'
 import { removeDeadCode } from './passes/dead_code.js'
 import { fuseElementwise } from './passes/fuse_elementwise.js'
 import { halveActivations } from './passes/half_activations.js'
+import { halveOperands } from './passes/half_operands.js'
 import { fuseLowRankMatmuls } from './passes/low_rank_matmul.js'
 import { fuseMatmulAddends } from './passes/matmul_addend.js'
 import { recomputeCheapValues } from './passes/recompute.js'
@@ -19,6 +20,7 @@ import {
   scopeCosts,
   scopeFinder,
 } from './passes/recompute_scopes.js'
+import { shareSigmoids } from './passes/shared_sigmoid.js'
 import { pause } from './pause.js'
 import type { Sym, Trace } from './sym.js'
 
@@ -64,6 +66,8 @@ export async function compileTrace(
   if (recompute !== false) await recomputeCheapValues(graph)
   await removeDeadCode(graph)
   if (activations === 'bf16') await halveActivations(graph)
+  await halveOperands(graph)
+  await shareSigmoids(graph)
   await fuseElementwise(graph)
   await fuseLowRankMatmuls(graph)
   const policy = typeof recompute === 'object' ? recompute : {}

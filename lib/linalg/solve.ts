@@ -2,10 +2,11 @@
 import { computed } from '../graph/computed.js'
 import { misuse, typeText } from '../graph/operator.js'
 import { abs, add, cast, div, greater, maximum, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
+import { pseudoinverseOf } from '../graph/ops/factorise.js'
 import { expandDims, squeeze } from '../graph/ops/gather.js'
 import { transpose } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
-import { scaleColumns, transposedTimes } from '../graph/ops/matrices.js'
+import { scaleColumns } from '../graph/ops/matrices.js'
 import { max, sum } from '../graph/ops/reduce.js'
 import { solveOf, solveTriangularOf, type TriangularOptions } from '../graph/ops/solve.js'
 import { stopGradient } from '../graph/ops/stop_gradient.js'
@@ -71,16 +72,23 @@ function counted(a: Sym, s: Sym, { rtol }: CutoffOptions): Sym {
 const invertedValues = (s: Sym, keep: Sym): Sym => div(keep, add(s, sub(1, keep)))
 
 /**
- * The Moore–Penrose inverse `[..., n, m]`.
+ * The Moore–Penrose inverse `[..., n, m]`. Its derivative, of any order, is that among matrices of a's rank; singular
+ * values that the cutoff drops count as zero in it, as in PyTorch.
  * @throws as {@link svd}
  */
 export function pinv(a: Tensor, options?: CutoffOptions & RunOptions): Promise<Tensor>
 export function pinv(a: Sym, options?: CutoffOptions): Sym
 export function pinv(a: Tensor | Sym, options: CutoffOptions & RunOptions = {}): Promise<Tensor> | Sym {
   if (!isSym(a)) return computed((x) => pinv(x!, options), [a], options)
+  return inverted(a, options).inverse
+}
+
+/** The pseudoinverse, and what it is made of. */
+function inverted(a: Sym, options: CutoffOptions): { readonly inverse: Sym; readonly s: Sym; readonly keep: Sym } {
   const { u, s, vh } = svd(a)
-  const inverse = invertedValues(s, counted(a, s, options))
-  return matmul(scaleColumns(transpose(vh), inverse), transpose(u))
+  const keep = counted(a, s, options)
+  const value = matmul(scaleColumns(transpose(vh), invertedValues(s, keep)), transpose(u))
+  return { inverse: pseudoinverseOf(a, value), s, keep }
 }
 
 /** What {@link lstsq} gives. */
@@ -94,7 +102,7 @@ export interface LeastSquares<T = Tensor> {
 }
 
 /**
- * x that makes ‖a x − b‖ least, and of those the shortest, by the singular value decomposition (as LAPACK's gelsd).
+ * x that makes ‖a x − b‖ least, and of those the shortest: {@link pinv} of a, times b.
  * @param b `[..., m, k]` or `[..., m]`
  * @throws as {@link svd}
  */
@@ -107,10 +115,8 @@ export function lstsq(
 ): Promise<LeastSquares> | LeastSquares<Sym> {
   if (!isSym(a)) return computed((x, y) => lstsq(x!, y!, options), [a, b as Tensor], options)
   const { columns, back } = asColumns('lstsq', a, b as Sym)
-  const { u, s, vh } = svd(a)
-  const keep = counted(a, s, options)
-  const x = matmul(scaleColumns(transpose(vh), invertedValues(s, keep)), transposedTimes(u, columns))
-  return { x: back(x), rank: sum(keep, { axes: [-1] }), s }
+  const { inverse, s, keep } = inverted(a, options)
+  return { x: back(matmul(inverse, columns)), rank: sum(keep, { axes: [-1] }), s }
 }
 
 /**

@@ -1,13 +1,9 @@
 /** The tokenizer in the metadata of a GGUF file, as the tokenizer.json that it was once made from. Runs in the worker. */
 import { type ByteSource, formatError, openBlockingSource } from '../formats/byte_source.js'
-import {
-  type GgufArray,
-  type GgufMetadata,
-  ggufValue,
-  readGgufHeader,
-  readGgufNumbers,
-  readGgufStrings,
-} from '../formats/gguf.js'
+import { type GgufArray, ggufValue, readGgufHeader, readGgufNumbers, readGgufStrings } from '../formats/gguf.js'
+import { sentencePiece } from './gguf_sentencepiece.js'
+import { type Gguf, type GgufVocabulary, templateOf, tokenKinds } from './gguf_vocabulary_parts.js'
+import { wordPiece } from './gguf_wordpiece.js'
 import type { Json, TokenizerFiles } from './tokenizer_files.js'
 
 /** How a kind of byte-level BPE cuts text before merging, by its name in `tokenizer.ggml.pre`. */
@@ -74,10 +70,6 @@ function essence(step: unknown): unknown {
   return { type, pattern, behavior, invert, individual_digits }
 }
 
-/** Values of `tokenizer.ggml.token_type` that are cut out of a text before anything else. */
-const controlToken = 3
-const userDefinedToken = 4
-
 /**
  * Reads the tokenizer of a GGUF file.
  * @throws ERR_HEDDLE_FORMAT for a damaged file or a kind of tokenizer that Heddle does not know
@@ -92,20 +84,25 @@ export async function readGgufTokenizer(path: string): Promise<TokenizerFiles> {
   }
 }
 
-interface Gguf {
-  readonly path: string
-  readonly metadata: GgufMetadata
-}
+/** How a vocabulary becomes everything of tokenizer.json but the added tokens, by `tokenizer.ggml.model`. */
+const models: ReadonlyMap<string, (vocabulary: GgufVocabulary) => Json> = new Map([
+  ['gpt2', byteLevelBpe],
+  ['llama', sentencePiece],
+  ['bert', wordPiece],
+])
 
 function tokenizerFiles(source: ByteSource, gguf: Gguf): TokenizerFiles {
-  const pre = preTokenizationOf(gguf)
-  const tokens = readGgufStrings(source, arrayOf(gguf, 'tokenizer.ggml.tokens'))
-  const merges = readGgufStrings(source, arrayOf(gguf, 'tokenizer.ggml.merges'))
-  const types = readGgufNumbers(source, arrayOf(gguf, 'tokenizer.ggml.token_type'))
-  if (types.length !== tokens.length)
-    throw formatError(`${gguf.path}: tokenizer.ggml.token_type`, `${tokens.length} types`, `${types.length}`)
-  const bos = tokenId(gguf, tokens, 'bos')
-  const addsBos = ggufValue(gguf, 'tokenizer.ggml.add_bos_token', 'boolean', pre.addsBos)
+  const name = ggufValue(gguf, 'tokenizer.ggml.model', 'string')
+  const model = models.get(name)
+  if (!model)
+    throw formatError(
+      `${gguf.path}: tokenizer.ggml.model`,
+      `one of ${[...models.keys()].join(', ')}`,
+      `"${name}"`,
+      'Load the model from its Hugging Face folder, which has a tokenizer.json',
+    )
+  const vocabulary = vocabularyOf(source, gguf)
+  const { tokenId } = vocabulary
   const template = gguf.metadata.get('tokenizer.chat_template')
   return {
     place: gguf.path,
@@ -113,28 +110,45 @@ function tokenizerFiles(source: ByteSource, gguf: Gguf): TokenizerFiles {
       version: '1.0',
       truncation: null,
       padding: null,
-      added_tokens: addedTokens(tokens, types),
-      normalizer: pre.normalizer,
-      pre_tokenizer: pre.steps.length === 1 ? pre.steps[0] : { type: 'Sequence', pretokenizers: pre.steps },
-      post_processor: addsBos && bos !== undefined ? startWith(tokens[bos]!, bos) : byteLevel(true),
-      decoder: byteLevel(true),
-      model: bpeModel(gguf, tokens, merges, pre.ignoreMerges),
+      added_tokens: addedTokens(vocabulary),
+      ...model(vocabulary),
     },
-    config: configOf(gguf, tokens),
+    config: configOf(vocabulary),
     ...(typeof template === 'string' ? { chatTemplate: template } : {}),
-    eosTokenIds: ['eos', 'eot', 'eom'].flatMap((name) => tokenId(gguf, tokens, name) ?? []),
+    eosTokenIds: ['eos', 'eot', 'eom'].flatMap((each) => tokenId(each) ?? []),
+  }
+}
+
+function vocabularyOf(source: ByteSource, gguf: Gguf): GgufVocabulary {
+  const tokens = readGgufStrings(source, arrayOf(gguf, 'tokenizer.ggml.tokens'))
+  const types = readGgufNumbers(source, arrayOf(gguf, 'tokenizer.ggml.token_type'))
+  if (types.length !== tokens.length)
+    throw formatError(`${gguf.path}: tokenizer.ggml.token_type`, `${tokens.length} types`, `${types.length}`)
+  return {
+    gguf,
+    tokens,
+    types,
+    tokenId: (name) => tokenId(gguf, tokens, name),
+    numbers: (key) => readGgufNumbers(source, arrayOf(gguf, key)),
+    strings: (key) => readGgufStrings(source, arrayOf(gguf, key)),
+  }
+}
+
+/** The vocabulary of GPT-2 and of most models since. */
+function byteLevelBpe(vocabulary: GgufVocabulary): Json {
+  const { gguf, tokens, tokenId: idOf } = vocabulary
+  const pre = preTokenizationOf(gguf)
+  const begin = ggufValue(gguf, 'tokenizer.ggml.add_bos_token', 'boolean', pre.addsBos) ? idOf('bos') : undefined
+  return {
+    normalizer: pre.normalizer,
+    pre_tokenizer: pre.steps.length === 1 ? pre.steps[0] : { type: 'Sequence', pretokenizers: pre.steps },
+    post_processor: templateOf(tokens, { begin, end: undefined, repeats: true }) ?? byteLevel(true),
+    decoder: byteLevel(true),
+    model: bpeModel(vocabulary, pre.ignoreMerges),
   }
 }
 
 function preTokenizationOf(gguf: Gguf): PreTokenization {
-  const model = ggufValue(gguf, 'tokenizer.ggml.model', 'string')
-  if (model !== 'gpt2')
-    throw formatError(
-      `${gguf.path}: tokenizer.ggml.model`,
-      '"gpt2", a byte-level BPE',
-      `"${model}"`,
-      'Load the model from its Hugging Face folder, which has a tokenizer.json',
-    )
   const name = ggufValue(gguf, 'tokenizer.ggml.pre', 'string', 'default')
   const known = preTokenizations.get(name)
   if (!known)
@@ -161,9 +175,12 @@ function tokenId(gguf: Gguf, tokens: readonly string[], name: string): number | 
   return id
 }
 
-function addedTokens(tokens: readonly string[], types: readonly number[]): Json[] {
+/** Tokens that are cut out of a text before anything else. */
+function addedTokens({ tokens, types }: GgufVocabulary): Json[] {
+  const { unknown, control, userDefined } = tokenKinds
+  const added: readonly number[] = [unknown, control, userDefined]
   return types.flatMap((type, id) =>
-    type === controlToken || type === userDefinedToken
+    added.includes(type)
       ? [
           {
             id,
@@ -172,14 +189,15 @@ function addedTokens(tokens: readonly string[], types: readonly number[]): Json[
             lstrip: false,
             rstrip: false,
             normalized: false,
-            special: type === controlToken,
+            special: type !== userDefined,
           },
         ]
       : [],
   )
 }
 
-function bpeModel(gguf: Gguf, tokens: readonly string[], merges: readonly string[], ignoreMerges: boolean): Json {
+function bpeModel({ gguf, tokens, strings }: GgufVocabulary, ignoreMerges: boolean): Json {
+  const merges = strings('tokenizer.ggml.merges')
   const damaged = merges.findIndex((merge) => merge.indexOf(' ', 1) <= 0)
   if (damaged >= 0)
     throw formatError(`${gguf.path}: tokenizer.ggml.merges`, 'two tokens with a space between', `"${merges[damaged]}"`)
@@ -197,20 +215,18 @@ function bpeModel(gguf: Gguf, tokens: readonly string[], merges: readonly string
   }
 }
 
-function startWith(token: string, id: number): Json {
-  const special = { SpecialToken: { id: token, type_id: 0 } }
-  return {
-    type: 'TemplateProcessing',
-    single: [special, { Sequence: { id: 'A', type_id: 0 } }],
-    pair: [special, { Sequence: { id: 'A', type_id: 0 } }, special, { Sequence: { id: 'B', type_id: 1 } }],
-    special_tokens: { [token]: { id: token, ids: [id], tokens: [token] } },
+function configOf({ gguf, tokens, tokenId: idOf }: GgufVocabulary): Json {
+  const names = {
+    bos_token: 'bos',
+    eos_token: 'eos',
+    unk_token: 'unknown',
+    pad_token: 'padding',
+    cls_token: 'cls',
+    sep_token: 'seperator',
+    mask_token: 'mask',
   }
-}
-
-function configOf(gguf: Gguf, tokens: readonly string[]): Json {
-  const names = { bos_token: 'bos', eos_token: 'eos', unk_token: 'unknown', pad_token: 'padding' }
   const special = Object.entries(names).flatMap(([field, name]) => {
-    const id = tokenId(gguf, tokens, name)
+    const id = idOf(name)
     return id === undefined ? [] : [[field, tokens[id]] as const]
   })
   const architecture = ggufValue(gguf, 'general.architecture', 'string')

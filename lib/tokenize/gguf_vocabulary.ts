@@ -3,14 +3,11 @@ import { formatError, openBlockingSource } from '../formats/byte_source.js'
 import { readGgufHeader } from '../formats/gguf.js'
 import { encodeGgufValues, type GgufBlock, type GgufWritable } from '../formats/gguf_writer.js'
 import { preTokenizationName } from './gguf_tokenizer.js'
+import { tokenKinds } from './gguf_vocabulary_parts.js'
 import type { TokenizerSource } from './protocol.js'
 import type { Json, TokenizerFiles } from './tokenizer_files.js'
 
-/** Values of `tokenizer.ggml.token_type`. */
-const normal = 1
-const control = 3
-const userDefined = 4
-const unused = 5
+const { normal, control, userDefined, unused } = tokenKinds
 
 /**
  * The keys `tokenizer.*`: those of the GGUF file that the tokenizer came from, byte for byte, or made from tokenizer.json.
@@ -54,7 +51,7 @@ function valuesOf(
     )
   const added = (tokenizer.added_tokens ?? []) as readonly AddedToken[]
   const tokens = Array.from({ length: size }, (_, id) => `[PAD${id}]`)
-  const types = new Array<number>(size).fill(unused)
+  const types: number[] = new Array<number>(size).fill(unused)
   const put = (token: string, id: number, type: number) => {
     if (!Number.isInteger(id) || id < 0 || id >= size)
       throw formatError(

@@ -57,11 +57,14 @@ export class TextEncoding {
   readonly #template: ChatTemplate | undefined
   readonly #cleansUpSpaces: boolean
   readonly #frames = new Map<boolean, Frame>()
+  /** The normalizer without the space that it puts before a text; undefined where it puts none. */
+  readonly #inner: Normalize | null | undefined
 
   /** @throws ERR_HEDDLE_FORMAT when the library cannot make a tokenizer of the files */
   constructor(files: TokenizerFiles) {
     this.files = files
     this.#library = makeLibrary(files)
+    this.#inner = innerNormalizer(files.tokenizer.normalizer)
     const special = specialTokens(files.config)
     this.#template =
       files.chatTemplate === undefined
@@ -82,12 +85,32 @@ export class TextEncoding {
     }
   }
 
-  encode(text: string, addSpecialTokens: boolean): Int32Array {
+  /** @param goesOn the text is the rest of one whose beginning was encoded before */
+  encode(text: string, addSpecialTokens: boolean, goesOn = false): Int32Array {
     const pieces = [...cut(text)].map((piece, index) => {
-      const { ids } = this.#library.encode(piece, { add_special_tokens: addSpecialTokens && index === 0 })
-      return ids
+      const encode = (): number[] =>
+        this.#library.encode(piece, { add_special_tokens: addSpecialTokens && index === 0 }).ids
+      return goesOn || index > 0 ? this.#withoutPrefix(encode) : encode()
     })
     return Int32Array.from(pieces.length === 1 ? pieces[0]! : pieces.flat())
+  }
+
+  /** Encodes what does not begin a text: no space is put before its first word. */
+  #withoutPrefix(encode: () => number[]): number[] {
+    const library = this.#library as { normalizer: unknown }
+    const { normalizer } = library
+    if (this.#inner === undefined) return encode()
+    let isFirst = true
+    library.normalizer = (text: string): string => {
+      const own = isFirst ? this.#inner : (normalizer as Normalize)
+      isFirst = false
+      return own ? own(text) : text
+    }
+    try {
+      return encode()
+    } finally {
+      library.normalizer = normalizer
+    }
   }
 
   decode(ids: readonly number[], skipSpecialTokens: boolean): string {
@@ -279,6 +302,19 @@ function makeLibrary(files: TokenizerFiles): Library {
     const got = cause instanceof Error ? cause.message : String(cause)
     throw formatError(files.place, 'a tokenizer that the Hugging Face JS library can make', got)
   }
+}
+
+type Normalize = (text: string) => string
+
+/** What is left of a normalizer without `Prepend`; null for nothing, undefined where there is no `Prepend`. */
+function innerNormalizer(normalizer: unknown): Normalize | null | undefined {
+  const steps = ((normalizer as Json | null)?.normalizers as readonly Json[] | undefined) ?? [normalizer as Json | null]
+  const others = steps.filter((step) => step?.type !== 'Prepend')
+  if (others.length === steps.length) return undefined
+  const model = { type: 'BPE', vocab: {}, merges: [] }
+  const rest = { added_tokens: [], pre_tokenizer: null, post_processor: null, decoder: null }
+  const library = new Library({ ...rest, model, normalizer: { type: 'Sequence', normalizers: others } }, {})
+  return others.length === 0 ? null : (library.normalizer as unknown as Normalize)
 }
 
 /** The words of GPT-2's byte-level BPE. */

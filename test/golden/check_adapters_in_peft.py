@@ -1,5 +1,6 @@
-"""Loads every adapter of adapters-heddle/ (make_adapters_heddle.ts) into real PEFT, refuses what check_in_peft.py
-refuses, and writes adapters-heddle.golden.safetensors: `<variant>.logits` of every eighth position.
+"""Loads every adapter of adapters-heddle/ (make_adapters_heddle.ts) and peft-methods-heddle/
+(make_peft_methods_heddle.ts) into real PEFT, refuses what check_in_peft.py refuses, and writes
+<folder>.golden.safetensors: `<variant>.logits` of every eighth position.
 
 Run: OMP_NUM_THREADS=1 python check_adapters_in_peft.py
 """
@@ -23,16 +24,23 @@ OF_THE_OPTIONS = ("has no bias. This means that merging", "have invalid shape", 
 
 def main() -> int:
     torch.set_num_threads(1)
-    goldens = json.loads((HERE / "adapters.golden.json").read_text())["variants"]
+    return int(any([check_all(made) for made in ("adapters", "peft-methods")]))
+
+
+def check_all(made: str) -> bool:
+    """True when something is not as PEFT would have written it."""
+    goldens = json.loads((HERE / f"{made}.golden.json").read_text())["variants"]
+    out = HERE / f"{made}-heddle.golden.safetensors"
     tensors, failed = {}, False
     for name, variant in goldens.items():
-        logits, problems = check(HERE / "adapters-heddle" / name, HERE / variant["base"], torch.tensor(variant["ids"]))
+        folder = HERE / f"{made}-heddle" / name
+        logits, problems = check(folder, HERE / variant["base"], torch.tensor(variant["ids"]))
         print(name, problems or "ok")
         tensors[f"{name}.logits"] = logits
         failed = failed or bool(problems)
-    save_file(tensors, HERE / "adapters-heddle.golden.safetensors")
-    (HERE / "adapters-heddle.golden.safetensors").chmod(0o644)
-    return int(failed)
+    save_file(tensors, out)
+    out.chmod(0o644)
+    return failed
 
 
 def check(folder: Path, base: Path, ids: torch.Tensor) -> tuple[torch.Tensor, list[str]]:

@@ -61,7 +61,7 @@ export async function logits(
 }
 
 /** Next-token targets of unshifted labels. */
-function batchOf({ ids, labels }: Variant): Batch {
+function batchOf({ ids, labels }: Pick<Variant, 'ids' | 'labels'>): Batch {
   const length = ids[0]!.length
   const targets = Int32Array.from(labels.flatMap((row) => [...row.slice(1), -100]))
   return {
@@ -75,7 +75,11 @@ function batchOf({ ids, labels }: Variant): Batch {
 }
 
 /** Five AdamW steps as make_adapters.py takes them. */
-export async function trainFiveSteps(model: CausalLm, adapter: Adapter, variant: Variant): Promise<StepResult[]> {
+export async function trainFiveSteps(
+  model: CausalLm,
+  adapter: Adapter,
+  variant: Pick<Variant, 'ids' | 'labels'>,
+): Promise<StepResult[]> {
   const { lr, eps, weight_decay: weightDecay } = goldens.optimizer
   const step = await trainingStep({
     network: model,

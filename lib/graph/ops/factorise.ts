@@ -199,3 +199,23 @@ export const eighOf = defineOperator({
   },
   flops: ([a]) => 9 * cubic(a!.shape),
 })
+
+/**
+ * `value`, which is the pseudoinverse x of a, with x's derivative in a itself instead of that of how it was computed
+ * (Golub and Pereyra 1973): −x da x + x xᵀ daᵀ (1 − a x) + (1 − x a) daᵀ xᵀ x for da that keep a's rank. It does not
+ * divide by differences of singular values, so equal ones are as good as any.
+ */
+export const pseudoinverseOf = (a: Sym, value: Sym): Sym => pseudoinverse([value, a])[0]!
+
+const pseudoinverse = defineOperator({
+  name: 'pseudoinverse',
+  kind: 'alias',
+  types: ([value]) => [value!],
+  vjp: ({ inputs: [, a], outputs: [x], gradients: [g] }) => {
+    const across = timesTransposed(transposedTimes(x!, g!), x!)
+    const gt = transpose(g!)
+    const left = matmul(sub(gt, matmul(a!, matmul(x!, gt))), timesTransposed(x!, x!))
+    const right = matmul(transposedTimes(x!, x!), sub(gt, matmul(matmul(gt, x!), a!)))
+    return [undefined, sub(add(left, right), across)]
+  },
+})

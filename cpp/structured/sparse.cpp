@@ -3,21 +3,24 @@
 // the order of the entries, so results depend on shapes alone. Products from the right work on transposed blocks of
 // rows.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/sparse.cpp"
+#define HWY_TARGET_INCLUDE "structured/sparse.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
-#ifndef HEDDLE_KERNELS_SPARSE_ONCE
-#define HEDDLE_KERNELS_SPARSE_ONCE
+#ifndef HEDDLE_STRUCTURED_SPARSE_ONCE
+#define HEDDLE_STRUCTURED_SPARSE_ONCE
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <type_traits>
 
+#include "core/resting_memory.h"
 #include "kernels/kernel_table.h"
 #include "kernels/rows.h"
+#include "structured/feature_tile.h"
 
 namespace heddle {
 namespace {
@@ -58,7 +61,7 @@ struct SampleTile {
 }  // namespace
 }  // namespace heddle
 
-#endif  // HEDDLE_KERNELS_SPARSE_ONCE
+#endif  // HEDDLE_STRUCTURED_SPARSE_ONCE
 
 HWY_BEFORE_NAMESPACE();
 namespace heddle {
@@ -262,26 +265,34 @@ struct Blocks {
 
   template <class T>
   void transpose_in(const T* x, size_t size, size_t block, T* to) const {
-    const size_t first = block * width;
-    const size_t rows = std::min(width, batch - first);
-    for (size_t column = 0; column < size; column += 16) {
-      const size_t columns = std::min<size_t>(16, size - column);
-      for (size_t row = 0; row < rows; ++row)
-        for (size_t c = 0; c < columns; ++c) to[(column + c) * width + row] = x[(first + row) * size + column + c];
-      for (size_t c = 0; rows < width && c < columns; ++c)
-        std::fill(to + (column + c) * width + rows, to + (column + c + 1) * width, T{});
+    const size_t rows = std::min(width, batch - block * width);
+    const T* const from = x + block * width * size;
+    if constexpr (std::is_same_v<T, float>) {
+      rows_to_features({from, signed_(rows), signed_(size), signed_(size), signed_(size), signed_(width), false, to});
+    } else {
+      for (size_t column = 0; column < size; ++column, to += width) {
+        for (size_t row = 0; row < rows; ++row) to[row] = from[row * size + column];
+        std::fill(to + rows, to + width, T{});
+      }
     }
   }
 
+  /// Columns [begin, end) of y [batch, size].
   template <class T>
   void transpose_out(const T* from, size_t begin, size_t end, size_t size, size_t block, T* y) const {
-    const size_t first = block * width;
-    const size_t rows = std::min(width, batch - first);
-    for (size_t column = begin; column < end; column += 16)
-      for (size_t row = 0; row < rows; ++row)
-        for (size_t c = column; c < std::min(column + 16, end); ++c)
-          y[(first + row) * size + c] = from[(c - begin) * width + row];
+    const size_t rows = std::min(width, batch - block * width);
+    T* const to = y + block * width * size + begin;
+    if constexpr (std::is_same_v<T, float>) {
+      features_to_rows({from, signed_(width), signed_(rows), signed_(end - begin), signed_(size), to,
+                        passes_caches(signed_(batch), signed_(size))});
+    } else {
+      for (size_t column = 0; column < end - begin; ++column, from += width)
+        for (size_t row = 0; row < rows; ++row) to[row * size + column] = from[row];
+    }
   }
+
+ private:
+  static int64_t signed_(size_t size) { return static_cast<int64_t>(size); }
 };
 
 /// y = S x, x [columns, d].
@@ -378,7 +389,7 @@ CompiledKernel sample_right(const SupportShape& shape, size_t batch) {
   kernel.run = [shape, blocks, parts, x_bytes](const RunArguments& arguments) {
     const Support support = shape.of(arguments);
     auto* const total = arguments.output<T>(0);
-    const AlignedBuffer partial(checked_mul(shape.count * sizeof(T), parts - 1, "sddmm"));
+    const RunBuffer partial(checked_mul(shape.count * sizeof(T), parts - 1, "sddmm"));
     auto* const others = reinterpret_cast<T*>(partial.data());
     if (blocks.count == 0) std::fill(total, total + shape.count, T{});
     arguments.pool.run(blocks.count == 0 ? 0 : parts, [&](size_t part, size_t thread) {

@@ -1,0 +1,166 @@
+/** Every adapter method at its own settings on one real task, next to full fine-tuning and LoRA. */
+import { execFile } from 'node:child_process'
+import { mkdtemp, writeFile } from 'node:fs/promises'
+import { arch, cpus, platform, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import { mails } from '../examples/classify/mails.js'
+import { fetchModel } from '../test/models/fetch.js'
+import { type Setting, settings } from './adapters/settings.js'
+import type { AdapterResult, AdapterRun } from './workers/adapter.js'
+
+/** One line for `npm run bench -- --list`. */
+export const purpose =
+  'every adapter method on spam/ham with MiniLM (or `text`: SmolLM2 on held-out text): quality, step time, memory'
+
+type Task = AdapterRun['task']
+
+/** A row of the table. */
+interface Row {
+  readonly label: string
+  readonly method: string
+  readonly parameters: number
+  readonly learningRate: number
+  /** Accuracy (mails) or loss (text) on held-out examples, by seed. */
+  readonly metric: readonly number[]
+  readonly stepSeconds: number
+  readonly peakBytes: number
+}
+
+/** `npm run bench -- adapters [mails|text] [seeds] [only these labels or methods, separated by commas]` */
+export async function run([task = 'mails', seeds = '3', only]: readonly string[]): Promise<void> {
+  const chosen = only?.split(',')
+  const rows: Row[] = []
+  const files = task === 'mails' ? await mailFiles() : await textFiles()
+  for (const setting of settings) {
+    if (chosen && !chosen.includes(setting.label) && !chosen.includes(setting.method ?? 'full')) continue
+    const row = await rowOf(setting, { ...files, task: task as Task, seeds: Number(seeds) })
+    rows.push(row)
+    console.log(line(row, task as Task))
+  }
+  const machine = `${cpus()[0]?.model.trim()}, ${cpus().length} threads, ${platform()} ${arch()}`
+  console.log(JSON.stringify({ bench: 'adapters', task, ratios: ratiosOf(rows), rows, machine }))
+}
+
+interface Files extends Pick<AdapterRun, 'model' | 'training' | 'validation' | 'test' | 'steps'> {}
+
+/** 640 mails to learn from, 256 by which the rate is chosen, 512 to judge. */
+async function mailFiles(): Promise<Files> {
+  const all = shuffled(await mails())
+  const folder = await mkdtemp(join(tmpdir(), 'heddle-bench-adapters-'))
+  const write = async (name: string, start: number, end: number): Promise<string> => {
+    const path = join(folder, `${name}.jsonl`)
+    await writeFile(
+      path,
+      all
+        .slice(start, end)
+        .map((row) => `${JSON.stringify(row)}\n`)
+        .join(''),
+    )
+    return path
+  }
+  return {
+    model: await fetchModel('minilm'),
+    training: await write('training', 0, 640),
+    validation: await write('validation', 640, 896),
+    test: await write('test', 896, 1408),
+    steps: 40,
+  }
+}
+
+/** The support conversations of the examples: the last fifth to judge, the fifth before to choose the rate. */
+async function textFiles(): Promise<Files> {
+  const { readFile } = await import('node:fs/promises')
+  const path = fileURLToPath(new URL('../../examples/data/support.jsonl', import.meta.url))
+  const rows = shuffled((await readFile(path, 'utf8')).trim().split('\n'))
+  const folder = await mkdtemp(join(tmpdir(), 'heddle-bench-adapters-'))
+  const fifth = Math.floor(rows.length / 5)
+  const write = async (name: string, start: number, end: number): Promise<string> => {
+    const file = join(folder, `${name}.jsonl`)
+    await writeFile(
+      file,
+      rows
+        .slice(start, end)
+        .map((row) => `${row}\n`)
+        .join(''),
+    )
+    return file
+  }
+  return {
+    model: await fetchModel('smollm2'),
+    training: await write('training', 0, 3 * fifth),
+    validation: await write('validation', 3 * fifth, 4 * fifth),
+    test: await write('test', 4 * fifth, rows.length),
+    steps: 30,
+  }
+}
+
+/** The same order on every machine. */
+function shuffled<T>(rows: readonly T[]): T[] {
+  const copy = [...rows]
+  let state = 1
+  for (let i = copy.length - 1; i > 0; i -= 1) {
+    state = (state * 48271) % 2147483647
+    const j = state % (i + 1)
+    ;[copy[i], copy[j]] = [copy[j]!, copy[i]!]
+  }
+  return copy
+}
+
+async function rowOf(
+  { learningRates, ...setting }: Setting,
+  { seeds, ...task }: Files & { readonly task: Task; readonly seeds: number },
+): Promise<Row> {
+  const sign = task.task === 'mails' ? 1 : -1
+  let best: { readonly learningRate: number; readonly result: AdapterResult } | undefined
+  for (const learningRate of learningRates) {
+    const result = await oneRun({ ...task, setting, learningRate, seed: 0 })
+    if (!best || sign * result.validation > sign * best.result.validation) best = { learningRate, result }
+  }
+  const { learningRate, result } = best!
+  const results = [result]
+  for (let seed = 1; seed < seeds; seed += 1) results.push(await oneRun({ ...task, setting, learningRate, seed }))
+  return {
+    label: setting.label,
+    method: setting.method ?? 'full',
+    parameters: result.parameters,
+    learningRate,
+    metric: results.map(({ test }) => test),
+    stepSeconds: Math.min(...results.map(({ stepSeconds }) => stepSeconds)),
+    peakBytes: Math.max(...results.map(({ peakBytes }) => peakBytes)),
+  }
+}
+
+const execute = promisify(execFile)
+
+async function oneRun(request: AdapterRun): Promise<AdapterResult> {
+  const worker = fileURLToPath(new URL('./workers/adapter.js', import.meta.url))
+  const { stdout } = await execute(process.execPath, [worker, JSON.stringify(request)])
+  return JSON.parse(stdout.trim().split('\n').at(-1)!) as AdapterResult
+}
+
+const mean = (values: readonly number[]): number => values.reduce((total, each) => total + each, 0) / values.length
+
+function line({ label, parameters, learningRate, metric, stepSeconds, peakBytes }: Row, task: Task): string {
+  const spread = Math.max(...metric) - Math.min(...metric)
+  const [value, range] =
+    task === 'mails'
+      ? [`${(100 * mean(metric)).toFixed(2)} %`, `± ${((100 * spread) / 2).toFixed(2)}`]
+      : [mean(metric).toFixed(4), `± ${(spread / 2).toFixed(4)}`]
+  return [
+    label.padEnd(18),
+    parameters.toLocaleString('en-US').padStart(11),
+    `lr ${learningRate}`.padEnd(10),
+    value.padStart(8),
+    range.padEnd(9),
+    `${(1000 * stepSeconds).toFixed(0)} ms a step`.padStart(14),
+    `${(peakBytes / 2 ** 20).toFixed(0)} MiB`.padStart(9),
+  ].join('  ')
+}
+
+/** Step time of each method over LoRA's. */
+function ratiosOf(rows: readonly Row[]): Record<string, number> {
+  const base = rows.find(({ label }) => label === 'LoRA')?.stepSeconds
+  return base === undefined ? {} : Object.fromEntries(rows.map(({ label, stepSeconds }) => [label, stepSeconds / base]))
+}

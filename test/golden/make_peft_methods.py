@@ -1,0 +1,73 @@
+"""Makes adapters of PEFT's other methods on tiny random models as PEFT makes and saves them, and what PEFT computes.
+
+peft-methods/<variant>/            the adapter that five AdamW steps start from
+peft-methods.golden.safetensors    `<variant>.logits`: before training; `<variant>.trained`: after five steps
+peft-methods.golden.json           losses, gradient norms, parameter counts, ids and labels
+
+Logits are those of every eighth position. Run after make_adapters.py:
+OMP_NUM_THREADS=1 PYTHONHASHSEED=0 python make_peft_methods.py
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import IA3Config, PeftModel, get_peft_model
+from safetensors.torch import save_file
+
+from make_adapters import batch, load_base, save, train
+from make_lora_peft import ADAMW, CLIP
+from make_tiny_llama import versions, write_json
+
+HERE = Path(__file__).parent
+OUT = HERE / "peft-methods"
+CONFIGS = {"ia3": IA3Config}
+LLAMA, QWEN, GPT2 = "tiny-llama-untied", "adapters/tiny-qwen2", "adapters/tiny-gpt2"
+FAN = {"fan_in_fan_out": True}
+
+VARIANTS = {
+    "ia3": ("ia3", LLAMA, {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "ia3-pattern": ("ia3", LLAMA, {"target_modules": "all-linear", "feedforward_modules": r".*\.0\.mlp\.up_proj"}),
+    "ia3-bias": ("ia3", QWEN, {"target_modules": ["q_proj", "k_proj", "down_proj"],
+                               "feedforward_modules": ["k_proj"]}),
+    "ia3-conv1d": ("ia3", GPT2, {"target_modules": ["c_attn", "mlp.c_proj", "attn.c_proj"],
+                                 "feedforward_modules": ["mlp.c_proj"], **FAN}),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    shutil.rmtree(OUT, ignore_errors=True)
+    tensors, variants = {}, {}
+    for seed, (name, (method, base, options)) in enumerate(VARIANTS.items()):
+        torch.manual_seed(seed)
+        values, summary = make(name, CONFIGS[method](task_type="CAUSAL_LM", **options), base)
+        tensors |= values
+        variants[name] = {"method": method, "base": base, "options": options, **summary}
+        print(name, summary["losses"][0], summary["losses"][-1])
+    save_file(tensors, HERE / "peft-methods.golden.safetensors")
+    optimizer = {**ADAMW, "betas": list(ADAMW["betas"])}
+    write_json(HERE / "peft-methods.golden.json",
+               {"versions": versions(), "clip": CLIP, "optimizer": optimizer, "variants": variants})
+
+
+def make(name: str, config, base: str) -> tuple[dict, dict]:
+    model = get_peft_model(load_base(base), config)
+    count = model.get_nb_trainable_parameters()[0]
+    model.peft_config["default"].base_model_name_or_path = Path(base).name
+    ids, labels = batch(model.config.vocab_size)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    save(model, OUT / name)
+    model = PeftModel.from_pretrained(load_base(base), OUT / name, is_trainable=True)
+    logits, losses, norms, trained = train(model, ids, labels)
+    return (
+        {f"{name}.logits": logits, f"{name}.trained": trained},
+        {"trainable": count, "ids": ids.tolist(), "labels": labels.tolist(), "losses": losses, "gradient_norms": norms},
+    )
+
+
+if __name__ == "__main__":
+    main()
