@@ -1,6 +1,7 @@
 /** Every adapter method by name. A new method is one file and one line here. */
 import { HeddleError } from '../errors.js'
 import { compacterType } from './compacter.js'
+import { difforaType } from './diffora.js'
 import { floraType } from './flora.js'
 import { ia3Type } from './ia3.js'
 import { loraType } from './lora.js'
@@ -16,6 +17,7 @@ export const parametrizations: readonly ParametrizationType[] = [
   monarchAdapterType,
   compacterType,
   s2ftType,
+  difforaType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
