@@ -5,10 +5,15 @@ export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter
 export { asLora } from './adapters/as_lora.js'
 export type { SharedTensors } from './adapters/attachment.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
+export { type CompacterOptions, compacter } from './adapters/compacter.js'
+export { type DifforaOptions, diffora } from './adapters/diffora.js'
+export type { DifforaSearch } from './adapters/diffora_search.js'
+export { type FloraOptions, flora } from './adapters/flora.js'
 export { type Ia3Options, ia3 } from './adapters/ia3.js'
 export { type LolduOptions, loldu } from './adapters/loldu.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
+export { type MonarchAdapterOptions, monarchAdapter } from './adapters/monarch_adapter.js'
 export type {
   AttachedSite,
   BufferDeclaration,
@@ -35,6 +40,9 @@ export type {
 export type { SaveOptions } from './adapters/peft_folder.js'
 export { parametrizations } from './adapters/registry.js'
 export { type SvfitOptions, svfit } from './adapters/svfit.js'
+export { type S2ftOptions, s2ft, s2ftOverlap } from './adapters/s2ft.js'
+export { type CoupledOrders, permuteCoupled } from './adapters/s2ft_permute.js'
+export type { S2ftAxis, S2ftSelection, SelectedChannels } from './adapters/s2ft_selection.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export type { TargetOptions } from './adapters/targeting.js'
 export type { Sequence } from './data/collate.js'

@@ -180,6 +180,26 @@ const kernelParts = (full: boolean) => ({
   ...(full ? { height: drawn([3, 2], 4), width: drawn([3, 2], 5) } : {}),
 })
 
+test('a convolution in groups has its first two stages in common', async (t) => {
+  const x = drawn([2, 8, 9, 7], 20)
+  const kernel = { core: drawn([3, 2, 2, 2], 21), out: drawn([10, 3], 22), in: drawn([4, 2], 23) }
+  const leaves = Object.values(kernel)
+  const options = { stride: [2, 1], padding: 1, groups: 2 } as const
+  const [stages, whole] = await Promise.all(
+    (['stages', 'whole'] as const).map((path) =>
+      results(async () => {
+        const parts = { core: read(kernel.core), out: read(kernel.out), in: read(kernel.in) }
+        const y =
+          path === 'whole'
+            ? conv2d(read(x), tuckerKernelToDense(parts), options)
+            : tuckerConv2d(read(x), parts, { ...options, path })
+        return [y, ...(await gradients(sum(mul(y, add(y, 1))), [read(x), ...leaves.map(read)]))]
+      }),
+    ),
+  )
+  for (const [i, each] of whole!.entries()) t.true(distance(stages![i]!, each) < 1e-4, `stages ${i}`)
+})
+
 for (const full of [false, true])
   test(`a convolution in three stages is that with the dense kernel${full ? ', all axes factored' : ''}`, async (t) => {
     const [x, bias] = [drawn([2, 8, 9, 7], 10), drawn([10], 11)]

@@ -262,7 +262,7 @@ export class Adapter {
 
   #expectMergeable({ site, plan }: Attachment): void {
     if (plan && !plan.merged)
-      throw misuse('merge', 'a method that can be merged', `${this.method.name} at ${site.path}`)
+      throw misuse('merge', 'a method that can be merged', `${this.method.name} at ${site.path}`, plan.unmergeable)
     const isShared = site === this.model.outputSite || site.kind === 'embedding'
     if (isShared && this.model.embeddingTied)
       throw misuse('merge', 'an output projection of its own', `${site.path}, which shares its weight`)
@@ -316,5 +316,5 @@ function weightOf({ weight, structure, transposed }: Site): Sym {
   return transposed ? transpose(structure.toDense()) : structure.toDense()
 }
 
-const misuse = (place: string, expected: string, got: string): HeddleError =>
-  new HeddleError('ERR_HEDDLE_ARGUMENT', { place: `Adapter.${place}`, expected, got })
+const misuse = (place: string, expected: string, got: string, hint?: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_ARGUMENT', { place: `Adapter.${place}`, expected, got, ...(hint ? { hint } : {}) })

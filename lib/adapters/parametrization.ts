@@ -76,6 +76,8 @@ export interface SitePlan {
   readonly forward: (context: SiteContext) => Sym
   /** The weight and bias that make the plain site compute the same; absent where the method cannot be merged. */
   readonly merged?: (context: MergeContext) => Merged
+  /** Where there is no {@link merged}: why. */
+  readonly unmergeable?: string
   /**
    * The change of a linear site's own weight as a plain LoRA of scale 1; absent where it is not of low rank. Traced.
    */

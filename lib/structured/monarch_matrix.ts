@@ -47,24 +47,25 @@ export const monarchMatrix: Structure<MonarchMatrixOptions> = {
   async fromDense(weight, options) {
     const layout = layoutOf([weight.shape[0]!, weight.shape[1]!], options)
     const [blkdiag1, blkdiag2] = await project(weight, layout)
-    return projectionOf(over(layout, { blkdiag1, blkdiag2 }), weight)
+    return projectionOf(monarchOver(layout, { blkdiag1, blkdiag2 }), weight)
   },
   async random(shape, { seed = 0, ...options }) {
     const layout = layoutOf(shape, options)
     const draw = (size: readonly number[], stream: number): Promise<Tensor> =>
       uniformTensor(size, 1 / Math.sqrt(size[2]!), seed, stream)
-    return over(layout, { blkdiag1: await draw(layout.first, 0), blkdiag2: await draw(layout.second, 1) })
+    return monarchOver(layout, { blkdiag1: await draw(layout.first, 0), blkdiag2: await draw(layout.second, 1) })
   },
   restore(saved, parameters) {
     const layout = savedLayout(saved)
     const shapes = { blkdiag1: layout.first, blkdiag2: layout.second }
-    return over(layout, expectParameters(saved.kind, parameters, shapes), saved.transposed)
+    return monarchOver(layout, expectParameters(saved.kind, parameters, shapes), saved.transposed)
   },
 }
 
 type Size = readonly [number, number, number]
 
-interface Layout {
+/** The sizes of a Monarch matrix. */
+export interface MonarchLayout {
   readonly out: number
   readonly in: number
   /** [K, q, p] */
@@ -81,7 +82,7 @@ const schema = z.strictObject({
   seed: z.number().optional(),
 })
 
-function layoutOf([out, inner]: readonly [number, number], options: unknown): Layout {
+function layoutOf([out, inner]: readonly [number, number], options: unknown): MonarchLayout {
   const { nblocks, sizes, rank } = parseConfig('monarchMatrix', schema, options)
   if (nblocks !== undefined && (sizes ?? rank) !== undefined)
     throw misuse('monarchMatrix.nblocks', 'either nblocks, or sizes with rank', 'both')
@@ -95,7 +96,7 @@ function layoutOf([out, inner]: readonly [number, number], options: unknown): La
 }
 
 /** @throws ERR_HEDDLE_FORMAT */
-function savedLayout({ shape: [out, inner], config: { blkdiag1, blkdiag2 } }: SavedStructure): Layout {
+function savedLayout({ shape: [out, inner], config: { blkdiag1, blkdiag2 } }: SavedStructure): MonarchLayout {
   const sizes = [blkdiag1, blkdiag2]
   const isSize = (size: unknown): size is Size =>
     Array.isArray(size) && size.length === 3 && size.every((each) => Number.isSafeInteger(each) && each > 0)
@@ -110,7 +111,7 @@ function savedLayout({ shape: [out, inner], config: { blkdiag1, blkdiag2 } }: Sa
 }
 
 /** The factors of the nearest matrix. */
-async function project(weight: Tensor, layout: Layout): Promise<readonly [Tensor, Tensor]> {
+async function project(weight: Tensor, layout: MonarchLayout): Promise<readonly [Tensor, Tensor]> {
   const [blocks, q, p] = layout.first
   const [phases, s, r] = layout.second
   using parts = await computed(() => {
@@ -144,7 +145,12 @@ async function project(weight: Tensor, layout: Layout): Promise<readonly [Tensor
   return [factors[0]!, factors[1]!]
 }
 
-function over(layout: Layout, parameters: Record<string, Tensor>, transposed = false): StructuredMatrix {
+/** The matrix over its parameters, `blkdiag1` and `blkdiag2`. */
+export function monarchOver(
+  layout: MonarchLayout,
+  parameters: Record<string, Tensor>,
+  transposed = false,
+): StructuredMatrix {
   const { out, in: inner } = layout
   const product = (x: Sym, precision: Precision): Sym =>
     monarch(x, read(parameters.blkdiag1!), read(parameters.blkdiag2!), { out, precision })

@@ -1,5 +1,5 @@
-"""Loads every adapter of adapters-heddle/ (make_adapters_heddle.ts) and peft-methods-heddle/
-(make_peft_methods_heddle.ts) into real PEFT, refuses what check_in_peft.py refuses, and writes
+"""Loads every adapter of adapters-heddle/ (make_adapters_heddle.ts), peft-methods-heddle/
+(make_peft_methods_heddle.ts) and plain-forms-heddle/ (make_plain_forms_heddle.ts) into real PEFT, refuses what check_in_peft.py refuses, and writes
 <folder>.golden.safetensors: `<variant>.logits` of every eighth position.
 
 Run: OMP_NUM_THREADS=1 python check_adapters_in_peft.py
@@ -24,7 +24,7 @@ OF_THE_OPTIONS = ("has no bias. This means that merging", "have invalid shape", 
 
 def main() -> int:
     torch.set_num_threads(1)
-    return int(any([check_all(made) for made in ("adapters", "peft-methods")]))
+    return int(any([check_all(made) for made in ("adapters", "peft-methods", "plain-forms")]))
 
 
 def check_all(made: str) -> bool:

@@ -87,7 +87,7 @@ export interface TuckerKernel {
   readonly core: Sym
   /** `[o, ro]` */
   readonly out: Sym
-  /** `[c, ri]` */
+  /** `[c, ri]`; with groups `[c / groups, ri]`, the same for each */
   readonly in: Sym
   /** `[kh, jh]` */
   readonly height?: Sym | undefined
@@ -96,7 +96,7 @@ export interface TuckerKernel {
 }
 
 /** Options of {@link tuckerConv2d}. */
-export interface TuckerConv2dOptions extends Omit<Conv2dOptions, 'groups'> {
+export interface TuckerConv2dOptions extends Conv2dOptions {
   /** Default: the one with fewer operations. */
   readonly path?: 'stages' | 'dense'
 }
@@ -107,38 +107,47 @@ export const tuckerKernelToDense = ({ core, out, in: input, height, width }: Tuc
 
 /**
  * conv2d with a kernel in Tucker form, without making the kernel: 1 × 1 from c to ri channels, the core with the window,
- * stride, padding and dilation, 1 × 1 from ro to o channels. Where the ranks are so high that this costs more than the
- * dense kernel, the kernel is made.
+ * stride, padding and dilation, 1 × 1 from ro to o channels. Groups of channels have the first two stages in common; the
+ * third has their own rows of `out`. Where the ranks are so high that this costs more than the dense kernel, the kernel
+ * is made.
  * @param x `[n, c, h, w]`
  * @returns `[n, o, oh, ow]`
  * @throws ERR_HEDDLE_SHAPE
  */
 export function tuckerConv2d(x: Sym, kernel: TuckerKernel, options: TuckerConv2dOptions = {}): Sym {
-  const { bias, path, ...window } = options
+  const { bias, path, groups = 1, ...window } = options
   const { core, out, in: input, height, width } = kernel
-  const [ro, ri] = core.shape
+  const [ro, ri] = core.shape as [number, number]
   const [o, c] = [out.shape[0]!, input.shape[0]!]
-  if (core.rank !== 4 || !sameShape(out.shape, [o, ro!]) || !sameShape(input.shape, [c, ri!]) || x.shape[1] !== c)
+  const fits = x.rank === 4 && core.rank === 4 && sameShape(out.shape, [o, ro]) && sameShape(input.shape, [c, ri])
+  if (!fits || x.shape[1] !== c * groups || o % groups !== 0)
     misuse(
       'tucker_conv2d',
-      'x [n, c, h, w], core [ro, ri, jh, jw], out [o, ro] and in [c, ri]',
+      `x [n, ${groups} c, h, w], core [ro, ri, jh, jw], out [o, ro] and in [c, ri]`,
       [x, core, out, input].map(typeText).join(', '),
     )
   const spatial = modeProducts(core, [undefined, undefined, height, width])
-  const chosen =
-    path ?? tuckerConvPath(x.shape, { o, c, ro: ro!, ri: ri!, window: elementCount(spatial.shape.slice(2)) })
+  const chosen = path ?? tuckerConvPath(x.shape, { o, c, ro, ri, groups, window: elementCount(spatial.shape.slice(2)) })
   if (chosen === 'dense')
-    return conv2d(x, modeProducts(spatial, [out, input, undefined, undefined]), { bias, ...window })
-  const narrow = conv2d(x, reshape(transpose(input), [ri!, c, 1, 1]))
-  return conv2d(conv2d(narrow, spatial, window), reshape(out, [o, ro!, 1, 1]), { bias })
+    return conv2d(x, modeProducts(spatial, [out, input, undefined, undefined]), { bias, groups, ...window })
+  const [n, , h, w] = x.shape as [number, number, number, number]
+  const narrow = conv2d(reshape(x, [n * groups, c, h, w]), reshape(transpose(input), [ri, c, 1, 1]))
+  const moved = conv2d(narrow, spatial, window)
+  return conv2d(reshape(moved, [n, groups * ro, ...moved.shape.slice(2)]), reshape(out, [o, ro, 1, 1]), {
+    bias,
+    groups,
+  })
 }
 
-/** Per pixel, stride 1: c·ri + ri·ro·window + ro·o multiplications against c·o·window, and the kernel's own making. */
+/**
+ * Per pixel, stride 1 and g groups: g·c·ri + g·ri·ro·window + ro·o multiplications against c·o·window, and the kernel's
+ * own making.
+ */
 function tuckerConvPath(
   [n, , h, w]: readonly number[],
-  { o, c, ro, ri, window }: Record<'o' | 'c' | 'ro' | 'ri' | 'window', number>,
+  { o, c, ro, ri, groups, window }: Record<'o' | 'c' | 'ro' | 'ri' | 'groups' | 'window', number>,
 ): 'stages' | 'dense' {
-  const stages = n! * h! * w! * (c * ri + ri * ro * window + ro * o)
+  const stages = n! * h! * w! * (groups * ri * (c + ro * window) + ro * o)
   const dense = n! * h! * w! * c * o * window + modeOrder([ro, ri, window], [o, c, undefined]).flops / 2
   return stages <= dense ? 'stages' : 'dense'
 }
