@@ -8,22 +8,20 @@ import { lolduType } from './loldu.js'
 import { loraType } from './lora.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import type { ParametrizationType } from './parametrization.js'
-import { svfitType } from './svfit.js'
-
-/** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
-export const parametrizations: readonly ParametrizationType[] = [loraType, ia3Type]
-export const parametrizations: readonly ParametrizationType[] = [loraType, svfitType, lolduType]
 import { s2ftType } from './s2ft.js'
+import { svfitType } from './svfit.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
 export const parametrizations: readonly ParametrizationType[] = [
   loraType,
   ia3Type,
-  floraType,
-  monarchAdapterType,
   compacterType,
-  s2ftType,
   difforaType,
+  floraType,
+  lolduType,
+  monarchAdapterType,
+  s2ftType,
+  svfitType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
