@@ -3,10 +3,13 @@ export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/ac
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
 export { asLora } from './adapters/as_lora.js'
 export type { SharedTensors } from './adapters/attachment.js'
+export { type BoftOptions, boft } from './adapters/boft.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
 export { type Ia3Options, ia3 } from './adapters/ia3.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
+export { type MissOptions, miss } from './adapters/miss.js'
+export { type OftOptions, oft } from './adapters/oft.js'
 export type {
   AttachedSite,
   BufferDeclaration,
