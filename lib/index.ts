@@ -1,5 +1,7 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
+
 export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
+export { type AdaLoraOptions, adalora } from './adapters/adalora.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
 export { asLora } from './adapters/as_lora.js'
 export type { SharedTensors } from './adapters/attachment.js'

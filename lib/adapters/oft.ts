@@ -9,7 +9,7 @@ import { reshape, sum } from '../graph/ops/reduce.js'
 import { stopGradient } from '../graph/ops/stop_gradient.js'
 import { read, type Sym } from '../graph/sym.js'
 import { linearShape, type Site } from '../nn/site.js'
-import { type GradientTransform, mapParameters } from '../optim/gradient_transform.js'
+import { type GradientTransform, mapParameters, wrapped } from '../optim/gradient_transform.js'
 import type { OptimizerContext, Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
 import { cayley, cayleyNeumann, droppedBlocks, rotated, skewSymmetric, withoutBlocks } from './rotation.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
@@ -156,20 +156,13 @@ function projected(parameter: Sym, eps: number): Sym {
 }
 
 /** The rule with each update going no further than to the border of what `coft` allows. */
-const constrained = (inner: GradientTransform, { names: all }: OptimizerContext, eps: number): GradientTransform => ({
-  ...inner,
-  init: async (parameters) => {
-    const state = await inner.init(parameters)
-    return {
-      ...state,
-      update: async (gradients, context) => {
-        const updates = await state.update(gradients, context)
-        return mapParameters(updates, (update, i) => {
-          if (!Object.values(names).some((name) => all[i]!.endsWith(`.${name}`))) return update
-          const value = context.parameters[i]!
-          return sub(projected(add(value, update), eps), value)
-        })
-      },
-    }
-  },
-})
+const constrained = (inner: GradientTransform, { names: all }: OptimizerContext, eps: number): GradientTransform =>
+  wrapped(inner, 'coft', { eps }, async () => ({
+    tensors: {},
+    update: (updates, _, context) =>
+      mapParameters(updates, (update, i) => {
+        if (!Object.values(names).some((name) => all[i]!.endsWith(`.${name}`))) return update
+        const value = context.parameters[i]!
+        return sub(projected(add(value, update), eps), value)
+      }),
+  }))

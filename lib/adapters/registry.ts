@@ -1,5 +1,6 @@
 /** Every adapter method by name. A new method is one file and one line here. */
 import { HeddleError } from '../errors.js'
+import { adaloraType } from './adalora.js'
 import { boftType } from './boft.js'
 import { ia3Type } from './ia3.js'
 import { loraType } from './lora.js'
@@ -8,7 +9,14 @@ import { oftType } from './oft.js'
 import type { ParametrizationType } from './parametrization.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
-export const parametrizations: readonly ParametrizationType[] = [loraType, ia3Type, missType, oftType, boftType]
+export const parametrizations: readonly ParametrizationType[] = [
+  loraType,
+  ia3Type,
+  missType,
+  oftType,
+  boftType,
+  adaloraType,
+]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
 export function byPeftType(peftType: unknown, place: string): ParametrizationType {

@@ -61,7 +61,7 @@ export async function logits(
 }
 
 /** Next-token targets of unshifted labels. */
-function batchOf({ ids, labels }: Pick<Variant, 'ids' | 'labels'>): Batch {
+export function batchOf({ ids, labels }: Pick<Variant, 'ids' | 'labels'>): Batch {
   const length = ids[0]!.length
   const targets = Int32Array.from(labels.flatMap((row) => [...row.slice(1), -100]))
   return {
