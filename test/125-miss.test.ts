@@ -22,6 +22,7 @@ import {
   outputOf,
   setTensors,
 } from './support/one_site.js'
+import { testGoldens } from './support/peft_method_goldens.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { textFile, tinyModel } from './tiny_model.js'
 
@@ -183,3 +184,5 @@ test("folders of the time when PEFT called it Bone are read, and written under t
   t.deepEqual([...archive.tensors.keys()], ['base_model.model.model.proj.miss_block'])
   archive.close()
 })
+
+testGoldens(test, 'miss', 'block-methods')

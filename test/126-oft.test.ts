@@ -22,6 +22,7 @@ import {
   outputOf,
   setTensors,
 } from './support/one_site.js'
+import { testGoldens } from './support/peft_method_goldens.js'
 import { textFile, tinyModel } from './tiny_model.js'
 
 const seeded = (count: number, seed: number): number[] => [...randomNumbers(count, seed)]
@@ -230,3 +231,6 @@ test('one block for all channels or one per group: the same product', async (t) 
   using one = await computed(() => rotated(read(x), read(quarter)))
   t.deepEqual(await numbers(one), [-2, 1, -4, 3])
 })
+
+testGoldens(test, 'oft', 'block-methods')
+testGoldens(test, 'boft', 'block-methods')

@@ -163,6 +163,6 @@ const constrained = (inner: GradientTransform, { names: all }: OptimizerContext,
       mapParameters(updates, (update, i) => {
         if (!Object.values(names).some((name) => all[i]!.endsWith(`.${name}`))) return update
         const value = context.parameters[i]!
-        return sub(projected(add(value, update), eps), value)
+        return sub(projected(add(projected(value, eps), update), eps), value)
       }),
   }))
