@@ -1,9 +1,12 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
 export type { AdaptedModel, ModelParts } from './adapted_model.js'
+
 export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
+export { type AdaLoraOptions, adalora } from './adapters/adalora.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
 export { asLora } from './adapters/as_lora.js'
 export type { SharedTensors } from './adapters/attachment.js'
+export { type BoftOptions, boft } from './adapters/boft.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
 export { type CompacterOptions, compacter } from './adapters/compacter.js'
 export { type DifforaOptions, diffora } from './adapters/diffora.js'
@@ -13,7 +16,9 @@ export { type Ia3Options, ia3 } from './adapters/ia3.js'
 export { type LolduOptions, loldu } from './adapters/loldu.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
+export { type MissOptions, miss } from './adapters/miss.js'
 export { type MonarchAdapterOptions, monarchAdapter } from './adapters/monarch_adapter.js'
+export { type OftOptions, oft } from './adapters/oft.js'
 export type {
   AttachedSite,
   BufferDeclaration,
