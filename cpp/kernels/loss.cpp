@@ -95,6 +95,8 @@ constexpr int32_t kIgnored = -100;
 // tile.
 constexpr int64_t kTileRows = 64;
 constexpr int64_t kLargeTileRows = 128;
+// Spreading a compact head out anew costs less than a hundredth of the products of so many rows.
+constexpr int64_t kCompactRows = 512;
 // Rows that one product of dw sums over: enough that dw's own traffic does not count.
 constexpr int64_t kSumRows = 256;
 
@@ -151,13 +153,14 @@ struct PackedHead {
   std::shared_ptr<const PackedMatrix> logits;
   std::shared_ptr<const PackedMatrix> gradient;
 
-  static PackedHead of_frozen(const Problem& problem, const std::shared_ptr<Storage>& w, bool with_gradient) {
+  static PackedHead of_frozen(const Problem& problem, const std::shared_ptr<Storage>& w, bool with_gradient,
+                              Packing packing) {
     PackedHead head;
     head.logits = PackedMatrix::of_frozen(w, logits_source(problem, nullptr), problem.precision, problem.d,
-                                          PackedMatrix::column_block(problem.v));
+                                          PackedMatrix::column_block(problem.v), packing);
     if (with_gradient)
-      head.gradient =
-          PackedMatrix::of_frozen(w, gradient_source(problem, nullptr), problem.precision, problem.width, problem.d);
+      head.gradient = PackedMatrix::of_frozen(w, gradient_source(problem, nullptr), problem.precision, problem.width,
+                                              problem.d, packing);
     return head;
   }
 
@@ -179,6 +182,48 @@ struct PackedHead {
   static MatrixSource gradient_source(const Problem& problem, const void* w) {
     return {.data = w, .dtype = DType::kF32, .k = problem.v, .n = problem.d, .transposed = false};
   }
+};
+
+/// The head's blocks for a group of chunks at a time; a compact head is spread out a group at a time.
+class HeadGroups {
+ public:
+  HeadGroups(const PackedHead& head, int64_t chunks)
+      : head_(head),
+        chunks_(chunks),
+        block_bytes_(
+            std::max(head.logits->spread_block_bytes(), head.gradient ? head.gradient->spread_block_bytes() : 0)),
+        size_(block_bytes_ == 0 ? chunks : std::min(chunks, kGroupChunks)),
+        spread_(block_bytes_ * 2 * size_),
+        blocks_(2 * size_) {}
+
+  int64_t size() const { return size_; }
+
+  /// Makes the blocks of chunks [first, first + size()) available.
+  void load(TilePool& pool, int64_t first) {
+    const int64_t count = std::min(size_, chunks_ - first);
+    pool.run(2 * count, [&](size_t index, size_t) {
+      const int64_t chunk = first + static_cast<int64_t>(index) / 2;
+      std::byte* const target = spread_.data() + index * block_bytes_;
+      if (index % 2 == 0)
+        blocks_[index] = head_.logits->spread_block(0, chunk, target);
+      else if (head_.gradient)
+        blocks_[index] = head_.gradient->spread_block(chunk, 0, target);
+    });
+  }
+
+  const dnnl::memory& logits(int64_t chunk) const { return blocks_[2 * (chunk % size_)]; }
+  const dnnl::memory& gradient(int64_t chunk) const { return blocks_[2 * (chunk % size_) + 1]; }
+
+ private:
+  // Chunks between two meetings of all threads.
+  static constexpr int64_t kGroupChunks = 4;
+
+  const PackedHead& head_;
+  int64_t chunks_;
+  size_t block_bytes_;
+  int64_t size_;
+  AlignedBuffer spread_;
+  std::vector<dnnl::memory> blocks_;
 };
 
 /// Rows that count, in order. Throws kArgument on a target outside the vocabulary.
@@ -296,11 +341,10 @@ class RowTiles {
     workspace_bytes_ = std::max(workspace_bytes_, workspace_of({&first_, &next_}));
     p_bytes_ = problem.form.converts() ? aligned(rows_ * problem.width * problem.element) : 0;
     dx_bytes_ = aligned(rows_ * problem.d * sizeof(float));
-    head_row_bytes_ = aligned(problem.d * sizeof(float));
   }
 
   size_t scratch_bytes() const {
-    return checked_add(x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_ + head_row_bytes_, value_bytes_, "logits");
+    return checked_add(x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_, value_bytes_, "logits");
   }
   int64_t rows() const { return rows_; }
   size_t count(size_t rows) const { return (rows + rows_ - 1) / rows_; }
@@ -309,30 +353,23 @@ class RowTiles {
     gather(problem_, x, rows, rows_, scratch);
   }
 
-  void compute_logits(const PackedHead& head, int64_t chunk, std::byte* scratch) const {
-    logits_[chunk + 1 == problem_.chunks]->run(scratch, head.logits->block(0, chunk), nullptr, values(scratch),
-                                               workspace(scratch));
+  /// Values = x @ w^T for one chunk's block of w^T.
+  void compute_logits(const dnnl::memory& block, int64_t chunk, std::byte* scratch) const {
+    logits_[chunk + 1 == problem_.chunks]->run(scratch, block, nullptr, values(scratch), workspace(scratch));
   }
 
-  /// dx (+)= values @ w, over the first `count` rows of the chunk's values (which it may overwrite).
-  void add_gradient(const PackedHead& head, int64_t chunk, size_t count, std::byte* scratch) const {
+  /// dx [rows, d] (+)= values @ w, over the first `count` rows of the chunk's values (which it may overwrite).
+  void add_gradient(const dnnl::memory& block, int64_t chunk, size_t count, float* dx, std::byte* scratch) const {
     const std::byte* p =
         product_rows(problem_, problem_.chunk_width(chunk), count, rows_, values(scratch), scratch + x_bytes_);
     const ChunkProducts& products = chunk == 0 ? first_ : next_;
-    products[chunk + 1 == problem_.chunks]->run(p, head.gradient->block(chunk, 0), nullptr, dx(scratch),
-                                                workspace(scratch));
+    products[chunk + 1 == problem_.chunks]->run(p, block, nullptr, dx, workspace(scratch));
   }
 
   /// A chunk's logits [rows, width], then what becomes of them.
-  float* values(std::byte* scratch) const {
-    return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_ + head_row_bytes_);
-  }
-  /// [rows, d]
+  float* values(std::byte* scratch) const { return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_); }
+  /// Room for a tile's dx [rows, d].
   float* dx(std::byte* scratch) const { return reinterpret_cast<float*>(scratch + x_bytes_ + p_bytes_); }
-  /// Room for a row of the head.
-  std::span<float> head_row(std::byte* scratch) const {
-    return {reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_), static_cast<size_t>(problem_.d)};
-  }
 
  private:
   std::byte* workspace(std::byte* scratch) const { return scratch + x_bytes_ + p_bytes_ + dx_bytes_; }
@@ -346,7 +383,6 @@ class RowTiles {
   size_t p_bytes_ = 0;
   size_t dx_bytes_ = 0;
   size_t workspace_bytes_ = 0;
-  size_t head_row_bytes_ = 0;
   size_t value_bytes_ = 0;
 };
 
@@ -387,34 +423,84 @@ void finish_gradient(std::span<const float> sum, float norm, float p, std::span<
   for (size_t j = 0; j < sum.size(); ++j) dx[j] = sum[j] / norm + (p - 1.0F) * target[j];
 }
 
-/// nll, lse and optionally dx of one tile of rows. The gradient is summed along with the softmax (Milakov &
-/// Gimelshein 2018, Dao et al. 2022), so that no logits have to be kept.
-void run_forward_tile(const Problem& problem, const RowTiles& tiles, const PackedHead& head,
-                      std::span<const int64_t> rows, const RunArguments& args, std::byte* scratch) {
-  float* const nll = args.output<float>(0);
-  float* const lse = args.output<float>(1);
-  float* const dx = args.output<float>(2);
-  float* const sums = dx == nullptr ? nullptr : tiles.dx(scratch);
-  std::array<int32_t, kLargeTileRows> targets{};
-  for (size_t i = 0; i < rows.size(); ++i) targets[i] = args.input<int32_t>(2)[rows[i]];
-  RunningSoftmax state;
-  tiles.gather_tile(args.input<float>(0), rows, scratch);
-  for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-    tiles.compute_logits(head, chunk, scratch);
-    take_chunk(problem, chunk, std::span(targets).first(rows.size()), tiles.values(scratch), sums, state);
-    if (dx != nullptr) tiles.add_gradient(head, chunk, rows.size(), scratch);
+/// One run of linear_cross_entropy. The gradient is summed along with the softmax (Milakov & Gimelshein 2018, Dao et
+/// al. 2022), so that no logits have to be kept.
+class ForwardRun {
+ public:
+  ForwardRun(const Problem& problem, const RowTiles& tiles, const PackedHead& head, std::span<const int64_t> rows,
+             const RunArguments& args)
+      : problem_(problem),
+        tiles_(tiles),
+        head_(head),
+        rows_(rows),
+        args_(args),
+        count_(tiles.count(rows.size())),
+        groups_(head, problem.chunks),
+        states_(count_),
+        sums_(args.out[2] == nullptr ? 0 : checked_mul(count_, tiles.rows() * problem.d * sizeof(float), "dx")) {}
+
+  void run() {
+    for (int64_t first = 0; first < problem_.chunks; first += groups_.size()) {
+      groups_.load(args_.pool, first);
+      const int64_t end = std::min(problem_.chunks, first + groups_.size());
+      args_.pool.run(count_, [&](size_t tile, size_t thread) {
+        run_chunks(tile, first, end, args_.thread_scratch<std::byte>(thread));
+        if (end == problem_.chunks) finish(tile);
+      });
+    }
   }
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const float row_lse = state.lse(i);
-    nll[rows[i]] = row_lse - state.target_logit[i];
-    if (lse != nullptr) lse[rows[i]] = row_lse;
-    if (dx == nullptr) continue;
-    const std::span<float> target = tiles.head_row(scratch);
-    head.gradient->copy_row(targets[i], target);
-    finish_gradient({sums + i * problem.d, target.size()}, state.sum[i], std::exp(state.target_logit[i] - row_lse),
-                    target, dx + rows[i] * problem.d);
+
+ private:
+  std::span<const int64_t> rows_of(size_t tile) const {
+    const size_t first = tile * tiles_.rows();
+    return rows_.subspan(first, std::min<size_t>(tiles_.rows(), rows_.size() - first));
   }
-}
+
+  float* sums_of(size_t tile) const {
+    return sums_.size() == 0 ? nullptr : reinterpret_cast<float*>(sums_.data()) + tile * tiles_.rows() * problem_.d;
+  }
+
+  int32_t target(int64_t row) const { return args_.input<int32_t>(2)[row]; }
+
+  void run_chunks(size_t tile, int64_t first, int64_t end, std::byte* scratch) {
+    const std::span<const int64_t> rows = rows_of(tile);
+    std::array<int32_t, kLargeTileRows> targets{};
+    std::transform(rows.begin(), rows.end(), targets.begin(), [&](int64_t row) { return target(row); });
+    tiles_.gather_tile(args_.input<float>(0), rows, scratch);
+    for (int64_t chunk = first; chunk < end; ++chunk) {
+      tiles_.compute_logits(groups_.logits(chunk), chunk, scratch);
+      take_chunk(problem_, chunk, std::span(targets).first(rows.size()), tiles_.values(scratch), sums_of(tile),
+                 states_[tile]);
+      if (sums_.size() != 0) tiles_.add_gradient(groups_.gradient(chunk), chunk, rows.size(), sums_of(tile), scratch);
+    }
+  }
+
+  void finish(size_t tile) {
+    const RunningSoftmax& state = states_[tile];
+    const std::span<const int64_t> rows = rows_of(tile);
+    std::vector<float> w_target(sums_.size() == 0 ? 0 : problem_.d);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const float lse = state.lse(i);
+      args_.output<float>(0)[rows[i]] = lse - state.target_logit[i];
+      if (args_.out[1] != nullptr) args_.output<float>(1)[rows[i]] = lse;
+      if (w_target.empty()) continue;
+      head_.gradient->copy_row(target(rows[i]), w_target);
+      finish_gradient({sums_of(tile) + i * problem_.d, w_target.size()}, state.sum[i],
+                      std::exp(state.target_logit[i] - lse), w_target, args_.output<float>(2) + rows[i] * problem_.d);
+    }
+  }
+
+  const Problem& problem_;
+  const RowTiles& tiles_;
+  const PackedHead& head_;
+  std::span<const int64_t> rows_;
+  const RunArguments& args_;
+  size_t count_;
+  HeadGroups groups_;
+  std::vector<RunningSoftmax> states_;
+  /// dx of every tile as far as chunks have come in.
+  AlignedBuffer sums_;
+};
 
 CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
   request.expect_counts(3, 3);
@@ -429,7 +515,8 @@ CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
   CompiledKernel kernel;
   kernel.scratch_per_thread = tiles.scratch_bytes();
   if (frozen) kernel.consumed_inputs = {1};
-  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx) : PackedHead{};
+  const Packing packing = problem.n >= kCompactRows ? Packing::kCompact : Packing::kPlain;
+  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx, packing) : PackedHead{};
   kernel.run = [problem, tiles, packed](const RunArguments& args) {
     const auto rows = counted_rows(problem, args.input<int32_t>(2), "linear_cross_entropy");
     const size_t wanted = args.out[2] != nullptr ? problem.n * problem.d * sizeof(float) : 0;
@@ -439,10 +526,7 @@ CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
     if (wanted != 0) std::memset(args.out[2], 0, wanted);
     if (rows.empty()) return;
     const PackedHead head = packed.logits ? packed : PackedHead::of_values(problem, args.in[1], wanted != 0);
-    args.pool.run(tiles.count(rows.size()), [&](size_t tile, size_t thread) {
-      run_forward_tile(problem, tiles, head, tile_rows(rows, tile, tiles.rows()), args,
-                       args.thread_scratch<std::byte>(thread));
-    });
+    ForwardRun(problem, tiles, head, rows, args).run();
   };
   return kernel;
 }
@@ -512,9 +596,9 @@ void run_dx(const Problem& problem, const RowTiles& tiles, const PackedHead& hea
     const auto mine_terms = std::span(terms).subspan(tile * tiles.rows(), mine.size());
     tiles.gather_tile(args.input<float>(0), mine, scratch);
     for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-      tiles.compute_logits(head, chunk, scratch);
+      tiles.compute_logits(head.logits->block(0, chunk), chunk, scratch);
       logit_gradient(problem, chunk, mine_terms, tiles.values(scratch));
-      tiles.add_gradient(head, chunk, mine.size(), scratch);
+      tiles.add_gradient(head.gradient->block(chunk, 0), chunk, mine.size(), tiles.dx(scratch), scratch);
     }
     for (size_t i = 0; i < mine.size(); ++i)
       std::copy_n(tiles.dx(scratch) + i * problem.d, problem.d, dx + mine[i] * problem.d);
@@ -550,7 +634,7 @@ CompiledKernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
   kernel.scratch_per_thread =
       std::max(row_tiles ? row_tiles->scratch_bytes() : 0, vocabulary_tiles ? vocabulary_tiles->scratch_bytes() : 0);
   if (frozen) kernel.consumed_inputs = {1};
-  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx) : PackedHead{};
+  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx, Packing::kPlain) : PackedHead{};
   kernel.run = [problem, row_tiles, vocabulary_tiles, packed](const RunArguments& args) {
     const int32_t* targets = args.input<int32_t>(2);
     const auto rows = counted_rows(problem, targets, "linear_cross_entropy_vjp");
