@@ -161,6 +161,19 @@ for (const [count, m, n] of [
       t.true(distance(back, { ...original, values: symmetric }) < limit && notOrthonormal(vectors) < limit)
     })
 
+for (const [m, n, kind] of [
+  [512, 530, 'random'],
+  [530, 512, 'huge'],
+] as const)
+  test(`svd of a large ${kind} matrix [${m}, ${n}]`, async (t) => {
+    const a = matrixOf(valuesOf(kind, m, n, 1), [m, n], 'f32')
+    const { u, s, vh } = await svd(a)
+    const [left, right] = [await numbersOf(u), await numbersOf(vh)]
+    const back = product(scaled(left, [...((await s.data()) as Float32Array)]), right)
+    t.true(distance(back, await numbersOf(a)) < bound('f32', m, n))
+    t.true(notOrthonormal(left) < bound('f32', m, n) && notOrthonormal(transposed(right)) < bound('f32', m, n))
+  })
+
 test('singular values that differ by 10⁻⁶ of themselves are found as such', async (t) => {
   const wanted = [1, 1 - 1e-6, 1 - 2e-6, 0.5, 1e-9, 0]
   const [left, right] = await Promise.all([
