@@ -89,7 +89,8 @@ void drain_lanes(const T* lanes_of, size_t lanes, size_t count, size_t rows, siz
       }
 }
 
-/// The cosines and sines of up to kSweeps sweeps over the columns of a matrix with `rows` rows (padded).
+/// The sines, and what the cosines lack to 1, of up to kSweeps sweeps over the columns of a matrix with `rows` rows
+/// (padded).
 template <class T>
 struct TurnRecord {
   static constexpr size_t kSweeps = 4;
@@ -102,8 +103,8 @@ struct TurnRecord {
   size_t sweeps = 0;
 
   static constexpr size_t vectors(size_t columns) { return kSweeps * 2 * columns; }
-  T* cosines(size_t sweep, size_t lanes) const { return turns + sweep * 2 * columns * lanes; }
-  T* sines(size_t sweep, size_t lanes) const { return cosines(sweep, lanes) + columns * lanes; }
+  T* losses(size_t sweep, size_t lanes) const { return turns + sweep * 2 * columns * lanes; }
+  T* sines(size_t sweep, size_t lanes) const { return losses(sweep, lanes) + columns * lanes; }
 };
 
 /// Sweeps an iteration may take per row of the matrix; some two are usual.
