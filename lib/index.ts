@@ -50,6 +50,7 @@ export type { S2ftAxis, S2ftSelection, SelectedChannels } from './adapters/s2ft_
 export { type SvfitOptions, svfit } from './adapters/svfit.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export type { TargetOptions } from './adapters/targeting.js'
+export { type VeraOptions, vera } from './adapters/vera.js'
 export type { Sequence } from './data/collate.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
 export type { EncodedChunk, EncodeOptions } from './data/encode.js'

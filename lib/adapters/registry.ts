@@ -14,11 +14,13 @@ import { oftType } from './oft.js'
 import type { ParametrizationType } from './parametrization.js'
 import { s2ftType } from './s2ft.js'
 import { svfitType } from './svfit.js'
+import { veraType } from './vera.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
 export const parametrizations: readonly ParametrizationType[] = [
   loraType,
   ia3Type,
+  veraType,
   adaloraType,
   missType,
   oftType,

@@ -13,6 +13,7 @@ import { cases as monarchAdapter } from './monarch_adapter.js'
 import { cases as oft } from './oft.js'
 import { cases as s2ft } from './s2ft.js'
 import { cases as svfit } from './svfit.js'
+import { cases as vera } from './vera.js'
 
 export const methodCases: readonly MethodCase[] = [
   ...adalora,
@@ -28,4 +29,5 @@ export const methodCases: readonly MethodCase[] = [
   ...oft,
   ...s2ft,
   ...svfit,
+  ...vera,
 ]
