@@ -4,6 +4,7 @@ import { adaloraType } from './adalora.js'
 import { boftType } from './boft.js'
 import { compacterType } from './compacter.js'
 import { difforaType } from './diffora.js'
+import { dseeType } from './dsee.js'
 import { floraType } from './flora.js'
 import { ia3Type } from './ia3.js'
 import { lolduType } from './loldu.js'
@@ -32,6 +33,8 @@ export const parametrizations: readonly ParametrizationType[] = [
   monarchAdapterType,
   s2ftType,
   svfitType,
+  adaloraType,
+  dseeType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */

@@ -4,6 +4,7 @@ import { cases as adalora } from './adalora.js'
 import { cases as boft } from './boft.js'
 import { cases as compacter } from './compacter.js'
 import { cases as diffora } from './diffora.js'
+import { cases as dsee } from './dsee.js'
 import { cases as flora } from './flora.js'
 import { cases as ia3 } from './ia3.js'
 import { cases as loldu } from './loldu.js'
@@ -30,4 +31,5 @@ export const methodCases: readonly MethodCase[] = [
   ...s2ft,
   ...svfit,
   ...vera,
+  ...dsee,
 ]
