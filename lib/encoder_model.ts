@@ -1,6 +1,6 @@
 /** A pretrained text encoder with its tokenizer and adapters: texts in, one vector for each out. */
 import { z } from 'zod'
-import { AdaptedNetwork } from './adapters/adapted_network.js'
+import { AdaptedModel } from './adapted_model.js'
 import type { Adapter, AttachOptions } from './adapters/adapter.js'
 import { AdapterPrograms } from './adapters/adapter_programs.js'
 import type { Parametrization } from './adapters/parametrization.js'
@@ -15,7 +15,6 @@ import type { Sym } from './graph/sym.js'
 import { buildNetwork, siteStructures } from './models/build.js'
 import { type Encoder, type Pooling, pool } from './models/encoder.js'
 import { encoders } from './models/registry.js'
-import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { tensor } from './tensor/tensor.js'
 import { Tokenizer } from './tokenize/tokenizer.js'
 
@@ -84,19 +83,17 @@ export interface EncoderSettings {
 }
 
 /** A text encoder; made by {@link loadEncoder}. */
-export class EncoderModel {
-  readonly #adapted: AdaptedNetwork
+export class EncoderModel extends AdaptedModel<Encoder> {
   readonly #programs: AdapterPrograms
 
   constructor(
-    /** Folder or hub id that the model came from. */
-    readonly source: string,
-    readonly network: Encoder,
+    source: string,
+    network: Encoder,
     readonly tokenizer: Tokenizer,
-    readonly precision: Precision,
+    precision: Precision,
     readonly settings: EncoderSettings,
   ) {
-    this.#adapted = new AdaptedNetwork(network, source)
+    super({ source, network, precision, tokenizer })
     this.#programs = new AdapterPrograms(network, { precision }, async ([ids, mask], forward) => {
       const hidden = await network.hidden({ ids: ids!, mask: mask! }, forward)
       const pooled = pool(hidden, mask!, settings.pooling)
@@ -109,19 +106,9 @@ export class EncoderModel {
     return this.network.hiddenSize
   }
 
-  /** Adapters attached or loaded so far. */
-  get adapters(): readonly Adapter[] {
-    return this.#adapted.adapters
-  }
-
   /** Attaches a fresh adapter, e.g. `lora({ r: 16 })`. @throws ERR_HEDDLE_ARGUMENT when no module matches */
-  attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    return this.#adapted.attach(method, { taskType: 'FEATURE_EXTRACTION', ...options })
-  }
-
-  /** Attaches an adapter from a PEFT folder. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT */
-  loadAdapter(folder: string): Promise<Adapter> {
-    return this.#adapted.load(folder)
+  override attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
+    return super.attach(method, { taskType: 'FEATURE_EXTRACTION', ...options })
   }
 
   /**
@@ -132,7 +119,7 @@ export class EncoderModel {
   async embed(texts: readonly string[], options: EmbedOptions = {}): Promise<Float32Array[]> {
     const { adapter, signal, ...rest } = options
     const { batchSize } = parseConfig('embed', embedSchema, rest)
-    this.#adapted.expectUsable('embed.adapter', adapter)
+    this.expectUsable('embed.adapter', adapter)
     const encoded = await this.#encode(texts)
     const vectors = new Array<Float32Array>(texts.length)
     for (const batch of batchesOf(encoded, batchSize, this.settings.maxLength)) {
@@ -168,31 +155,8 @@ export class EncoderModel {
     }
   }
 
-  /** Merges an adapter into the weights; {@link unmerge} takes it out again exactly. */
-  async merge(adapter: Adapter): Promise<void> {
-    await adapter.merge()
-  }
-
-  /** Undoes {@link merge}. */
-  unmerge(adapter: Adapter): void {
+  protected override forget(): void {
     this.#programs.dispose()
-    adapter.unmerge()
-  }
-
-  /**
-   * Writes the model with its current weights as a Hugging Face folder: config.json, model.safetensors, tokenizer.
-   * @throws ERR_HEDDLE_IO
-   */
-  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
-    await saveNetwork(this.network, this.tokenizer, folder, options)
-  }
-
-  /** Frees weights, programs and adapters, and ends the tokenizer's worker. */
-  async dispose(): Promise<void> {
-    this.#programs.dispose()
-    this.#adapted.dispose()
-    await disposeWeights(this.network)
-    await this.tokenizer.close()
   }
 }
 

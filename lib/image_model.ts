@@ -1,9 +1,8 @@
 /** A pretrained image classifier with its adapters: pixels in, one score for each class out. */
 import { z } from 'zod'
-import { AdaptedNetwork } from './adapters/adapted_network.js'
-import type { Adapter, AttachOptions } from './adapters/adapter.js'
+import { AdaptedModel } from './adapted_model.js'
+import type { Adapter } from './adapters/adapter.js'
 import { AdapterPrograms } from './adapters/adapter_programs.js'
-import type { Parametrization } from './adapters/parametrization.js'
 import { parseConfig } from './config.js'
 import { HeddleError } from './errors.js'
 import { openCheckpoint } from './formats/checkpoint.js'
@@ -12,7 +11,6 @@ import type { Precision } from './graph/ops/matmul.js'
 import { buildNetwork, siteStructures } from './models/build.js'
 import type { ImageClassifier } from './models/image_classifier.js'
 import { imageClassifiers } from './models/registry.js'
-import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { tensor } from './tensor/tensor.js'
 
 /** Options of {@link loadImageClassifier}. */
@@ -53,17 +51,11 @@ export async function loadImageClassifier(
 }
 
 /** An image classifier; made by {@link loadImageClassifier}. */
-export class ImageModel {
-  readonly #adapted: AdaptedNetwork
+export class ImageModel extends AdaptedModel<ImageClassifier> {
   readonly #programs: AdapterPrograms
 
-  constructor(
-    /** Folder or hub id that the model came from. */
-    readonly source: string,
-    readonly network: ImageClassifier,
-    readonly precision: Precision,
-  ) {
-    this.#adapted = new AdaptedNetwork(network, source)
+  constructor(source: string, network: ImageClassifier, precision: Precision) {
+    super({ source, network, precision })
     this.#programs = new AdapterPrograms(network, { precision }, async ([pixels], forward) =>
       network.logits(await network.hidden(pixels!, forward), forward),
     )
@@ -74,21 +66,6 @@ export class ImageModel {
     return this.network.labels
   }
 
-  /** Adapters attached or loaded so far. */
-  get adapters(): readonly Adapter[] {
-    return this.#adapted.adapters
-  }
-
-  /** Attaches a fresh adapter, e.g. `lora({ r: 16 })`. @throws ERR_HEDDLE_ARGUMENT when no module matches */
-  attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    return this.#adapted.attach(method, options)
-  }
-
-  /** Attaches an adapter from a PEFT folder. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT */
-  loadAdapter(folder: string): Promise<Adapter> {
-    return this.#adapted.load(folder)
-  }
-
   /**
    * Scores of each image, `f32 [labels]`.
    * @param pixels images one after the other, each `[channels, height, width]` as the network's `imageShape` says,
@@ -96,7 +73,7 @@ export class ImageModel {
    * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
    */
   async logits(pixels: Float32Array, { adapter, signal }: ImageScoreOptions = {}): Promise<Float32Array[]> {
-    this.#adapted.expectUsable('logits.adapter', adapter)
+    this.expectUsable('logits.adapter', adapter)
     const { imageShape, labels } = this.network
     const count = pixels.length / imageShape.reduce((product, size) => product * size, 1)
     if (!Number.isInteger(count) || count === 0)
@@ -116,29 +93,7 @@ export class ImageModel {
     }
   }
 
-  /** Merges an adapter into the weights; {@link unmerge} takes it out again exactly. */
-  async merge(adapter: Adapter): Promise<void> {
-    await adapter.merge()
-  }
-
-  /** Undoes {@link merge}. */
-  unmerge(adapter: Adapter): void {
+  protected override forget(): void {
     this.#programs.dispose()
-    adapter.unmerge()
-  }
-
-  /**
-   * Writes config.json and model.safetensors with the current weights.
-   * @throws ERR_HEDDLE_IO
-   */
-  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
-    await saveNetwork(this.network, undefined, folder, options)
-  }
-
-  /** Frees weights, programs and adapters. */
-  async dispose(): Promise<void> {
-    this.#programs.dispose()
-    this.#adapted.dispose()
-    await disposeWeights(this.network)
   }
 }

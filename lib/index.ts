@@ -1,4 +1,5 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
+export type { AdaptedModel, ModelParts } from './adapted_model.js'
 export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
 export { asLora } from './adapters/as_lora.js'
@@ -9,6 +10,7 @@ export { type DifforaOptions, diffora } from './adapters/diffora.js'
 export type { DifforaSearch } from './adapters/diffora_search.js'
 export { type FloraOptions, flora } from './adapters/flora.js'
 export { type Ia3Options, ia3 } from './adapters/ia3.js'
+export { type LolduOptions, loldu } from './adapters/loldu.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export { type MonarchAdapterOptions, monarchAdapter } from './adapters/monarch_adapter.js'
@@ -37,6 +39,7 @@ export type {
 } from './adapters/parametrization.js'
 export type { SaveOptions } from './adapters/peft_folder.js'
 export { parametrizations } from './adapters/registry.js'
+export { type SvfitOptions, svfit } from './adapters/svfit.js'
 export { type S2ftOptions, s2ft, s2ftOverlap } from './adapters/s2ft.js'
 export { type CoupledOrders, permuteCoupled } from './adapters/s2ft_permute.js'
 export type { S2ftAxis, S2ftSelection, SelectedChannels } from './adapters/s2ft_selection.js'
@@ -179,7 +182,7 @@ export {
   type Prompt,
   type ResponseFormat,
 } from './model.js'
-export type { CausalLm, DecoderInputs, KeyValueCache } from './models/causal_lm.js'
+export type { CausalLm, DecoderInputs, KeyValueCache, LengthDependence } from './models/causal_lm.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export type { ImageClassifier } from './models/image_classifier.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
@@ -209,6 +212,7 @@ export {
   type Encoded,
   ExampleData,
   type ExampleKind,
+  type ExampleParts,
   type ExampleReading,
   openExamples,
 } from './objectives/example_data.js'

@@ -1,9 +1,7 @@
 /** The front door: a pretrained model with its tokenizer and adapters, to be trained, asked, merged and saved. */
 
+import { AdaptedModel } from './adapted_model.js'
 import { type ActiveAdapters, activeOf } from './adapters/active.js'
-import { AdaptedNetwork } from './adapters/adapted_network.js'
-import type { Adapter, AttachOptions } from './adapters/adapter.js'
-import type { Parametrization } from './adapters/parametrization.js'
 import { HeddleError } from './errors.js'
 import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
@@ -26,7 +24,6 @@ import { buildNetwork, siteStructures } from './models/build.js'
 import type { CausalLm } from './models/causal_lm.js'
 import { expectRoom } from './models/memory.js'
 import { decoders } from './models/registry.js'
-import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { type Tensor, tensor } from './tensor/tensor.js'
 import type { Constraint } from './tokenize/constraint.js'
 import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
@@ -96,35 +93,18 @@ const misuse = (place: string, expected: string, got: string): HeddleError =>
   new HeddleError('ERR_HEDDLE_ARGUMENT', { place, expected, got })
 
 /** A causal language model; made by {@link loadModel}. */
-export class Model {
-  readonly #adapted: AdaptedNetwork
+export class Model extends AdaptedModel<CausalLm> {
   readonly #sessions: SessionPool
 
   constructor(
-    /** Folder, file or hub id that the model came from. */
-    readonly source: string,
-    readonly network: CausalLm,
+    source: string,
+    network: CausalLm,
     readonly tokenizer: Tokenizer,
-    readonly precision: Precision,
+    precision: Precision,
     cacheBytes: number = defaultCacheBytes,
   ) {
-    this.#adapted = new AdaptedNetwork(network, source)
+    super({ source, network, precision, tokenizer })
     this.#sessions = new SessionPool(network, precision, cacheBytes)
-  }
-
-  /** Adapters attached or loaded so far. */
-  get adapters(): readonly Adapter[] {
-    return this.#adapted.adapters
-  }
-
-  /** Attaches a fresh adapter, e.g. `lora({ r: 16 })`. @throws ERR_HEDDLE_ARGUMENT when no module matches */
-  attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    return this.#adapted.attach(method, options)
-  }
-
-  /** Attaches an adapter from a PEFT folder. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT */
-  loadAdapter(folder: string): Promise<Adapter> {
-    return this.#adapted.load(folder)
   }
 
   /** Yields text as it is made. @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED */
@@ -166,7 +146,7 @@ export class Model {
     const adapter = activeOf(options.adapter)
     if (pooling !== 'mean' && pooling !== 'last')
       throw misuse('embed.pooling', '"mean" or "last"', JSON.stringify(pooling))
-    this.#adapted.expectUsable('embed.adapter', adapter)
+    this.expectUsable('embed.adapter', adapter)
     const forward = { precision: this.precision, hook: adapter?.hook }
     const embedder = new DecoderEmbedder(this.network, forward, pooling, normalize)
     try {
@@ -178,32 +158,14 @@ export class Model {
     }
   }
 
-  /** Merges an adapter into the weights; {@link unmerge} takes it out again exactly. */
-  async merge(adapter: Adapter): Promise<void> {
-    await adapter.merge()
-    this.#sessions.forget()
-  }
-
-  /** Undoes {@link merge}. */
-  unmerge(adapter: Adapter): void {
-    this.#sessions.forget()
-    adapter.unmerge()
-  }
-
-  /**
-   * Writes the model with its current weights as a Hugging Face folder: config.json, model.safetensors, tokenizer.
-   * @throws ERR_HEDDLE_IO
-   */
-  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
-    await saveNetwork(this.network, this.tokenizer, folder, options)
-  }
-
   /** Frees weights, caches and adapters, and ends the tokenizer's worker. */
-  async dispose(): Promise<void> {
+  override async dispose(): Promise<void> {
     this.#sessions.close()
-    this.#adapted.dispose()
-    await disposeWeights(this.network)
-    await this.tokenizer.close()
+    await super.dispose()
+  }
+
+  protected override forget(): void {
+    this.#sessions.forget()
   }
 
   /** Tokens of `streams` texts per prompt, as they are made. */
@@ -213,7 +175,7 @@ export class Model {
     streams = 1,
   ): AsyncGenerator<GeneratedToken, void, void> {
     const { adapter, maxTokens } = settings
-    this.#adapted.expectUsable('generate.adapter', adapter)
+    this.expectUsable('generate.adapter', adapter)
     const chat = settings.chat ?? this.tokenizer.hasChatTemplate
     const encoded = await Promise.all(given.map((prompt) => this.#promptIds('generate', prompt, chat)))
     const prompts = encoded.flatMap((tokens) => Array.from({ length: streams }, (_, stream) => ({ tokens, stream })))

@@ -1,6 +1,6 @@
 /** A pretrained text network with a classification head, its tokenizer and adapters: texts in, labels out. */
 import { z } from 'zod'
-import { AdaptedNetwork } from './adapters/adapted_network.js'
+import { AdaptedModel } from './adapted_model.js'
 import type { Adapter, AttachOptions } from './adapters/adapter.js'
 import { AdapterPrograms } from './adapters/adapter_programs.js'
 import type { Parametrization } from './adapters/parametrization.js'
@@ -13,7 +13,6 @@ import type { Precision } from './graph/ops/matmul.js'
 import { softmax } from './graph/ops/softmax.js'
 import { buildNetwork, siteStructures } from './models/build.js'
 import { decoders, encoders } from './models/registry.js'
-import { disposeWeights, type SaveModelOptions, saveNetwork } from './models/save.js'
 import { type ClassifierNetwork, decoderClassifier, encoderClassifier } from './models/sequence_classifier.js'
 import { checkpointWeights } from './models/weights.js'
 import { encodedText, textBatch } from './objectives/text_batches.js'
@@ -108,18 +107,16 @@ export function storedLabels(config: Readonly<Record<string, unknown>>): readonl
 }
 
 /** A text classifier; made by {@link loadSequenceClassifier}. */
-export class SequenceClassifier {
-  readonly #adapted: AdaptedNetwork
+export class SequenceClassifier extends AdaptedModel<ClassifierNetwork> {
   readonly #programs: AdapterPrograms
 
   constructor(
-    /** Folder, file or hub id that the model came from. */
-    readonly source: string,
-    readonly network: ClassifierNetwork,
+    source: string,
+    network: ClassifierNetwork,
     readonly tokenizer: Tokenizer,
-    readonly precision: Precision,
+    precision: Precision,
   ) {
-    this.#adapted = new AdaptedNetwork(network, source)
+    super({ source, network, precision, tokenizer })
     this.#programs = new AdapterPrograms(network, { precision }, async ([ids, mask], forward) =>
       softmax(await network.logits({ ids: ids!, mask: mask! }, forward), -1),
     )
@@ -130,29 +127,19 @@ export class SequenceClassifier {
     return this.network.labels
   }
 
-  /** Adapters attached or loaded so far. */
-  get adapters(): readonly Adapter[] {
-    return this.#adapted.adapters
-  }
-
   /**
    * Attaches a fresh adapter, e.g. `lora({ r: 16 })`. As PEFT does for this task, the head is trained with it and saved
    * in the adapter's folder. @throws ERR_HEDDLE_ARGUMENT when no module matches
    */
-  attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    return this.#adapted.attach(withHead(method, this.network.headModules), { taskType: 'SEQ_CLS', ...options })
-  }
-
-  /** Attaches an adapter, its head included, from a PEFT folder. @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT */
-  loadAdapter(folder: string): Promise<Adapter> {
-    return this.#adapted.load(folder)
+  override attach(method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
+    return super.attach(withHead(method, this.network.headModules), { taskType: 'SEQ_CLS', ...options })
   }
 
   /** The most likely label of each text, in the order given. @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED */
   async classify(texts: readonly string[], options: ClassifyOptions = {}): Promise<Classification[]> {
     const { adapter, signal, ...rest } = options
     const { batchSize, maxLength = 256 } = parseConfig('classify', classifySchema, rest)
-    this.#adapted.expectUsable('classify.adapter', adapter)
+    this.expectUsable('classify.adapter', adapter)
     const length = Math.min(maxLength, this.network.maxPositions)
     const encoded = await Promise.all(texts.map((text) => encodedText(this.tokenizer, text, length)))
     const results: Classification[] = []
@@ -180,20 +167,8 @@ export class SequenceClassifier {
     return { label: this.labels[own.indexOf(score)]!, score, scores }
   }
 
-  /**
-   * Writes the model with its current weights, head included, as a Hugging Face folder.
-   * @throws ERR_HEDDLE_IO
-   */
-  async save(folder: string, options: SaveModelOptions = {}): Promise<void> {
-    await saveNetwork(this.network, this.tokenizer, folder, options)
-  }
-
-  /** Frees weights, programs and adapters, and ends the tokenizer's worker. */
-  async dispose(): Promise<void> {
+  protected override forget(): void {
     this.#programs.dispose()
-    this.#adapted.dispose()
-    await disposeWeights(this.network)
-    await this.tokenizer.close()
   }
 }
 

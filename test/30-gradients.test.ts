@@ -21,7 +21,7 @@ import { randomNormal, randomUniform } from '../lib/graph/ops/random.js'
 import * as reduce from '../lib/graph/ops/reduce.js'
 import { rope, ropeTable } from '../lib/graph/ops/rope.js'
 import { sampleToken } from '../lib/graph/ops/sample.js'
-import { cumprod, cumsum, linearScan } from '../lib/graph/ops/scan.js'
+import { cumprod, cumsum, linearScan, logCumSumExp } from '../lib/graph/ops/scan.js'
 import { segmentMax } from '../lib/graph/ops/segment.js'
 import { logSumExp, softmax } from '../lib/graph/ops/softmax.js'
 import { sort, topk } from '../lib/graph/ops/sort.js'
@@ -313,6 +313,10 @@ const cases: Readonly<Record<string, readonly Case[]>> = {
   cumsum: [
     { shapes: [[2, 5, 3]], fn: (x) => cumsum(x, 1) },
     { shapes: [[2, 5]], fn: (x) => cumsum(x, 1, { reverse: true }) },
+  ],
+  logcumsumexp: [
+    { shapes: [[2, 5, 3]], fn: (x) => logCumSumExp(x, 1) },
+    { shapes: [[2, 5]], fn: (x) => logCumSumExp(x, 1, { reverse: true }) },
   ],
   linear_scan: [
     {

@@ -2,7 +2,7 @@
 import test from 'ava'
 import * as gather from '../lib/graph/ops/gather.js'
 import { argmax, argmin, min, std, variance } from '../lib/graph/ops/reduce.js'
-import { cumprod, cumsum, linearScan, prod } from '../lib/graph/ops/scan.js'
+import { cumprod, cumsum, linearScan, logCumSumExp, prod } from '../lib/graph/ops/scan.js'
 import { argsort, sort, topk } from '../lib/graph/ops/sort.js'
 import { program } from '../lib/graph/program.js'
 import { read } from '../lib/graph/sym.js'
@@ -31,9 +31,24 @@ testAgainstTorch('indexing', {
   repeatInterleave: ([x], { count, axis }) => gather.repeatInterleave(x!, count, axis),
   stack: ([a, b], { axis }) => gather.stack([a!, b!], axis),
   split: ([x], { size, axis, part }) => gather.split(x!, size, axis)[part]!,
+  logCumSumExp: ([x], { axis }) => logCumSumExp(x!, axis),
 })
 
 const list = async (result: { data(): Promise<ArrayLike<unknown>> }) => Array.from(await result.data(), Number)
+
+test('logCumSumExp neither overflows nor forgets: numbers far apart, infinities, NaN, from either end', async (t) => {
+  const step = program((x) => [logCumSumExp(x!, 0), logCumSumExp(x!, 0, { reverse: true })])
+  const [up, down] = await step(tensor([-Infinity, -2000, -2000, 3000, 0, 3000]))
+  const near = (found: readonly number[], should: readonly number[]) =>
+    t.true(
+      found.every((x, i) => x === should[i] || Math.abs(x - should[i]!) < 1e-3),
+      `${found}`,
+    )
+  near(await list(up!), [-Infinity, -2000, -2000 + Math.LN2, 3000, 3000, 3000 + Math.LN2])
+  near(await list(down!), [...new Array(4).fill(3000 + Math.LN2), 3000, 3000])
+  const [odd] = await step(tensor([1, Infinity, 2, NaN, 0]))
+  t.deepEqual((await list(odd!)).slice(1), [Infinity, Infinity, NaN, NaN])
+})
 
 test('sorting is stable, takes -0 for 0, and puts NaN behind everything', async (t) => {
   const step = program((x) => ({ up: argsort(x!), down: argsort(x!, { descending: true }) }))

@@ -151,6 +151,18 @@ test('a merged adapter counts at once, also where the plain model was asked befo
   await model.dispose()
 })
 
+test('merge and unmerge as on every model: the plain answers come back exactly', async (t) => {
+  const model = await loadSequenceClassifier(await tinyEncoderFolder())
+  const texts = ['a', 'b c']
+  const plain = await model.classify(texts)
+  const adapter = await model.attach(lora({ r: 2, target_modules: ['query'], init_lora_weights: false }))
+  await model.merge(adapter)
+  t.notDeepEqual(await model.classify(texts), plain)
+  model.unmerge(adapter)
+  t.deepEqual(await model.classify(texts), plain)
+  await model.dispose()
+})
+
 test('a saved encoder classifier opens again as one, with its labels', async (t) => {
   const model = await loadSequenceClassifier(await tinyEncoderFolder())
   t.deepEqual(model.labels, labels)

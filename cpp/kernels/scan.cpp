@@ -1,5 +1,5 @@
-// Recurrences along one axis, forwards or backwards: `cumsum`, and `linear_scan` h_t = a_t h_(t-1) + b_t, the heart of
-// state-space models.
+// Recurrences along one axis, forwards or backwards: `cumsum`, `logcumsumexp`, and `linear_scan` h_t = a_t h_(t-1) +
+// b_t, the heart of state-space models.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/scan.cpp"
 #include "hwy/foreach_target.h"
@@ -9,6 +9,8 @@
 #define HEDDLE_KERNELS_SCAN_ONCE
 
 #include <array>
+#include <cmath>
+#include <limits>
 
 #include "kernels/kernel_table.h"
 #include "kernels/rows.h"
@@ -109,6 +111,52 @@ CompiledKernel compile_cumsum(const KernelRequest& request) {
   return kernel;
 }
 
+/// log of a running sum of exponentials, as peak + log(sum of e^(x - peak)), in f64.
+class LogSum {
+ public:
+  double add(double x) {
+    // Equal first: infinities differ from themselves by NaN.
+    if (x == peak_) {
+      sum_ += 1;
+    } else if (x > peak_) {
+      sum_ = sum_ * std::exp(peak_ - x) + 1;
+      peak_ = x;
+    } else {
+      sum_ += std::exp(x - peak_);
+    }
+    return peak_ + std::log(sum_);
+  }
+
+ private:
+  double peak_ = -std::numeric_limits<double>::infinity();
+  double sum_ = 0;
+};
+
+CompiledKernel compile_logcumsumexp(const KernelRequest& request) {
+  request.expect_counts(1, 1);
+  const ScanPlan plan = read_plan(request, request.inputs[0]);
+  check_operand(request, request.outputs[0], "y", plan.dtype, request.inputs[0].shape);
+  CompiledKernel kernel;
+  kernel.in_place = {{0, 0}};
+  kernel.run = [plan](const RunArguments& arguments) {
+    const AxisShape& shape = plan.shape;
+    with_float(plan.dtype, [&](auto element) {
+      using T = decltype(element);
+      const auto* x = arguments.input<T>(0);
+      auto* y = arguments.output<T>(0);
+      for_axis_lines(arguments.pool, shape, [&](size_t outer, size_t begin, size_t end) {
+        std::array<LogSum, kInnerBlock> sums{};
+        for (size_t t = 0; t < shape.size; ++t) {
+          const size_t row = (outer * shape.size + plan.place(t)) * shape.inner + begin;
+          for (size_t i = 0; i < end - begin; ++i)
+            y[row + i] = static_cast<T>(sums[i].add(static_cast<double>(x[row + i])));
+        }
+      });
+    });
+  };
+  return kernel;
+}
+
 CompiledKernel compile_linear_scan(const KernelRequest& request) {
   request.expect_counts(3, 1);
   const Operand& a = request.inputs[0];
@@ -147,6 +195,7 @@ CompiledKernel compile_linear_scan(const KernelRequest& request) {
 void register_scan(KernelTable& table) {
   table["cumsum"] = compile_cumsum;
   table["linear_scan"] = compile_linear_scan;
+  table["logcumsumexp"] = compile_logcumsumexp;
 }
 
 }  // namespace heddle

@@ -4,9 +4,15 @@ import { compacterType } from './compacter.js'
 import { difforaType } from './diffora.js'
 import { floraType } from './flora.js'
 import { ia3Type } from './ia3.js'
+import { lolduType } from './loldu.js'
 import { loraType } from './lora.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import type { ParametrizationType } from './parametrization.js'
+import { svfitType } from './svfit.js'
+
+/** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
+export const parametrizations: readonly ParametrizationType[] = [loraType, ia3Type]
+export const parametrizations: readonly ParametrizationType[] = [loraType, svfitType, lolduType]
 import { s2ftType } from './s2ft.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */

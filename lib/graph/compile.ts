@@ -5,6 +5,7 @@ import { encode } from './encode.js'
 import { type Graph, graphOf } from './graph.js'
 import { liveBytes, lower } from './lower.js'
 import { mergeCommonSubexpressions } from './passes/common_subexpression.js'
+import { foldConstants } from './passes/constant_folding.js'
 import { removeDeadCode } from './passes/dead_code.js'
 import { fuseElementwise } from './passes/fuse_elementwise.js'
 import { halveActivations } from './passes/half_activations.js'
@@ -62,6 +63,7 @@ export async function compileTrace(
   const graph = await graphOf(trace, outputs)
   await removeDeadCode(graph)
   await mergeCommonSubexpressions(graph)
+  await foldConstants(graph)
   await fuseMatmulAddends(graph)
   if (recompute !== false) await recomputeCheapValues(graph)
   await removeDeadCode(graph)

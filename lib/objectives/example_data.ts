@@ -23,11 +23,12 @@ export interface ExampleReading<Task extends DataTask, T, B> extends ExampleKind
   readonly task: Task
   /** Parts of an example by the columns that hold them; default: by name, as docs/data.md says. */
   readonly columns?: ColumnNames | undefined
+  /** What the objective makes of an example: tokens, or why they are none. */
   encode(example: TaskExamples[Task]): Promise<Encoded<T>>
 }
 
 /** What else is known of {@link ExampleData}. */
-interface ExampleParts<T, B> {
+export interface ExampleParts<T, B> {
   readonly skipped?: readonly SkippedRow[]
   readonly evaluation?: ExampleData<T, B> | undefined
   /** What the rows are, as {@link readExamples} says. */

@@ -169,6 +169,7 @@ def indexing():
         "flip": lambda x, axis: torch.flip(x, [axis]),
         "cumsum": lambda x, axis: torch.cumsum(x, axis),
         "cumprod": lambda x, axis: torch.cumprod(x, axis),
+        "logCumSumExp": lambda x, axis: torch.logcumsumexp(x, axis),
         "linearScan": linear_scan,
         "prod": lambda x, axis=-1: torch.prod(x, axis),
         "variance": lambda x, axes, correction=1: torch.var(x, axes, correction=correction),
@@ -204,6 +205,7 @@ def indexing():
     cases += [case("repeatInterleave", [[2, 3]], {"count": 3, "axis": axis}) for axis in (0, 1)]
     cases += [case("stack", [[2, 3], [2, 3]], {"axis": axis}) for axis in (0, 1, -1)]
     cases += [case("split", [[7, 3]], {"size": size, "axis": 0, "part": 1}) for size in (4, [2, 2, 3])]
+    cases += [case("logCumSumExp", [[2, 9, 3]], {"axis": axis}, scale=scale) for axis in (0, 1, -1) for scale in (1, 60)]
     return cases, table
 
 

@@ -499,6 +499,10 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const x = f32(small(random), size(random), size(random))
     return { inputs: [x], outputs: [{ ...x }], attributes: scanAttributes(random) }
   },
+  logcumsumexp: (random) => {
+    const x = f32(small(random), size(random), size(random))
+    return { inputs: [x], outputs: [{ ...x }], attributes: scanAttributes(random) }
+  },
   linear_scan: (random) => {
     const [n, t, d] = [small(random), size(random), size(random)]
     const attributes = scanAttributes(random)

@@ -3,7 +3,7 @@ import { sameShape, shapeText } from '../../tensor/dtype.js'
 import { defineOperator, floatType, gradientType, misuse, typeText } from '../operator.js'
 import type { Sym } from '../sym.js'
 import { axisOf } from './axes.js'
-import { broadcastTo, constant, mul } from './elementwise.js'
+import { broadcastTo, constant, exp, mul, sub } from './elementwise.js'
 import { expandDims, squeeze } from './gather.js'
 import { concat, slice } from './index.js'
 
@@ -80,6 +80,25 @@ export interface LinearScanOptions extends ScanOptions {
 /** h_t = a_t h_(t−1) + b_t along an axis, for a and b of one shape. */
 export const linearScan = (a: Sym, b: Sym, { axis, reverse = false, initial }: LinearScanOptions): Sym =>
   linearScanOf([a, b, initial], { axis: axisOf('linear_scan', a, axis), reverse: Number(reverse) })[0]!
+
+const logcumsumexpOf = defineOperator({
+  name: 'logcumsumexp',
+  attributes: scan,
+  types: ([x]) => [{ shape: x!.shape, dtype: floatType('logcumsumexp', [x]) }],
+  inPlace: [[0, 0]],
+  vjp: ({ inputs: [x], outputs: [y], attributes, gradients: [g] }) => {
+    const axis = attributes.axis as number
+    const reverse = attributes.reverse === 1
+    // h_s = Σ_(t≥s) g_t e^(y_s − y_t) as a recurrence the other way, whose factors are at most 1, as y never falls.
+    const next = shifted(y!, axis, !reverse, squeeze(first(y!, axis, !reverse), [axis]))
+    const h = linearScan(exp(sub(y!, next)), g!, { axis, reverse: !reverse })
+    return [mul(exp(sub(x!, y!)), h)]
+  },
+})
+
+/** y_t = log(e^x_0 + … + e^x_t) along an axis, without overflow; summed in f64. */
+export const logCumSumExp = (x: Sym, axis: number, { reverse = false }: ScanOptions = {}): Sym =>
+  logcumsumexpOf([x], { axis: axisOf('logcumsumexp', x, axis), reverse: Number(reverse) })[0]!
 
 /** y_t = x_0 · … · x_t along an axis: a linear scan that starts with 1, so that zeros have right gradients too. */
 export function cumprod(x: Sym, axis: number, { reverse = false }: ScanOptions = {}): Sym {
