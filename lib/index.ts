@@ -1,9 +1,12 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
 export type { AdaptedModel, ModelParts } from './adapted_model.js'
+
 export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
+export { type AdaLoraOptions, adalora } from './adapters/adalora.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
 export { asLora } from './adapters/as_lora.js'
 export type { SharedTensors } from './adapters/attachment.js'
+export { type BoftOptions, boft } from './adapters/boft.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
 export { type CompacterOptions, compacter } from './adapters/compacter.js'
 export { type DifforaOptions, diffora } from './adapters/diffora.js'
@@ -13,7 +16,9 @@ export { type Ia3Options, ia3 } from './adapters/ia3.js'
 export { type LolduOptions, loldu } from './adapters/loldu.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
+export { type MissOptions, miss } from './adapters/miss.js'
 export { type MonarchAdapterOptions, monarchAdapter } from './adapters/monarch_adapter.js'
+export { type OftOptions, oft } from './adapters/oft.js'
 export type {
   AttachedSite,
   BufferDeclaration,
@@ -39,10 +44,10 @@ export type {
 } from './adapters/parametrization.js'
 export type { SaveOptions } from './adapters/peft_folder.js'
 export { parametrizations } from './adapters/registry.js'
-export { type SvfitOptions, svfit } from './adapters/svfit.js'
 export { type S2ftOptions, s2ft, s2ftOverlap } from './adapters/s2ft.js'
 export { type CoupledOrders, permuteCoupled } from './adapters/s2ft_permute.js'
 export type { S2ftAxis, S2ftSelection, SelectedChannels } from './adapters/s2ft_selection.js'
+export { type SvfitOptions, svfit } from './adapters/svfit.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export type { TargetOptions } from './adapters/targeting.js'
 export type { Sequence } from './data/collate.js'

@@ -123,15 +123,20 @@ const lostBases = /^(?:loftq|corda|lora_ga|pissa_niter_\d+)$/u
  * @throws ERR_HEDDLE_FORMAT naming the field
  */
 export function knownFields(fields: Readonly<Record<string, unknown>>): Record<string, unknown> {
-  for (const name of otherMethods) {
-    const value = fields[name]
-    if (value !== false && !isEmpty(value)) throw unsupported(name, 'a plain LoRA adapter', JSON.stringify(value))
-  }
+  expectPlainLora(fields)
   const known = new Set(Object.keys(loraSchema.shape))
   const kept = Object.entries(fields).filter(
     ([name, value]) => known.has(name) && name !== 'init_lora_weights' && value !== null,
   )
   return { ...Object.fromEntries(kept), init_lora_weights: storedInit(fields.init_lora_weights) }
+}
+
+/** @throws ERR_HEDDLE_FORMAT naming a field that asks for a variant of LoRA that is not here, or one of `others` */
+export function expectPlainLora(fields: Readonly<Record<string, unknown>>, others: readonly string[] = []): void {
+  for (const name of [...otherMethods, ...others]) {
+    const value = fields[name]
+    if (value !== false && !isEmpty(value)) throw unsupported(name, 'a plain LoRA adapter', JSON.stringify(value))
+  }
 }
 
 /** Kept where it is known here; of others only those matter that changed the base: the file has A and B. */

@@ -205,6 +205,8 @@ export interface ParametrizationType {
   readonly name: string
   /** `peft_type` in adapter_config.json. */
   readonly peftType: string
+  /** What PEFT called it in folders that are read too: `peft_type`, and ends of tensor names there → here. */
+  readonly formerly?: { readonly peftType: string; readonly names: Readonly<Record<string, string>> }
   /** PEFT has it, and the folders are PEFT's. */
   readonly isPeft: boolean
   /** As the paper spells it. */

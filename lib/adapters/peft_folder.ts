@@ -135,12 +135,13 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
   const archive = await openSafetensors(path)
   try {
     const wanted = storedTensors(adapter)
-    for (const [name, stored] of archive.tensors) {
+    const found = new Map([...archive.tensors].map(([name, stored]) => [currentName(adapter, name), stored]))
+    for (const [name, stored] of found) {
       if (wanted.has(name) || (await isCopyOfBase(adapter, name, stored))) continue
       throw mismatch(path, 'tensors of the modules that target_modules selects', `"${name}" besides`)
     }
     const loaded = [...wanted].map(([name, tensor]) => {
-      const stored = archive.tensors.get(name)
+      const stored = found.get(name)
       if (!stored) throw mismatch(path, `a tensor "${name}"`, 'none')
       if (!sameShape(stored.shape, tensor.shape))
         throw mismatch(`${path}: ${stored.name}`, shapeText(tensor.shape), shapeText(stored.shape))
@@ -174,6 +175,13 @@ async function expectSameWeights(
       if (!(apart.item() <= 0))
         throw mismatch(`${place}: ${site.path}.${name}`, "that of this model's weight", "another weight's")
     }
+}
+
+/** The name here of a tensor that an older PEFT named otherwise. */
+function currentName({ method }: Adapter, name: string): string {
+  const names = parametrizations.find((type) => type.name === method.name)!.formerly?.names ?? {}
+  const [old, now] = Object.entries(names).find(([suffix]) => name.endsWith(`.${suffix}`)) ?? []
+  return old === undefined ? name : `${name.slice(0, -old.length)}${now}`
 }
 
 /** PEFT saves an embedding that it adapts with the base's own weight; it must be that of this model. */

@@ -1,34 +1,42 @@
 /** Every adapter method by name. A new method is one file and one line here. */
 import { HeddleError } from '../errors.js'
+import { adaloraType } from './adalora.js'
+import { boftType } from './boft.js'
 import { compacterType } from './compacter.js'
 import { difforaType } from './diffora.js'
 import { floraType } from './flora.js'
 import { ia3Type } from './ia3.js'
 import { lolduType } from './loldu.js'
 import { loraType } from './lora.js'
+import { missType } from './miss.js'
 import { monarchAdapterType } from './monarch_adapter.js'
+import { oftType } from './oft.js'
 import type { ParametrizationType } from './parametrization.js'
-import { svfitType } from './svfit.js'
-
-/** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
-export const parametrizations: readonly ParametrizationType[] = [loraType, ia3Type]
-export const parametrizations: readonly ParametrizationType[] = [loraType, svfitType, lolduType]
 import { s2ftType } from './s2ft.js'
+import { svfitType } from './svfit.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
 export const parametrizations: readonly ParametrizationType[] = [
   loraType,
   ia3Type,
-  floraType,
-  monarchAdapterType,
+  adaloraType,
+  missType,
+  oftType,
+  boftType,
   compacterType,
-  s2ftType,
   difforaType,
+  floraType,
+  lolduType,
+  monarchAdapterType,
+  s2ftType,
+  svfitType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
 export function byPeftType(peftType: unknown, place: string): ParametrizationType {
-  const type = parametrizations.find((candidate) => candidate.peftType === peftType)
+  const type =
+    parametrizations.find((candidate) => candidate.peftType === peftType) ??
+    parametrizations.find(({ formerly }) => formerly?.peftType === peftType)
   if (type) return type
   throw new HeddleError('ERR_HEDDLE_FORMAT', {
     place: `${place}: peft_type`,

@@ -65,6 +65,38 @@ export function chain(...transforms: readonly GradientTransform[]): GradientTran
   }
 }
 
+/** What {@link wrapped} does with the updates of a rule. */
+export interface UpdateWrapper {
+  /** State tensors under stable names. */
+  readonly tensors: Readonly<Record<string, Tensor>>
+  /** Traces it; writes its own state with `assign`. */
+  readonly update: (
+    updates: readonly Sym[],
+    gradients: readonly Sym[],
+    context: UpdateContext,
+  ) => Promise<readonly Sym[]>
+}
+
+/** A rule whose updates are changed before they are applied, by what may look at the values that they would give. */
+export const wrapped = (
+  inner: GradientTransform,
+  name: string,
+  config: Readonly<Record<string, unknown>>,
+  init: (parameters: readonly Tensor[]) => Promise<UpdateWrapper>,
+): GradientTransform => ({
+  name: `${inner.name}+${name}`,
+  ...(inner.learningRate === undefined ? {} : { learningRate: inner.learningRate }),
+  config: { [inner.name]: inner.config ?? {}, [name]: config },
+  init: async (parameters) => {
+    const [state, own] = [await inner.init(parameters), await init(parameters)]
+    const named = Object.entries(own.tensors).map(([key, value]) => [`${name}.${key}`, value] as const)
+    return {
+      tensors: { ...state.tensors, ...Object.fromEntries(named) },
+      update: async (gradients, context) => own.update(await state.update(gradients, context), gradients, context),
+    }
+  },
+})
+
 /** `fn` of each parameter (or gradient), letting the event loop turn in between. */
 export async function mapParameters<T, R>(list: readonly T[], fn: (value: T, index: number) => R): Promise<R[]> {
   const results: R[] = []

@@ -1,6 +1,7 @@
-"""Loads every adapter of adapters-heddle/ (make_adapters_heddle.ts), peft-methods-heddle/
-(make_peft_methods_heddle.ts) and plain-forms-heddle/ (make_plain_forms_heddle.ts) into real PEFT, refuses what check_in_peft.py refuses, and writes
-<folder>.golden.safetensors: `<variant>.logits` of every eighth position.
+"""Loads into real PEFT every adapter of adapters-heddle/ (make_adapters_heddle.ts), peft-methods-heddle/ and
+block-methods-heddle/ (make_peft_methods_heddle.ts), plain-forms-heddle/ (make_plain_forms_heddle.ts) and adalora/heddle/
+(make_adalora_heddle.ts), refuses what check_in_peft.py refuses, and writes <folder>.golden.safetensors:
+`<variant>.logits` of every eighth position.
 
 Run: OMP_NUM_THREADS=1 python check_adapters_in_peft.py
 """
@@ -16,15 +17,25 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from check_in_peft import HARMLESS, compare, load_base
+from make_block_methods import boft_without_cuda
 
 HERE = Path(__file__).parent
 # Said of the options, whoever wrote the folder.
-OF_THE_OPTIONS = ("has no bias. This means that merging", "have invalid shape", "`ensure_weight_tying` is not set")
+OF_THE_OPTIONS = ("has no bias. This means that merging", "have invalid shape", "`ensure_weight_tying` is not set",
+                  "Invalid `oft_block_size`",
+                  # PEFT says this of its own folders of AdaLoRA.
+                  "The following rank_pattern keys did not match")
 
 
 def main() -> int:
     torch.set_num_threads(1)
-    return int(any([check_all(made) for made in ("adapters", "peft-methods", "plain-forms")]))
+    boft_without_cuda()
+    adalora = json.loads((HERE / "adalora.golden.json").read_text())
+    logits, problems = check(HERE / "adalora/heddle", HERE / adalora["base"], torch.tensor(adalora["ids"]))
+    print("adalora", problems or "ok")
+    save_file({"logits": logits}, HERE / "adalora-heddle.golden.safetensors")
+    folders = ("adapters", "peft-methods", "block-methods", "plain-forms")
+    return int(bool(problems) or any([check_all(made) for made in folders]))
 
 
 def check_all(made: str) -> bool:

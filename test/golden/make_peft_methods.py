@@ -20,7 +20,6 @@ from make_lora_peft import ADAMW, CLIP
 from make_tiny_llama import versions, write_json
 
 HERE = Path(__file__).parent
-OUT = HERE / "peft-methods"
 CONFIGS = {"ia3": IA3Config}
 LLAMA, QWEN, GPT2 = "tiny-llama-untied", "adapters/tiny-qwen2", "adapters/tiny-gpt2"
 FAN = {"fan_in_fan_out": True}
@@ -36,22 +35,28 @@ VARIANTS = {
 
 
 def main() -> None:
+    make_all("peft-methods", CONFIGS, VARIANTS)
+
+
+def make_all(made: str, configs: dict, all_variants: dict) -> None:
+    """Writes <made>/, <made>.golden.safetensors and <made>.golden.json."""
     torch.set_num_threads(1)
-    shutil.rmtree(OUT, ignore_errors=True)
+    shutil.rmtree(HERE / made, ignore_errors=True)
     tensors, variants = {}, {}
-    for seed, (name, (method, base, options)) in enumerate(VARIANTS.items()):
+    for seed, (name, (method, base, options)) in enumerate(all_variants.items()):
         torch.manual_seed(seed)
-        values, summary = make(name, CONFIGS[method](task_type="CAUSAL_LM", **options), base)
+        values, summary = make(HERE / made / name, configs[method](task_type="CAUSAL_LM", **options), base)
         tensors |= values
         variants[name] = {"method": method, "base": base, "options": options, **summary}
         print(name, summary["losses"][0], summary["losses"][-1])
-    save_file(tensors, HERE / "peft-methods.golden.safetensors")
+    save_file(tensors, HERE / f"{made}.golden.safetensors")
     optimizer = {**ADAMW, "betas": list(ADAMW["betas"])}
-    write_json(HERE / "peft-methods.golden.json",
+    write_json(HERE / f"{made}.golden.json",
                {"versions": versions(), "clip": CLIP, "optimizer": optimizer, "variants": variants})
 
 
-def make(name: str, config, base: str) -> tuple[dict, dict]:
+def make(folder: Path, config, base: str) -> tuple[dict, dict]:
+    name = folder.name
     model = get_peft_model(load_base(base), config)
     count = model.get_nb_trainable_parameters()[0]
     model.peft_config["default"].base_model_name_or_path = Path(base).name
@@ -60,8 +65,8 @@ def make(name: str, config, base: str) -> tuple[dict, dict]:
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(0.1 * torch.randn_like(p))
-    save(model, OUT / name)
-    model = PeftModel.from_pretrained(load_base(base), OUT / name, is_trainable=True)
+    save(model, folder)
+    model = PeftModel.from_pretrained(load_base(base), folder, is_trainable=True)
     logits, losses, norms, trained = train(model, ids, labels)
     return (
         {f"{name}.logits": logits, f"{name}.trained": trained},

@@ -61,7 +61,7 @@ export async function logits(
 }
 
 /** Next-token targets of unshifted labels. */
-function batchOf({ ids, labels }: Pick<Variant, 'ids' | 'labels'>): Batch {
+export function batchOf({ ids, labels }: Pick<Variant, 'ids' | 'labels'>): Batch {
   const length = ids[0]!.length
   const targets = Int32Array.from(labels.flatMap((row) => [...row.slice(1), -100]))
   return {
@@ -81,12 +81,15 @@ export async function trainFiveSteps(
   variant: Pick<Variant, 'ids' | 'labels'>,
 ): Promise<StepResult[]> {
   const { lr, eps, weight_decay: weightDecay } = goldens.optimizer
+  const rule = chain(clipByGlobalNorm(goldens.clip), adamw({ lr, eps, weightDecay }))
+  const names = [...adapter.parameters().keys()]
   const step = await trainingStep({
     network: model,
     objective: causalLm(),
     hook: adapter.hook,
+    penalty: () => adapter.penalty(),
     parameters: [...adapter.parameters().values()],
-    optimizer: chain(clipByGlobalNorm(goldens.clip), adamw({ lr, eps, weightDecay })),
+    optimizer: adapter.method.optimizer?.(rule, { names, totalSteps: 5 }) ?? rule,
   })
   const batch = batchOf(variant)
   const results: StepResult[] = []

@@ -14,41 +14,41 @@ export interface MethodVariant extends Omit<Variant, 'options'> {
   readonly options: Readonly<Record<string, unknown>>
 }
 
-export const methodGoldens = goldenJson<{ readonly variants: Readonly<Record<string, MethodVariant>> }>(
-  'peft-methods.golden.json',
-).variants
+/** The variants of one such script: `peft-methods`, or what another calls them. */
+export const methodGoldensOf = (made: string): Readonly<Record<string, MethodVariant>> =>
+  goldenJson<{ readonly variants: Readonly<Record<string, MethodVariant>> }>(`${made}.golden.json`).variants
 
 /** The tests of every golden adapter of a method. */
-export function testGoldens(test: TestFn, method: string): void {
-  for (const [name, variant] of Object.entries(methodGoldens)) {
+export function testGoldens(test: TestFn, method: string, made = 'peft-methods'): void {
+  for (const [name, variant] of Object.entries(methodGoldensOf(made))) {
     if (variant.method !== method) continue
     const { base, ids } = variant
 
     test(`${name}: PEFT's adapter gives PEFT's logits to 1e-4, with as many parameters`, async (t) => {
       const model = await goldenLlama(base)
-      const adapter = await Adapter.load(model, golden(`peft-methods/${name}`))
-      const expected = (await goldenTensors('peft-methods.golden.safetensors')).get(`${name}.logits`)!
+      const adapter = await Adapter.load(model, golden(`${made}/${name}`))
+      const expected = (await goldenTensors(`${made}.golden.safetensors`)).get(`${name}.logits`)!
       t.true((await relativeError(await logits(model, ids, adapter), expected)) < 1e-4)
       t.is(adapter.parameterCount, variant.trainable)
     })
 
     test(`${name}: five AdamW steps give PEFT's losses, gradient norms and logits`, async (t) => {
       const model = await goldenLlama(base)
-      const adapter = await Adapter.load(model, golden(`peft-methods/${name}`))
+      const adapter = await Adapter.load(model, golden(`${made}/${name}`))
       for (const [i, { loss, gradientNorm }] of (await trainFiveSteps(model, adapter, variant)).entries()) {
         t.true(Math.abs(loss / variant.losses[i]! - 1) < 1e-4, `loss ${loss}, PEFT has ${variant.losses[i]}`)
         const norm = variant.gradient_norms[i]!
         t.true(Math.abs(gradientNorm / norm - 1) < 1e-3, `gradient norm ${gradientNorm}, PEFT has ${norm}`)
       }
-      const expected = (await goldenTensors('peft-methods.golden.safetensors')).get(`${name}.trained`)!
+      const expected = (await goldenTensors(`${made}.golden.safetensors`)).get(`${name}.trained`)!
       t.true((await relativeError(await logits(model, ids, adapter), expected)) < 1e-3)
     })
 
     test(`${name}: what Heddle writes, PEFT computes, and Heddle writes it again byte for byte`, async (t) => {
       const model = await goldenLlama(base)
-      const from = golden(`peft-methods-heddle/${name}`)
+      const from = golden(`${made}-heddle/${name}`)
       const adapter = await Adapter.load(model, from, { baseModel: base.split('/').at(-1)! })
-      const expected = (await goldenTensors('peft-methods-heddle.golden.safetensors')).get(`${name}.logits`)!
+      const expected = (await goldenTensors(`${made}-heddle.golden.safetensors`)).get(`${name}.logits`)!
       t.true((await relativeError(await logits(model, ids, adapter), expected)) < 1e-4)
       const folder = temporaryFolder()
       await adapter.save(folder)
