@@ -3,16 +3,20 @@ import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { asLora } from '../lib/adapters/as_lora.js'
 import { flora } from '../lib/adapters/flora.js'
-import type { SitePlan } from '../lib/adapters/parametrization.js'
+import { lora } from '../lib/adapters/lora.js'
+import type { Parametrization, SitePlan } from '../lib/adapters/parametrization.js'
 import { HeddleError } from '../lib/errors.js'
 import { computed } from '../lib/graph/computed.js'
 import { gradients } from '../lib/graph/grad.js'
+import { conv2d } from '../lib/graph/ops/conv.js'
 import { einsum } from '../lib/graph/ops/einsum.js'
-import { square, sub } from '../lib/graph/ops/elementwise.js'
-import { reshape, sum } from '../lib/graph/ops/reduce.js'
-import { read } from '../lib/graph/sym.js'
+import { add, constant, square, sub } from '../lib/graph/ops/elementwise.js'
+import { mean, reshape, sum } from '../lib/graph/ops/reduce.js'
+import { program } from '../lib/graph/program.js'
+import { assign, read } from '../lib/graph/sym.js'
 import { svd } from '../lib/linalg/factorise.js'
 import { convolution, embedding, type Forward, type Site } from '../lib/nn/site.js'
+import { adamw } from '../lib/optim/adamw.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { relativeError } from './golden.js'
 import { randomNumbers } from './random_numbers.js'
@@ -212,4 +216,73 @@ test('all factors and the core of a convolution get gradients once the core is n
     return await gradients(sum(square(sub(y, read(target)))), [...adapter.parameters().values()].map(read))
   })
   for (const each of found) t.true((await numbers(each)).every((value) => value !== 0))
+})
+
+/** A kernel of 16 → 16 channels under 3 × 3, and one that differs from it by ranks 4, 4, 2, 2 and a twentieth of noise. */
+function twoKernels(): { readonly before: Float32Array; readonly change: Float32Array } {
+  const [g, first, second, third, fourth] = [
+    [4, 4, 2, 2],
+    [16, 4],
+    [16, 4],
+    [3, 2],
+    [3, 2],
+  ].map(([a, b, c = 1, d = 1], i) => randomNumbers(a! * b! * c * d, 60 + i)) as [
+    Float32Array,
+    Float32Array,
+    Float32Array,
+    Float32Array,
+    Float32Array,
+  ]
+  const change = new Float32Array(16 * 16 * 9)
+  for (let at = 0; at < change.length; at += 1) {
+    const [o, i, h, w] = [Math.floor(at / 144), Math.floor(at / 9) % 16, Math.floor(at / 3) % 3, at % 3]
+    for (let j = 0; j < g.length; j += 1) {
+      const [a, b, c, d] = [Math.floor(j / 16), Math.floor(j / 4) % 4, Math.floor(j / 2) % 2, j % 2]
+      change[at]! += g[j]! * first[4 * i + a]! * second[4 * o + b]! * third[2 * h + c]! * fourth[2 * w + d]!
+    }
+  }
+  const before = randomNumbers(change.length, 70).map((value) => value / 7)
+  const noise = randomNumbers(change.length, 71)
+  const size = Math.hypot(...before)
+  const [toChange, toNoise] = [(0.5 * size) / Math.hypot(...change), (0.025 * size) / Math.hypot(...noise)]
+  return { before, change: change.map((value, i) => toChange * value + toNoise * noise[i]!) }
+}
+
+test('structure beats flattening: at the ranks of the change it is learned to the noise, by LoRA of as many numbers it is not', async (t) => {
+  const { before, change } = twoKernels()
+  const shape = [16, 16, 3, 3]
+  const site: Site = { path: 'model.conv', kind: 'conv2d', weight: tensor(before, shape), window: { padding: 1 } }
+  const wanted = tensor(
+    before.map((value, i) => value + change[i]!),
+    shape,
+  )
+  const images = Array.from({ length: 8 }, (_, i) => random([64, 16, 8, 8], 80 + i))
+  const error = async (method: Parametrization): Promise<{ readonly numbers: number; readonly error: number }> => {
+    const adapter = await Adapter.attach(networkOf([site]), method, { seed: 1 })
+    const parameters = [...adapter.parameters().values()]
+    const state = await adamw({ lr: 1e-2, weightDecay: 0 }).init(parameters)
+    const step = program(async (x, count) => {
+      const y = convolution(site, x!, { precision: 'f32', training: true, hook: adapter.hook })
+      const loss = mean(square(sub(y, conv2d(x!, read(wanted), { padding: 1 }))))
+      const values = parameters.map(read)
+      const context = { step: count!, learningRate: constant(1e-2), parameters: values }
+      const updates = await state.update(await gradients(loss, values), context)
+      for (const [i, update] of updates.entries()) assign(parameters[i]!, add(values[i]!, update))
+      return loss
+    })
+    for (let i = 0; i < 500; i += 1) (await step(images[i % 8]!, tensor([i + 1], []))).dispose()
+    step.dispose()
+    await adapter.merge()
+    const learned = (await numbers(site.weight)).map((value, i) => value - before[i]!)
+    adapter.unmerge()
+    const missed = Math.hypot(...learned.map((value, i) => value - change[i]!))
+    return { numbers: adapter.parameterCount, error: missed / Math.hypot(...change) }
+  }
+  const tucker = await error(flora({ r: [4, 4, 2, 2], target_modules: ['conv'] }))
+  const flat = await error(lora({ r: 1, lora_alpha: 1, target_modules: ['conv'] }))
+  t.log({ tucker, flat })
+  t.is(tucker.numbers, 204)
+  t.is(flat.numbers, 160)
+  t.true(tucker.error < 0.06, `${tucker.error}`)
+  t.true(flat.error > 0.4, `${flat.error}`)
 })

@@ -10,10 +10,10 @@ import { HeddleError } from '../lib/errors.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { computed } from '../lib/graph/computed.js'
 import { gradients } from '../lib/graph/grad.js'
-import { add, mul, silu } from '../lib/graph/ops/elementwise.js'
-import { sum } from '../lib/graph/ops/reduce.js'
+import { add, constant, mul, silu, square, sub } from '../lib/graph/ops/elementwise.js'
+import { mean, sum } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
-import { read, type Sym } from '../lib/graph/sym.js'
+import { assign, read, type Sym } from '../lib/graph/sym.js'
 import type { Model } from '../lib/model.js'
 import { buildNetwork } from '../lib/models/build.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
@@ -427,4 +427,62 @@ test('heads that would leave their group, and lists that are no permutation, are
   await t.throwsAsync(permuteCoupled(network, 'model.layers.9', { channels: [0] }), {
     message: /up projection of its own, got none/,
   })
+})
+
+test('it forgets less than training the whole weight, and adapts less', async (t) => {
+  const [h, m] = [32, 128]
+  const scaled = (count: number, seed: number, by: number): Float32Array =>
+    randomNumbers(count, seed).map((v) => v * by)
+  const site = (name: string, values: Float32Array, shape: readonly [number, number]): Site => ({
+    path: `model.layers.0.mlp.${name}_proj`,
+    kind: 'linear',
+    weight: tensor(values, shape),
+  })
+  const root3 = Math.sqrt(3)
+  const [gate, up] = [
+    site('gate', scaled(m * h, 1, root3 / Math.sqrt(h)), [m, h]),
+    site('up', scaled(m * h, 2, root3 / Math.sqrt(h)), [m, h]),
+  ]
+  const down = scaled(h * m, 3, root3 / Math.sqrt(m))
+  // Task B: another down projection, seen where half of the coordinates are small. Task A: what the network does already.
+  const downB = down.map((value, i) => value + 0.5 * scaled(h * m, 4, root3 / Math.sqrt(m))[i]!)
+  const inputs = (count: number, seed: number, small: number): Tensor =>
+    tensor(
+      scaled(count * h, seed, root3).map((value, i) => (i % h < h / 2 ? value : small * value)),
+      [count, h],
+    )
+  const through = (x: Sym, of: Site, hook?: Forward['hook']): Sym => {
+    const forward: Forward = { precision: 'f32', training: false, hook }
+    return linear(of, mul(silu(linear(gate, x, forward)), linear(up, x, forward)), forward)
+  }
+  const [a, b] = [site('down', down, [h, m]), site('down', downB, [h, m])]
+  const [xA, xB, held] = [inputs(256, 5, 1), inputs(256, 6, 0.1), inputs(256, 7, 0.1)]
+  const missed = (x: Sym, of: Site, target: Site, hook?: Forward['hook']): Sym =>
+    mean(square(sub(through(x, of, hook), through(x, target))))
+  const run = async (own: Site, parameters: readonly Tensor[], lr: number, hook?: Forward['hook']) => {
+    const state = await adamw({ lr, weightDecay: 0 }).init(parameters)
+    const step = program(async (count) => {
+      const values = parameters.map(read)
+      const context = { step: count!, learningRate: constant(lr), parameters: values }
+      const updates = await state.update(await gradients(missed(read(xB), own, b, hook), values), context)
+      for (const [i, update] of updates.entries()) assign(parameters[i]!, add(values[i]!, update))
+      return []
+    })
+    for (let i = 0; i < 400; i += 1) await step(tensor([i + 1], []))
+    step.dispose()
+    const errors = await computed(() => ({
+      forgotten: missed(read(xA), own, a, hook),
+      task: missed(read(held), own, b, hook),
+    }))
+    return { forgotten: errors.forgotten.item(), task: errors.task.item() }
+  }
+  const network = networkOf([gate, up, a])
+  const columns = await Adapter.attach(network, s2ft({ d_ratio: 0.25, target_modules: ['down_proj'] }), { seed: 1 })
+  const whole = site('down', down.slice(), [h, m])
+  const start = await computed(() => missed(read(held), a, b))
+  const slices = await run(a, [...columns.parameters().values()], 1e-2, columns.hook)
+  const full = await run(whole, [whole.weight], 1e-3)
+  t.log({ start: start.item(), full, slices })
+  t.true(slices.forgotten < 0.7 * full.forgotten, `${slices.forgotten} against ${full.forgotten}`)
+  t.true(full.task < slices.task && slices.task < 0.9 * start.item(), `${full.task}, ${slices.task}, ${start.item()}`)
 })
