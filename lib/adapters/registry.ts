@@ -28,13 +28,12 @@ export const parametrizations: readonly ParametrizationType[] = [
   boftType,
   compacterType,
   difforaType,
+  dseeType,
   floraType,
   lolduType,
   monarchAdapterType,
   s2ftType,
   svfitType,
-  adaloraType,
-  dseeType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */

@@ -21,6 +21,7 @@ export const methodCases: readonly MethodCase[] = [
   ...boft,
   ...compacter,
   ...diffora,
+  ...dsee,
   ...flora,
   ...ia3,
   ...loldu,
@@ -31,5 +32,4 @@ export const methodCases: readonly MethodCase[] = [
   ...s2ft,
   ...svfit,
   ...vera,
-  ...dsee,
 ]
