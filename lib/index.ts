@@ -32,6 +32,7 @@ export type {
 } from './adapters/parametrization.js'
 export type { SaveOptions } from './adapters/peft_folder.js'
 export { parametrizations } from './adapters/registry.js'
+export { type SvfitOptions, svfit } from './adapters/svfit.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export type { TargetOptions } from './adapters/targeting.js'
 export type { Sequence } from './data/collate.js'

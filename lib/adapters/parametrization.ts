@@ -22,6 +22,11 @@ export interface BufferDeclaration {
   readonly dtype?: DType
   /** In the adapter's file; default true. False for what is computed from the weight again when the adapter is loaded. */
   readonly isStored?: boolean
+  /**
+   * For a stored buffer that {@link SitePlan.prepare} finds again when the adapter is loaded, and by which it knows its
+   * weight: how far the two may lie apart, relative to the largest element. A file for another weight is refused.
+   */
+  readonly sameWithin?: number
 }
 
 /** A tensor above the sites, which all of them use: trained by all, or frozen. */

@@ -6,7 +6,7 @@ import { writeFileAtomic } from '../formats/atomic_file.js'
 import { openSafetensors } from '../formats/safetensors.js'
 import type { StoredTensor } from '../formats/tensor_archive.js'
 import { computed } from '../graph/computed.js'
-import { abs, sub } from '../graph/ops/elementwise.js'
+import { abs, cast, mul, sub } from '../graph/ops/elementwise.js'
 import { max } from '../graph/ops/reduce.js'
 import { assign, read } from '../graph/sym.js'
 import { addon } from '../native.js'
@@ -146,6 +146,7 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
         throw mismatch(`${path}: ${stored.name}`, shapeText(tensor.shape), shapeText(stored.shape))
       return [tensor, new Tensor(stored.load(tensor.dtype))] as const
     })
+    await expectSameWeights(adapter, new Map(loaded), path)
     await computed(() => {
       for (const [parameter, value] of loaded) assign(parameter, read(value))
       return []
@@ -154,6 +155,25 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
   } finally {
     archive.close()
   }
+}
+
+/** What the method knows a weight by must be in the file what it is here. @throws ERR_HEDDLE_FORMAT */
+async function expectSameWeights(
+  { attachments }: Adapter,
+  loaded: ReadonlyMap<Tensor, Tensor>,
+  place: string,
+): Promise<void> {
+  for (const { site, plan, buffers } of attachments.values())
+    for (const [name, { sameWithin }] of Object.entries(plan?.buffers ?? {})) {
+      if (sameWithin === undefined) continue
+      const [own, stored] = [buffers[name]!, loaded.get(buffers[name]!)!]
+      using apart = await computed(() => {
+        const [here, there] = [cast(read(own), 'f32'), cast(read(stored), 'f32')]
+        return sub(max(abs(sub(here, there))), mul(max(abs(here)), sameWithin))
+      })
+      if (!(apart.item() <= 0))
+        throw mismatch(`${place}: ${site.path}.${name}`, "that of this model's weight", "another weight's")
+    }
 }
 
 /** PEFT saves an embedding that it adapts with the base's own weight; it must be that of this model. */

@@ -3,9 +3,10 @@ import { HeddleError } from '../errors.js'
 import { ia3Type } from './ia3.js'
 import { loraType } from './lora.js'
 import type { ParametrizationType } from './parametrization.js'
+import { svfitType } from './svfit.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
-export const parametrizations: readonly ParametrizationType[] = [loraType, ia3Type]
+export const parametrizations: readonly ParametrizationType[] = [loraType, ia3Type, svfitType]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
 export function byPeftType(peftType: unknown, place: string): ParametrizationType {

@@ -1,0 +1,117 @@
+/** ΔW = s · L C R at a linear or convolution site: the form that many methods share, whatever of it they train. */
+import { conv2d } from '../graph/ops/conv.js'
+import { add, cast, mul } from '../graph/ops/elementwise.js'
+import { transpose } from '../graph/ops/index.js'
+import { matmul } from '../graph/ops/matmul.js'
+import { dropout } from '../graph/ops/random.js'
+import { reshape } from '../graph/ops/reduce.js'
+import { read, type Sym } from '../graph/sym.js'
+import { linearShape, type Site, type SiteKind } from '../nn/site.js'
+import { elementCount } from '../tensor/dtype.js'
+import type { Factors, SiteContext } from './parametrization.js'
+import { unsuited } from './targeting.js'
+
+/** The weight of a site as one matrix `[out, inner]`. */
+export interface MatrixShape {
+  readonly out: number
+  /** Inputs; of a convolution times its window. */
+  readonly inner: number
+  readonly isConvolution: boolean
+  /** The weight is stored `[inner, out]`. */
+  readonly isTransposed: boolean
+}
+
+/** @throws ERR_HEDDLE_ARGUMENT naming the site, where it is of another kind or its weight is in a structure */
+export function matrixShape(method: string, site: Site, kinds: readonly SiteKind[] = ['linear']): MatrixShape {
+  if (!kinds.includes(site.kind))
+    throw unsuited(method, site, `a ${kinds.join(' or ')} module`, `a ${site.kind} module`)
+  if (site.structure) throw unsuited(method, site, 'a dense weight', `a ${site.structure.kind} one`)
+  if (site.kind === 'linear') {
+    const [out, inner] = linearShape(site)
+    return { out, inner, isConvolution: false, isTransposed: site.transposed === true }
+  }
+  const [out, ...window] = site.weight.shape as [number, ...number[]]
+  return { out, inner: elementCount(window), isConvolution: true, isTransposed: false }
+}
+
+/** The weight as `[out, inner]`, f32. */
+export function asMatrix(weight: Sym, { out, inner, isTransposed }: MatrixShape): Sym {
+  const matrix = isTransposed ? transpose(weight) : reshape(weight, [out, inner])
+  return cast(matrix, 'f32')
+}
+
+/** ΔW = scale · left core right. */
+export interface LowRankChange {
+  /** `[out, r]` */
+  readonly left: Sym
+  /** `[r]`, a diagonal, or `[r, r]`; default: nothing stands between. */
+  readonly core?: Sym
+  /** `[r, inner]` */
+  readonly right: Sym
+  /** Default 1. */
+  readonly scale?: number
+}
+
+/** ΔW as b a. */
+export function factorsOf({ left, core, right, scale = 1 }: LowRankChange): Factors {
+  if (!core) return { a: right, b: scale === 1 ? left : mul(left, scale) }
+  return { a: right, b: core.rank === 1 ? mul(left, scaled(core, scale)) : matmul(left, core, { alpha: scale }) }
+}
+
+const scaled = (x: Sym, factor: number): Sym => (factor === 1 ? x : mul(x, factor))
+
+/** W + ΔW, as W is stored. */
+export function changedWeight(weight: Sym, change: LowRankChange, { isTransposed, isConvolution }: MatrixShape): Sym {
+  const { a, b } = factorsOf(change)
+  if (isConvolution) return add(weight, reshape(matmul(b, a), weight.shape))
+  return isTransposed
+    ? matmul(a, b, { transposeA: true, transposeB: true, addend: weight })
+    : matmul(b, a, { addend: weight })
+}
+
+/** How {@link changedLinear} computes. */
+export type ChangePath = 'products' | 'weight'
+
+/**
+ * The cheaper way, in multiplications that a training step has beside those of the plain site: for n rows, products cost
+ * r (in + out) each in the forward and in the backward pass; a weight of its own is made (in · out · r), its gradient
+ * is (n · in · out), and that is projected back (in · out · r). Only ranks near the full one make the weight worth it.
+ */
+export function changePath(n: number, r: number, { out, inner }: Pick<MatrixShape, 'out' | 'inner'>): ChangePath {
+  return 2 * n * r * (inner + out) <= inner * out * (n + 2 * r) ? 'products' : 'weight'
+}
+
+/** Options of {@link changedLinear}. */
+export interface ChangedLinearOptions {
+  /** Probability of dropping an element of the change's input in training. Default 0. */
+  readonly dropout?: number
+  /** Default: the one that {@link changePath} finds cheaper. A convolution and a change with dropout have no choice. */
+  readonly path?: ChangePath
+}
+
+/** The output of the site with W + ΔW: base(x) + s L (C (R x)), or W + ΔW made and multiplied with. */
+export function changedLinear(
+  context: SiteContext,
+  shape: MatrixShape,
+  change: LowRankChange,
+  { dropout: p = 0, path }: ChangedLinearOptions = {},
+): Sym {
+  const { x, base, site, forward, stream } = context
+  if (shape.isConvolution) {
+    const weight = changedWeight(read(site.weight), change, shape)
+    return conv2d(x, weight, { ...site.window, bias: site.bias && read(site.bias) })
+  }
+  const { precision, training, seed } = forward
+  const isDropping = training && p > 0
+  const n = elementCount(x.shape.slice(0, -1))
+  if (!isDropping && (path ?? changePath(n, change.right.shape[0]!, shape)) === 'weight')
+    return matmul(x, changedWeight(read(site.weight), change, shape), {
+      transposeB: !shape.isTransposed,
+      precision,
+      ...(site.bias ? { addend: read(site.bias) } : {}),
+    })
+  const { left, core, right, scale = 1 } = change
+  const z = matmul(isDropping ? dropout(x, p, seed!, stream) : x, right, { transposeB: true, precision })
+  const inner = !core ? z : core.rank === 1 ? mul(z, core) : matmul(z, core, { transposeB: true, precision })
+  return add(base(), matmul(inner, left, { transposeB: true, alpha: scale, precision }))
+}

@@ -1,0 +1,60 @@
+/** The singular vectors of a site's weight, the same whenever they are asked for. */
+import { HeddleError } from '../errors.js'
+import { computed } from '../graph/computed.js'
+import { abs, mul, sign } from '../graph/ops/elementwise.js'
+import { gatherLast, slice } from '../graph/ops/index.js'
+import { argmax, reshape } from '../graph/ops/reduce.js'
+import { read, type Sym } from '../graph/sym.js'
+import { type Svd, svd, svdvals } from '../linalg/factorise.js'
+import { truncatedSvd } from '../linalg/low_rank.js'
+import type { Tensor } from '../tensor/tensor.js'
+import { asMatrix, type MatrixShape } from './low_rank_change.js'
+
+/** Up to this size a whole decomposition is quick enough. */
+const wholeSize = 1024
+
+/** Of a larger matrix, the part of the spectrum from which on the whole decomposition is made. */
+const wholePart = 1 / 4
+
+/**
+ * The r leading singular values and vectors of the weight as `[out, inner]`: u `[out, r]`, s `[r]`, vh `[r, inner]`,
+ * f32, the largest element of each row of vh positive. Leading parts of large matrices come from a randomised
+ * decomposition that always begins the same.
+ * @param path names the site in errors
+ * @throws ERR_HEDDLE_ARGUMENT when an element is not finite
+ */
+export const leadingSvd = (weight: Tensor, shape: MatrixShape, r: number, path: string): Promise<Svd> =>
+  named(path, () =>
+    computed(() => {
+      const p = Math.min(shape.out, shape.inner)
+      const matrix = asMatrix(read(weight), shape)
+      const isWhole = p <= wholeSize || r > wholePart * p
+      return signed(isWhole ? firstOf(svd(matrix), r) : truncatedSvd(matrix, { rank: r, iterations: 4 }))
+    }),
+  )
+
+/** All singular values of the weight as `[out, inner]`, descending, f32. @throws as {@link leadingSvd} */
+export const singularValues = (weight: Tensor, shape: MatrixShape, path: string): Promise<Tensor> =>
+  named(path, () => computed(() => svdvals(asMatrix(read(weight), shape))))
+
+function firstOf({ u, s, vh }: Svd<Sym>, r: number): Svd<Sym> {
+  const first = (axis: number) => [{ axis, start: 0, end: r }]
+  return { u: slice(u, first(1)), s: slice(s, first(0)), vh: slice(vh, first(0)) }
+}
+
+/** A singular pair is the same with both signs turned; this fixes them. */
+function signed({ u, s, vh }: Svd<Sym>): Svd<Sym> {
+  const signs = sign(gatherLast(vh, argmax(abs(vh))))
+  return { u: mul(u, signs), s, vh: mul(vh, reshape(signs, [-1, 1])) }
+}
+
+/** Says of which site the weight is that cannot be decomposed. */
+async function named<T>(path: string, decompose: () => Promise<T>): Promise<T> {
+  try {
+    return await decompose()
+  } catch (cause) {
+    if (!(cause instanceof HeddleError)) throw cause
+    const { code, expected, got } = cause
+    throw new HeddleError(code, { place: `weight of ${path}`, expected, got, cause })
+  }
+}
