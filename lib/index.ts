@@ -4,7 +4,11 @@ export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter
 export { asLora } from './adapters/as_lora.js'
 export type { SharedTensors } from './adapters/attachment.js'
 export { type CombinationType, type CombineOptions, combineAdapters } from './adapters/combine.js'
+<<<<<<< HEAD
 export { type Ia3Options, ia3 } from './adapters/ia3.js'
+=======
+export { type LolduOptions, loldu } from './adapters/loldu.js'
+>>>>>>> c1e9402 (LoLDU: the leading pivots of a weight's LU decomposition are trained)
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export type {

@@ -1,4 +1,5 @@
 /** ΔW = s · L C R at a linear or convolution site: the form that many methods share, whatever of it they train. */
+import { HeddleError } from '../errors.js'
 import { conv2d } from '../graph/ops/conv.js'
 import { add, cast, mul } from '../graph/ops/elementwise.js'
 import { transpose } from '../graph/ops/index.js'
@@ -38,6 +39,17 @@ export function matrixShape(method: string, site: Site, kinds: readonly SiteKind
 export function asMatrix(weight: Sym, { out, inner, isTransposed }: MatrixShape): Sym {
   const matrix = isTransposed ? transpose(weight) : reshape(weight, [out, inner])
   return cast(matrix, 'f32')
+}
+
+/** Says of which site a weight is that cannot be decomposed. */
+export async function ofSite<T>({ path }: Pick<Site, 'path'>, decompose: () => Promise<T>): Promise<T> {
+  try {
+    return await decompose()
+  } catch (cause) {
+    if (!(cause instanceof HeddleError)) throw cause
+    const { code, expected, got } = cause
+    throw new HeddleError(code, { place: `weight of ${path}`, expected, got, cause })
+  }
 }
 
 /** ΔW = scale · left core right. */

@@ -1,12 +1,13 @@
 /** Every adapter method by name. A new method is one file and one line here. */
 import { HeddleError } from '../errors.js'
 import { ia3Type } from './ia3.js'
+import { lolduType } from './loldu.js'
 import { loraType } from './lora.js'
 import type { ParametrizationType } from './parametrization.js'
 import { svfitType } from './svfit.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
-export const parametrizations: readonly ParametrizationType[] = [loraType, ia3Type, svfitType]
+export const parametrizations: readonly ParametrizationType[] = [loraType, ia3Type, svfitType, lolduType]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */
 export function byPeftType(peftType: unknown, place: string): ParametrizationType {

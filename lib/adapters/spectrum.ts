@@ -1,5 +1,4 @@
 /** The singular vectors of a site's weight, the same whenever they are asked for. */
-import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { abs, mul, sign } from '../graph/ops/elementwise.js'
 import { gatherLast, slice } from '../graph/ops/index.js'
@@ -7,8 +6,9 @@ import { argmax, reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import { type Svd, svd, svdvals } from '../linalg/factorise.js'
 import { truncatedSvd } from '../linalg/low_rank.js'
+import type { Site } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { asMatrix, type MatrixShape } from './low_rank_change.js'
+import { asMatrix, type MatrixShape, ofSite } from './low_rank_change.js'
 
 /** Up to this size a whole decomposition is quick enough. */
 const wholeSize = 1024
@@ -20,11 +20,11 @@ const wholePart = 1 / 4
  * The r leading singular values and vectors of the weight as `[out, inner]`: u `[out, r]`, s `[r]`, vh `[r, inner]`,
  * f32, the largest element of each row of vh positive. Leading parts of large matrices come from a randomised
  * decomposition that always begins the same.
- * @param path names the site in errors
+ * @param site named in errors
  * @throws ERR_HEDDLE_ARGUMENT when an element is not finite
  */
-export const leadingSvd = (weight: Tensor, shape: MatrixShape, r: number, path: string): Promise<Svd> =>
-  named(path, () =>
+export const leadingSvd = (weight: Tensor, shape: MatrixShape, r: number, site: Pick<Site, 'path'>): Promise<Svd> =>
+  ofSite(site, () =>
     computed(() => {
       const p = Math.min(shape.out, shape.inner)
       const matrix = asMatrix(read(weight), shape)
@@ -34,8 +34,8 @@ export const leadingSvd = (weight: Tensor, shape: MatrixShape, r: number, path: 
   )
 
 /** All singular values of the weight as `[out, inner]`, descending, f32. @throws as {@link leadingSvd} */
-export const singularValues = (weight: Tensor, shape: MatrixShape, path: string): Promise<Tensor> =>
-  named(path, () => computed(() => svdvals(asMatrix(read(weight), shape))))
+export const singularValues = (weight: Tensor, shape: MatrixShape, site: Pick<Site, 'path'>): Promise<Tensor> =>
+  ofSite(site, () => computed(() => svdvals(asMatrix(read(weight), shape))))
 
 function firstOf({ u, s, vh }: Svd<Sym>, r: number): Svd<Sym> {
   const first = (axis: number) => [{ axis, start: 0, end: r }]
@@ -46,15 +46,4 @@ function firstOf({ u, s, vh }: Svd<Sym>, r: number): Svd<Sym> {
 function signed({ u, s, vh }: Svd<Sym>): Svd<Sym> {
   const signs = sign(gatherLast(vh, argmax(abs(vh))))
   return { u: mul(u, signs), s, vh: mul(vh, reshape(signs, [-1, 1])) }
-}
-
-/** Says of which site the weight is that cannot be decomposed. */
-async function named<T>(path: string, decompose: () => Promise<T>): Promise<T> {
-  try {
-    return await decompose()
-  } catch (cause) {
-    if (!(cause instanceof HeddleError)) throw cause
-    const { code, expected, got } = cause
-    throw new HeddleError(code, { place: `weight of ${path}`, expected, got, cause })
-  }
 }

@@ -105,7 +105,7 @@ function planAt(site: Site, config: SvfitConfig): SitePlan {
       [names.vh]: { shape: [r, inner], isStored },
     },
     prepare: async ({ weight }) => {
-      const { u, s, vh } = await leadingSvd(weight, shape, r, site.path)
+      const { u, s, vh } = await leadingSvd(weight, shape, r, site)
       return { values: { [names.s]: s, [names.u]: u, [names.vh]: vh } }
     },
     forward: (context) => changedLinear(context, shape, change(context), { dropout: config.dropout }),
@@ -122,7 +122,7 @@ async function ranksByEnergy({ energy }: SvfitConfig, { sites }: ResolveContext)
   const ranks: Record<string, number> = {}
   for (const site of sites) {
     const shape = matrixShape('svfit', site, ['linear', 'conv2d'])
-    using spectrum = await singularValues(site.weight, shape, site.path)
+    using spectrum = await singularValues(site.weight, shape, site)
     ranks[site.path.replaceAll('.', String.raw`\.`)] = rankOf(
       [...((await spectrum.data()) as Float32Array)],
       energy,
