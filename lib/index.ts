@@ -19,16 +19,6 @@ export { type FloraOptions, flora } from './adapters/flora.js'
 export { type Ia3Options, ia3 } from './adapters/ia3.js'
 export { type LolduOptions, loldu } from './adapters/loldu.js'
 
-<<<<<<< HEAD
-
-export { type Ia3Options, ia3 } from './adapters/ia3.js'
-
-=======
-
-export { type LolduOptions, loldu } from './adapters/loldu.js'
-
->>>>>>> c1e9402 (LoLDU: the leading pivots of a weight's LU decomposition are trained)
-
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export { type MissOptions, miss } from './adapters/miss.js'
