@@ -4,6 +4,7 @@ import { adaloraType } from './adalora.js'
 import { boftType } from './boft.js'
 import { compacterType } from './compacter.js'
 import { difforaType } from './diffora.js'
+import { dseeType } from './dsee.js'
 import { floraType } from './flora.js'
 import { ia3Type } from './ia3.js'
 import { lolduType } from './loldu.js'
@@ -25,6 +26,7 @@ export const parametrizations: readonly ParametrizationType[] = [
   boftType,
   compacterType,
   difforaType,
+  dseeType,
   floraType,
   lolduType,
   monarchAdapterType,

@@ -4,6 +4,7 @@ import { cases as adalora } from './adalora.js'
 import { cases as boft } from './boft.js'
 import { cases as compacter } from './compacter.js'
 import { cases as diffora } from './diffora.js'
+import { cases as dsee } from './dsee.js'
 import { cases as flora } from './flora.js'
 import { cases as ia3 } from './ia3.js'
 import { cases as loldu } from './loldu.js'
@@ -19,6 +20,7 @@ export const methodCases: readonly MethodCase[] = [
   ...boft,
   ...compacter,
   ...diffora,
+  ...dsee,
   ...flora,
   ...ia3,
   ...loldu,
