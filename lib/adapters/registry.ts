@@ -33,12 +33,14 @@ export const parametrizations: readonly ParametrizationType[] = [
   difforaType,
   dseeType,
   floraType,
+  lamdaType,
   lolduType,
+  loraXsType,
+  loraSbType,
   monarchAdapterType,
   s2ftType,
-  svfitType,
   saltType,
-  lamdaType,
+  svfitType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */

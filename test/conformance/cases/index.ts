@@ -20,7 +20,6 @@ import { cases as svfit } from './svfit.js'
 import { cases as vera } from './vera.js'
 
 export const methodCases: readonly MethodCase[] = [
-  ...lora,
   ...adalora,
   ...boft,
   ...compacter,
@@ -30,6 +29,7 @@ export const methodCases: readonly MethodCase[] = [
   ...ia3,
   ...lamda,
   ...loldu,
+  ...lora,
   ...loraXs,
   ...miss,
   ...monarchAdapter,
