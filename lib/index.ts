@@ -1,6 +1,5 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
 export type { AdaptedModel, ModelParts } from './adapted_model.js'
-
 export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
 export { type AdaLoraOptions, adalora } from './adapters/adalora.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
