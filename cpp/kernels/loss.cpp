@@ -12,6 +12,7 @@
 
 #include "kernels/gemm.h"
 #include "kernels/kernel_table.h"
+#include "kernels/loss_head.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/loss.cpp"
@@ -102,20 +103,6 @@ constexpr int64_t kSumRows = 256;
 
 size_t aligned(size_t bytes) { return checked_add(bytes, 63, "linear_cross_entropy") / 64 * 64; }
 
-struct Problem {
-  int64_t n = 0;
-  int64_t d = 0;
-  int64_t v = 0;
-  /// Width of a chunk of the vocabulary.
-  int64_t width = 0;
-  int64_t chunks = 0;
-  Precision precision = Precision::kF32;
-  OperandForm form;
-  size_t element = 0;
-
-  int64_t chunk_width(int64_t chunk) const { return std::min(width, v - chunk * width); }
-};
-
 void expect(const KernelRequest& request, const Operand& operand, DType dtype, const Shape& shape, const char* name) {
   request.check(operand.present, name, "an absent operand");
   if (operand.dtype != dtype)
@@ -125,12 +112,12 @@ void expect(const KernelRequest& request, const Operand& operand, DType dtype, c
 }
 
 /// Checks x, w and targets, which both kernels start with.
-Problem read_problem(const KernelRequest& request) {
+LossProblem read_problem(const KernelRequest& request) {
   const Operand& x = request.inputs[0];
   const Operand& w = request.inputs[1];
   request.check(x.present && x.shape.rank() == 2, "x [n, d]", x.shape.str());
   request.check(w.present && w.shape.rank() == 2, "w [v, d]", w.shape.str());
-  Problem problem;
+  LossProblem problem;
   problem.n = x.shape[0];
   problem.d = x.shape[1];
   problem.v = w.shape[0];
@@ -148,86 +135,8 @@ Problem read_problem(const KernelRequest& request) {
   return problem;
 }
 
-/// The head's matrix in its two forms: logits = x @ w^T by columns, dx = p @ w by rows of w.
-struct PackedHead {
-  std::shared_ptr<const PackedMatrix> logits;
-  std::shared_ptr<const PackedMatrix> gradient;
-
-  static PackedHead of_frozen(const Problem& problem, const std::shared_ptr<Storage>& w, bool with_gradient,
-                              Packing packing) {
-    PackedHead head;
-    head.logits = PackedMatrix::of_frozen(w, logits_source(problem, nullptr), problem.precision, problem.d,
-                                          PackedMatrix::column_block(problem.v), packing);
-    if (with_gradient)
-      head.gradient = PackedMatrix::of_frozen(w, gradient_source(problem, nullptr), problem.precision, problem.width,
-                                              problem.d, packing);
-    return head;
-  }
-
-  /// A trainable w is packed anew in every run: each row tile reads all of it.
-  static PackedHead of_values(const Problem& problem, const void* w, bool with_gradient) {
-    PackedHead head;
-    head.logits = std::make_shared<const PackedMatrix>(logits_source(problem, w), problem.precision, problem.d,
-                                                       PackedMatrix::column_block(problem.v));
-    if (with_gradient)
-      head.gradient = std::make_shared<const PackedMatrix>(gradient_source(problem, w), problem.precision,
-                                                           problem.width, problem.d);
-    return head;
-  }
-
- private:
-  static MatrixSource logits_source(const Problem& problem, const void* w) {
-    return {.data = w, .dtype = DType::kF32, .k = problem.d, .n = problem.v, .transposed = true};
-  }
-  static MatrixSource gradient_source(const Problem& problem, const void* w) {
-    return {.data = w, .dtype = DType::kF32, .k = problem.v, .n = problem.d, .transposed = false};
-  }
-};
-
-/// The head's blocks for a group of chunks at a time; a compact head is spread out a group at a time.
-class HeadGroups {
- public:
-  HeadGroups(const PackedHead& head, int64_t chunks)
-      : head_(head),
-        chunks_(chunks),
-        block_bytes_(
-            std::max(head.logits->spread_block_bytes(), head.gradient ? head.gradient->spread_block_bytes() : 0)),
-        size_(block_bytes_ == 0 ? chunks : std::min(chunks, kGroupChunks)),
-        spread_(block_bytes_ * 2 * size_),
-        blocks_(2 * size_) {}
-
-  int64_t size() const { return size_; }
-
-  /// Makes the blocks of chunks [first, first + size()) available.
-  void load(TilePool& pool, int64_t first) {
-    const int64_t count = std::min(size_, chunks_ - first);
-    pool.run(2 * count, [&](size_t index, size_t) {
-      const int64_t chunk = first + static_cast<int64_t>(index) / 2;
-      std::byte* const target = spread_.data() + index * block_bytes_;
-      if (index % 2 == 0)
-        blocks_[index] = head_.logits->spread_block(0, chunk, target);
-      else if (head_.gradient)
-        blocks_[index] = head_.gradient->spread_block(chunk, 0, target);
-    });
-  }
-
-  const dnnl::memory& logits(int64_t chunk) const { return blocks_[2 * (chunk % size_)]; }
-  const dnnl::memory& gradient(int64_t chunk) const { return blocks_[2 * (chunk % size_) + 1]; }
-
- private:
-  // Chunks between two meetings of all threads.
-  static constexpr int64_t kGroupChunks = 4;
-
-  const PackedHead& head_;
-  int64_t chunks_;
-  size_t block_bytes_;
-  int64_t size_;
-  AlignedBuffer spread_;
-  std::vector<dnnl::memory> blocks_;
-};
-
 /// Rows that count, in order. Throws kArgument on a target outside the vocabulary.
-std::vector<int64_t> counted_rows(const Problem& problem, const int32_t* targets, const char* place) {
+std::vector<int64_t> counted_rows(const LossProblem& problem, const int32_t* targets, const char* place) {
   std::vector<int64_t> rows;
   for (int64_t row = 0; row < problem.n; ++row) {
     if (targets[row] == kIgnored) continue;
@@ -240,7 +149,8 @@ std::vector<int64_t> counted_rows(const Problem& problem, const int32_t* targets
 }
 
 /// Copies the given rows of x in the product's form; rows that are missing up to `padded` become zero.
-void gather(const Problem& problem, const float* x, std::span<const int64_t> rows, int64_t padded, std::byte* target) {
+void gather(const LossProblem& problem, const float* x, std::span<const int64_t> rows, int64_t padded,
+            std::byte* target) {
   const size_t row_bytes = problem.d * problem.element;
   for (size_t i = 0; i < rows.size(); ++i)
     convert_rows(problem.form, x + rows[i] * problem.d, problem.d, 1, problem.d, target + i * row_bytes);
@@ -256,7 +166,7 @@ struct RowTerm {
 
 /// The first `count` rows of values [padded, width] in the product's form, at `converted` if that differs, and zeros
 /// below them. Returns where they lie.
-const std::byte* product_rows(const Problem& problem, int64_t width, size_t count, int64_t padded, float* values,
+const std::byte* product_rows(const LossProblem& problem, int64_t width, size_t count, int64_t padded, float* values,
                               std::byte* converted) {
   const bool converts = problem.form.converts();
   if (converts) convert_rows(problem.form, values, width, count, width, converted);
@@ -267,7 +177,7 @@ const std::byte* product_rows(const Problem& problem, int64_t width, size_t coun
 }
 
 /// Turns a chunk's logits [padded, width], with lse known, into the gradient with respect to them.
-void logit_gradient(const Problem& problem, int64_t chunk, std::span<const RowTerm> terms, float* values) {
+void logit_gradient(const LossProblem& problem, int64_t chunk, std::span<const RowTerm> terms, float* values) {
   const int64_t width = problem.chunk_width(chunk);
   for (size_t i = 0; i < terms.size(); ++i) {
     float* row = values + i * width;
@@ -281,7 +191,7 @@ void logit_gradient(const Problem& problem, int64_t chunk, std::span<const RowTe
 using ChunkProducts = std::array<std::shared_ptr<const Product>, 2>;
 
 /// logits [rows, width] = x @ w^T
-ChunkProducts logit_products(const Problem& problem, int64_t rows) {
+ChunkProducts logit_products(const LossProblem& problem, int64_t rows) {
   ChunkProducts products;
   for (const int last : {0, 1})
     products[last] = Product::get({.dtype = problem.form.to,
@@ -293,7 +203,7 @@ ChunkProducts logit_products(const Problem& problem, int64_t rows) {
 }
 
 /// dx [rows, d] (+)= p @ w
-ChunkProducts row_gradient_products(const Problem& problem, int64_t rows, bool accumulate) {
+ChunkProducts row_gradient_products(const LossProblem& problem, int64_t rows, bool accumulate) {
   ChunkProducts products;
   for (const int last : {0, 1})
     products[last] = Product::get({.dtype = problem.form.to,
@@ -306,7 +216,7 @@ ChunkProducts row_gradient_products(const Problem& problem, int64_t rows, bool a
 }
 
 /// dw [width, d] (+)= p^T @ x
-ChunkProducts weight_gradient_products(const Problem& problem, int64_t rows, bool accumulate) {
+ChunkProducts weight_gradient_products(const LossProblem& problem, int64_t rows, bool accumulate) {
   ChunkProducts products;
   for (const int last : {0, 1})
     products[last] = Product::get({.dtype = problem.form.to,
@@ -328,7 +238,7 @@ size_t workspace_of(std::initializer_list<const ChunkProducts*> all) {
 /// Everything that happens to one tile of rows: logits chunk by chunk, and dx from what becomes of them.
 class RowTiles {
  public:
-  RowTiles(const Problem& problem, bool with_gradient)
+  RowTiles(const LossProblem& problem, bool with_gradient)
       : problem_(problem),
         rows_(std::clamp<int64_t>(problem.n, 1, problem.n >= 8 * kLargeTileRows ? kLargeTileRows : kTileRows)) {
     logits_ = logit_products(problem, rows_);
@@ -374,7 +284,7 @@ class RowTiles {
  private:
   std::byte* workspace(std::byte* scratch) const { return scratch + x_bytes_ + p_bytes_ + dx_bytes_; }
 
-  Problem problem_;
+  LossProblem problem_;
   int64_t rows_;
   ChunkProducts logits_;
   ChunkProducts first_;
@@ -402,7 +312,7 @@ struct RunningSoftmax {
 
 /// Takes a chunk's logits in and leaves exp(logit - maximum) in their place, but 0 for targets: their share of dx is
 /// added in the end, unrounded. `dx` [rows, d], so far relative to the old maximum (null if not wanted), follows.
-void take_chunk(const Problem& problem, int64_t chunk, std::span<const int32_t> targets, float* values, float* dx,
+void take_chunk(const LossProblem& problem, int64_t chunk, std::span<const int32_t> targets, float* values, float* dx,
                 RunningSoftmax& state) {
   const int64_t width = problem.chunk_width(chunk);
   for (size_t i = 0; i < targets.size(); ++i) {
@@ -427,7 +337,7 @@ void finish_gradient(std::span<const float> sum, float norm, float p, std::span<
 /// al. 2022), so that no logits have to be kept.
 class ForwardRun {
  public:
-  ForwardRun(const Problem& problem, const RowTiles& tiles, const PackedHead& head, std::span<const int64_t> rows,
+  ForwardRun(const LossProblem& problem, const RowTiles& tiles, const PackedHead& head, std::span<const int64_t> rows,
              const RunArguments& args)
       : problem_(problem),
         tiles_(tiles),
@@ -490,7 +400,7 @@ class ForwardRun {
     }
   }
 
-  const Problem& problem_;
+  const LossProblem& problem_;
   const RowTiles& tiles_;
   const PackedHead& head_;
   std::span<const int64_t> rows_;
@@ -504,7 +414,7 @@ class ForwardRun {
 
 CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
   request.expect_counts(3, 3);
-  const Problem problem = read_problem(request);
+  const LossProblem problem = read_problem(request);
   expect(request, request.outputs[0], DType::kF32, Shape{problem.n}, "nll");
   if (request.outputs[1].present) expect(request, request.outputs[1], DType::kF32, Shape{problem.n}, "lse");
   const bool wants_dx = request.outputs[2].present;
@@ -534,7 +444,7 @@ CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
 /// dw by chunks of the vocabulary: with lse given, a chunk needs nothing from the others.
 class VocabularyTiles {
  public:
-  explicit VocabularyTiles(const Problem& problem)
+  explicit VocabularyTiles(const LossProblem& problem)
       : problem_(problem), rows_(std::clamp<int64_t>(problem.n, 1, kSumRows)) {
     logits_ = logit_products(problem, rows_);
     first_ = weight_gradient_products(problem, rows_, false);
@@ -577,7 +487,7 @@ class VocabularyTiles {
  private:
   size_t count(size_t rows) const { return (rows + rows_ - 1) / rows_; }
 
-  Problem problem_;
+  LossProblem problem_;
   int64_t rows_;
   ChunkProducts logits_;
   ChunkProducts first_;
@@ -587,7 +497,7 @@ class VocabularyTiles {
   size_t workspace_bytes_ = 0;
 };
 
-void run_dx(const Problem& problem, const RowTiles& tiles, const PackedHead& head, const std::vector<int64_t>& rows,
+void run_dx(const LossProblem& problem, const RowTiles& tiles, const PackedHead& head, const std::vector<int64_t>& rows,
             const std::vector<RowTerm>& terms, const RunArguments& args, float* dx) {
   std::memset(dx, 0, problem.n * problem.d * sizeof(float));
   args.pool.run(tiles.count(rows.size()), [&](size_t tile, size_t thread) {
@@ -605,7 +515,7 @@ void run_dx(const Problem& problem, const RowTiles& tiles, const PackedHead& hea
   });
 }
 
-void run_dw(const Problem& problem, const VocabularyTiles& tiles, const PackedHead& head,
+void run_dw(const LossProblem& problem, const VocabularyTiles& tiles, const PackedHead& head,
             const std::vector<int64_t>& rows, const std::vector<RowTerm>& terms, const RunArguments& args, float* dw) {
   if (rows.empty()) {
     std::memset(dw, 0, problem.v * problem.d * sizeof(float));
@@ -619,7 +529,7 @@ void run_dw(const Problem& problem, const VocabularyTiles& tiles, const PackedHe
 
 CompiledKernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
   request.expect_counts(5, 2);
-  const Problem problem = read_problem(request);
+  const LossProblem problem = read_problem(request);
   expect(request, request.inputs[3], DType::kF32, Shape{problem.n}, "lse");
   expect(request, request.inputs[4], DType::kF32, Shape{problem.n}, "g");
   const bool wants_dx = request.outputs[0].present;
