@@ -7,13 +7,16 @@ import { difforaType } from './diffora.js'
 import { dseeType } from './dsee.js'
 import { floraType } from './flora.js'
 import { ia3Type } from './ia3.js'
+import { lamdaType } from './lamda.js'
 import { lolduType } from './loldu.js'
 import { loraType } from './lora.js'
+import { loraSbType, loraXsType } from './lora_xs.js'
 import { missType } from './miss.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import { oftType } from './oft.js'
 import type { ParametrizationType } from './parametrization.js'
 import { s2ftType } from './s2ft.js'
+import { saltType } from './salt.js'
 import { svfitType } from './svfit.js'
 import { veraType } from './vera.js'
 
@@ -34,6 +37,10 @@ export const parametrizations: readonly ParametrizationType[] = [
   monarchAdapterType,
   s2ftType,
   svfitType,
+  saltType,
+  lamdaType,
+  loraXsType,
+  loraSbType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */

@@ -7,12 +7,15 @@ import { cases as diffora } from './diffora.js'
 import { cases as dsee } from './dsee.js'
 import { cases as flora } from './flora.js'
 import { cases as ia3 } from './ia3.js'
+import { cases as lamda } from './lamda.js'
 import { cases as loldu } from './loldu.js'
 import { cases as lora } from './lora.js'
+import { cases as loraXs } from './lora_xs.js'
 import { cases as miss } from './miss.js'
 import { cases as monarchAdapter } from './monarch_adapter.js'
 import { cases as oft } from './oft.js'
 import { cases as s2ft } from './s2ft.js'
+import { cases as salt } from './salt.js'
 import { cases as svfit } from './svfit.js'
 import { cases as vera } from './vera.js'
 
@@ -32,4 +35,7 @@ export const methodCases: readonly MethodCase[] = [
   ...s2ft,
   ...svfit,
   ...vera,
+  ...lamda,
+  ...loraXs,
+  ...salt,
 ]
