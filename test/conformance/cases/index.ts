@@ -38,4 +38,7 @@ export const methodCases: readonly MethodCase[] = [
   ...salt,
   ...svfit,
   ...vera,
+  ...lamda,
+  ...loraXs,
+  ...salt,
 ]
