@@ -23,6 +23,8 @@ import { type Forward, linear, type Site } from '../lib/nn/site.js'
 import { causalLm } from '../lib/objectives/causal_lm.js'
 import { type Calibration, calibrationOf } from '../lib/observers/calibration.js'
 import { adamw } from '../lib/optim/adamw.js'
+import { lowRankMatrix } from '../lib/structured/low_rank_matrix.js'
+import { replaceLinear } from '../lib/structured/replace_linear.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { train } from '../lib/train/train.js'
 import { golden, relativeError } from './golden.js'
@@ -257,6 +259,16 @@ for (const selection of ['activation', 'product', 'gradient'] as const)
   test(`by ${selection}: the channel that gives most`, async (t) => {
     t.deepEqual(await chosen({ d_ratio: one, selection }, up), { 'model.layers.0.mlp.down_proj': [5] })
   })
+
+test('a weight in a structure has no norms to choose by', async (t) => {
+  const model = await tinyModel()
+  const low = await lowRankMatrix.random([64, 96], { rank: 2 })
+  await replaceLinear(model, [down.path], () => low)
+  await t.throwsAsync(model.attach(s2ft({ d_ratio: 0.1, selection: 'weight' })), {
+    message: /a dense weight for weight, got low_rank/,
+  })
+  await model.dispose()
+})
 
 test('rows of up are scored by what the channel gives to down', async (t) => {
   t.deepEqual(await chosen({ u_ratio: one, selection: 'activation' }, up), { [up.path]: [5] })

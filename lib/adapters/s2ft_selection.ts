@@ -74,6 +74,7 @@ export async function selectChannels(
     const ratio = config[`${projection}_ratio`]
     if (ratio === 0) continue
     const parts = partsOf(projection, context)
+    if (readsWeights.has(config.selection)) expectDense(config.selection, parts)
     const total = parts.reduce((count, { units }) => count + units, 0)
     const count = Math.floor(ratio * total)
     if (count === 0)
@@ -89,6 +90,14 @@ export async function selectChannels(
     for (const [path, channels] of channelsOf(parts, units)) selected.set(path, channels)
   }
   return selected
+}
+
+const readsWeights: ReadonlySet<S2ftSelection> = new Set(['weight', 'product', 'gradient'])
+
+function expectDense(selection: S2ftSelection, parts: readonly Part[]): void {
+  const structured = parts.find(({ site }) => site.structure)?.site
+  if (structured)
+    throw misuse(`s2ft.selection: ${structured.path}`, `a dense weight for ${selection}`, structured.structure!.kind)
 }
 
 /** Units counted over all parts, as channels of each. */
