@@ -3,6 +3,7 @@
  * bench/peers/structured/*.py. `npm run bench -- structured [part of a case's name] [pairs] [threads]`.
  */
 import { arch, cpus, platform } from 'node:os'
+import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { peerPython } from './peers/python.js'
 import { type Stepper, startStepper } from './peers/stepper.js'
@@ -49,11 +50,15 @@ interface Limits {
 const limitOf = ({ flops, bytes }: StructuredCase, { flopsPerSecond, bytesPerSecond }: Limits): number =>
   Math.max(flops / flopsPerSecond, bytes / bytesPerSecond)
 
+/** After its work an OpenMP team spins for 0.2 s, on cores that the other side needs. */
+const restMilliseconds = 250
+
 /** Medians of the seconds that a case takes on each side, after one run of each that does not count. */
 async function alternate(name: string, sides: readonly Stepper[], pairs: number): Promise<number[]> {
   const seconds = sides.map((): number[] => [])
   for (let i = -1; i < pairs; i += 1)
     for (const [side, stepper] of sides.entries()) {
+      await setTimeout(restMilliseconds)
       const answer = await stepper.ask(`step ${name}`)
       if (i >= 0) seconds[side]!.push(answer.seconds!)
     }
