@@ -17,6 +17,10 @@ inline size_t padded(size_t rows) { return (rows + kRowBlock - 1) / kRowBlock * 
 /// The largest matrices that go side by side.
 inline constexpr size_t kMostInLanes = 128;
 
+/// Larger matrices go half as many at a time, in vectors of at most so many bytes, so that they stay in the cache.
+inline constexpr size_t kNarrowBytes = 32;
+inline bool narrow_lanes(const Matrices& a) { return std::max(a.rows, a.columns) > kMostInLanes / 2; }
+
 /// Whether a batch is worth its lanes: LAPACK does matrices alone faster, unless they are tiny.
 inline bool lanes_take(const Matrices& a) {
   constexpr size_t kTiny = 16, kFewest = 6;
