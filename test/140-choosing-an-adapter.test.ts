@@ -1,6 +1,6 @@
 // What helps to choose a method: counts before anything is attached, and `heddle adapters`.
 import { execFile } from 'node:child_process'
-import { access } from 'node:fs/promises'
+import { access, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -56,7 +56,14 @@ test('a method that is not known is answered with the nearest', async (t) => {
   await t.throwsAsync(heddle('adapters', 'lorra'), { message: /Did you mean "lora"/ })
 })
 
-test('every method has its page in docs/adapters', async (t) => {
-  for (const { name } of parametrizations)
+const changes = { none: 'nothing', rounding: 'rounding only', small: 'a little', any: 'the output' } as const
+
+test('docs/adapters.md lists every method as the registry has it, and each has its page', async (t) => {
+  const overview = await readFile(join(root, 'docs', 'adapters.md'), 'utf8')
+  for (const { name, title, source, purpose, isPeft, initialChange } of parametrizations) {
+    const folder = isPeft ? "PEFT's" : "Heddle's"
+    const row = `| [${title}](adapters/${name}.md) | \`${name}\` | ${purpose} | ${changes[initialChange]} | ${folder} | ${source} |`
+    t.true(overview.includes(row), row)
     await t.notThrowsAsync(access(join(root, 'docs', 'adapters', `${name}.md`)), name)
+  }
 })
