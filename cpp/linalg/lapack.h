@@ -61,6 +61,12 @@ inline lapack_int geqrf(int m, int n, float* a, float* tau) {
 inline lapack_int geqrf(int m, int n, double* a, double* tau) {
   return LAPACKE_dgeqrf(LAPACK_COL_MAJOR, m, n, a, m, tau);
 }
+inline lapack_int geqrt(int m, int n, float* a, float* t) {
+  return LAPACKE_sgeqrt3(LAPACK_COL_MAJOR, m, n, a, m, t, n);
+}
+inline lapack_int geqrt(int m, int n, double* a, double* t) {
+  return LAPACKE_dgeqrt3(LAPACK_COL_MAJOR, m, n, a, m, t, n);
+}
 inline lapack_int geqp3(int m, int n, float* a, lapack_int* places, float* tau) {
   return LAPACKE_sgeqp3(LAPACK_COL_MAJOR, m, n, a, m, places, tau);
 }

@@ -7,42 +7,61 @@ namespace {
 
 size_t block_rows(size_t n) { return std::max<size_t>(512, 4 * n); }
 
-/// r [n, n] and, if asked, q as n columns in place of a block's copy [rows, n].
+/// A block of rows as r and 1 - v t v^T.
 template <class T>
-void reflect_block(const T* a, size_t rows, size_t n, T* columns, T* r, bool with_q) {
-  transpose_matrix(a, rows, n, columns);
-  std::vector<T> tau(n);
-  const int height = static_cast<int>(rows), width = static_cast<int>(n);
-  lapack::check_call("qr", lapack::geqrf(height, width, columns, tau.data()));
-  for (size_t i = 0; i < n; ++i)
-    for (size_t j = 0; j < n; ++j) r[i * n + j] = j < i ? T{0} : columns[j * rows + i];
-  if (with_q) lapack::check_call("qr", lapack::orgqr(height, width, width, columns, tau.data()));
+struct ReflectedBlock {
+  size_t rows = 0, n = 0;
+  /// [rows, n], column-major, with ones on its diagonal and zeros above.
+  std::vector<T> v;
+  /// [n, n], column-major.
+  std::vector<T> t;
+};
+
+template <class T>
+ReflectedBlock<T> reflect_block(const T* a, size_t rows, size_t n, T* r) {
+  ReflectedBlock<T> block{rows, n, std::vector<T>(rows * n), std::vector<T>(n * n)};
+  transpose_matrix(a, rows, n, block.v.data());
+  lapack::check_call("qr", lapack::geqrt(static_cast<int>(rows), static_cast<int>(n), block.v.data(), block.t.data()));
+  for (size_t j = 0; j < n; ++j) {
+    T* const column = &block.v[j * rows];
+    for (size_t i = 0; i < n; ++i) r[i * n + j] = i <= j ? column[i] : T{0};
+    std::fill_n(column, j, T{0});
+    column[j] = 1;
+    std::fill_n(&block.t[j * n] + j + 1, n - j - 1, T{0});
+  }
+  return block;
+}
+
+/// q [rows, n] = the first n columns of 1 - v t v^T, times turn [n, n]; all row-major.
+template <class T>
+void multiply_block(const ReflectedBlock<T>& block, const T* turn, T* q) {
+  const int rows = static_cast<int>(block.rows), n = static_cast<int>(block.n);
+  std::vector<T> top(block.n * block.n), turned(block.n * block.n);
+  lapack::gemm('N', 'T', n, n, n, block.t.data(), n, block.v.data(), rows, top.data(), n);
+  lapack::gemm('N', 'T', n, n, n, top.data(), n, turn, n, turned.data(), n);
+  lapack::gemm('T', 'T', n, rows, n, turned.data(), n, block.v.data(), rows, q, n, T{-1});
+  for (size_t i = 0; i < block.n * block.n; ++i) q[i] += turn[i];
 }
 
 template <class T>
 void factor_tree(TilePool& pool, const T* a, size_t m, size_t n, T* q, T* r) {
-  const size_t blocks = std::max<size_t>(1, m / block_rows(n));
-  std::vector<T> columns(m * n);
-  if (blocks == 1) {
-    reflect_block(a, m, n, columns.data(), r, q != nullptr);
-    if (q != nullptr) transpose_matrix(columns.data(), n, m, q);
-    return;
-  }
-  const auto start = [&](size_t block) { return block * m / blocks; };
-  std::vector<T> triangles(blocks * n * n), turns(q == nullptr ? 0 : blocks * n * n);
-  pool.run(blocks, [&](size_t block, size_t) {
+  const size_t count = std::max<size_t>(1, m / block_rows(n));
+  const auto start = [&](size_t block) { return block * m / count; };
+  std::vector<ReflectedBlock<T>> blocks(count);
+  std::vector<T> triangles(count * n * n), turns(q == nullptr ? 0 : count * n * n);
+  pool.run(count, [&](size_t block, size_t) {
     const size_t first = start(block);
-    reflect_block(a + first * n, start(block + 1) - first, n, &columns[first * n], &triangles[block * n * n],
-                  q != nullptr);
+    blocks[block] = reflect_block(a + first * n, start(block + 1) - first, n, &triangles[block * n * n]);
   });
-  factor_tree(pool, triangles.data(), blocks * n, n, q == nullptr ? nullptr : turns.data(), r);
+  if (count == 1) {
+    std::copy(triangles.begin(), triangles.end(), r);
+    for (size_t i = 0; i < n && q != nullptr; ++i) turns[i * n + i] = 1;
+  } else {
+    factor_tree(pool, triangles.data(), count * n, n, q == nullptr ? nullptr : turns.data(), r);
+  }
   if (q == nullptr) return;
-  pool.run(blocks, [&](size_t block, size_t) {
-    const size_t first = start(block), rows = start(block + 1) - first;
-    // q^T = turn^T block^T, all of them as LAPACK sees them.
-    lapack::gemm('N', 'T', static_cast<int>(n), static_cast<int>(rows), static_cast<int>(n), &turns[block * n * n],
-                 static_cast<int>(n), &columns[first * n], static_cast<int>(rows), q + first * n, static_cast<int>(n));
-  });
+  pool.run(count,
+           [&](size_t block, size_t) { multiply_block(blocks[block], &turns[block * n * n], q + start(block) * n); });
 }
 
 /// The signs of r's diagonal that reflections of the whole matrix would have given, from the first n rows of q: they

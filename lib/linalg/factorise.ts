@@ -29,8 +29,7 @@ export interface FactorOptions {
 }
 
 /**
- * Singular value decomposition. Batches of small matrices are rotated side by side in vector lanes (one-sided Jacobi),
- * others go to LAPACK's gesdd.
+ * Singular value decomposition. Batches of small matrices are computed side by side in vector lanes, others by LAPACK.
  *
  * In a program its gradient is finite for all matrices. Where singular values are equal the part that would turn their
  * vectors into each other is zero, for these have no derivative (that of u · vh and of the singular values is exact
