@@ -15,12 +15,13 @@ export { type DseePruned, type DseePruneMode, type DseePruneOptions, dseePrune }
 export { type DseePruneStructuredOptions, dseePruneStructured } from './adapters/dsee_structured.js'
 export type { SparseMethod } from './adapters/dsee_support.js'
 export { type FloraOptions, flora } from './adapters/flora.js'
-export { type Ia3Options, type Ia3Options, type Ia3Options, ia3, ia3, ia3 } from './adapters/ia3.js'
-export { type LamdaOptions, type LamdaOptions, lamda, lamda } from './adapters/lamda.js'
-export { type LolduOptions, type LolduOptions, type LolduOptions, loldu, loldu, loldu } from './adapters/loldu.js'
-export { lora, lora, lora } from './adapters/lora.js'
-export type { LoraInit, LoraInit, LoraInit, LoraOptions, LoraOptions, LoraOptions } from './adapters/lora_config.js'
+export { type Ia3Options, ia3 } from './adapters/ia3.js'
+export { type LamdaOptions, lamda } from './adapters/lamda.js'
+export { type LolduOptions, loldu } from './adapters/loldu.js'
+export { lora } from './adapters/lora.js'
+export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
 export { type LoraSbOptions, type LoraXsOptions, loraSb, loraXs } from './adapters/lora_xs.js'
+export { type LqLoraOptions, lqLora } from './adapters/lq_lora.js'
 export { type MissOptions, miss } from './adapters/miss.js'
 export { type MonarchAdapterOptions, monarchAdapter } from './adapters/monarch_adapter.js'
 export { type OftOptions, oft } from './adapters/oft.js'
@@ -298,10 +299,7 @@ export {
   loadSequenceClassifier,
   SequenceClassifier,
 } from './sequence_classifier.js'
-export {
-  type BlockDiagonalMatrixOptions,
-  blockDiagonalMatrix,
-} from './structured/block_diagonal_matrix.js'
+export { type BlockDiagonalMatrixOptions, blockDiagonalMatrix } from './structured/block_diagonal_matrix.js'
 export {
   type Completion,
   type CompletionOptions,
