@@ -76,9 +76,10 @@ export class Adapter {
    */
   static async load(model: Network, folder: string, options: AttachOptions = {}): Promise<Adapter> {
     const { method, taskType } = await readMethod(folder)
-    const adapter = await Adapter.#attach(model, method, { taskType, ...options })
+    const adapter = await Adapter.#attach(model, method, { taskType, ...options }, true)
     try {
       await readParameters(adapter, folder)
+      await adapter.#restoreWeights()
       await adapter.#maskWeights()
       return adapter
     } catch (error) {
@@ -87,7 +88,12 @@ export class Adapter {
     }
   }
 
-  static async #attach(model: Network, method: Parametrization, options: AttachOptions): Promise<Adapter> {
+  static async #attach(
+    model: Network,
+    method: Parametrization,
+    options: AttachOptions,
+    isLoading = false,
+  ): Promise<Adapter> {
     const sites = networkSites(model)
     const chosen = selectSites(sites, method.targetModules, method.targetFilter)
     const targets = new Set(chosen)
@@ -101,7 +107,7 @@ export class Adapter {
         const parts = method.trainedParts?.(site, targets.has(site)) ?? []
         if (!targets.has(site) && parts.length === 0 && !masked.has(site.path)) continue
         const plan = targets.has(site) ? method.plan(site) : undefined
-        const attachment = await attachTo(site, { plan, parts, seed, stream, shared })
+        const attachment = await attachTo(site, { plan, parts, seed, stream, shared, isLoading })
         attachments.set(site.path, masked.has(site.path) ? withMask(attachment) : attachment)
         if (plan) stream += Object.keys(plan.parameters).length + 1
         await pause()
@@ -133,6 +139,15 @@ export class Adapter {
     for (const mask of masks.values()) mask.dispose()
     await result.#maskWeights()
     return result
+  }
+
+  /** Puts the weights in the place of the modules' own that the file's buffers hold. */
+  async #restoreWeights(): Promise<void> {
+    for (const [path, attachment] of this.#attachments) {
+      const weight = await attachment.plan?.restoredWeight?.(attachment.buffers)
+      if (weight) this.#attachments.set(path, { ...attachment, weight })
+      await pause()
+    }
   }
 
   /** Puts the weights in the place of the modules' own that the masks leave. */

@@ -61,6 +61,8 @@ export interface AttachmentSource {
   readonly seed: number
   readonly stream: number
   readonly shared: SharedTensors
+  /** A file will bring the tensors. */
+  readonly isLoading?: boolean
 }
 
 /** A site's tensors, prepared where the plan says so and otherwise zero: see {@link initialise}. */
@@ -84,10 +86,11 @@ async function copiesOf(site: Site, parts: readonly SitePart[]): Promise<Partial
 async function prepared(
   plan: SitePlan,
   site: Site,
-  { seed, stream, shared }: AttachmentSource,
+  { seed, stream, shared, isLoading }: AttachmentSource,
 ): Promise<Pick<Attachment, 'parameters' | 'buffers' | 'prepared' | 'weight' | 'initial'>> {
   const common = Object.fromEntries(Object.entries(shared).map(([name, { tensor }]) => [name, tensor]))
-  const { values = {}, weight } = (await plan.prepare?.({ weight: site.weight, seed, stream, shared: common })) ?? {}
+  const prepare = isLoading && plan.restoredWeight ? undefined : plan.prepare
+  const { values = {}, weight } = (await prepare?.({ weight: site.weight, seed, stream, shared: common })) ?? {}
   const parameters = Object.fromEntries(
     Object.entries(plan.parameters).map(([name, { shape }]) => [name, values[name] ?? zeros(shape)]),
   )

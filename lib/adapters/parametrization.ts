@@ -72,6 +72,11 @@ export interface SitePlan {
   readonly buffers?: Readonly<Record<string, BufferDeclaration>>
   /** What takes more than one traced program at attach: factorisations, procedures that read data. */
   readonly prepare?: (context: PrepareContext) => Promise<Prepared>
+  /**
+   * For a method whose file holds the weight that it works on: that weight, as the site's is stored, from the buffers of
+   * a loaded file. The method is then not prepared when it is loaded.
+   */
+  readonly restoredWeight?: (buffers: Readonly<Record<string, Tensor>>) => Promise<Tensor>
   /** Output of the site with the adapter: a delta on `base()`, what a new weight gives, or a function of the output. */
   readonly forward: (context: SiteContext) => Sym
   /** The weight and bias that make the plain site compute the same; absent where the method cannot be merged. */

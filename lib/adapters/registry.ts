@@ -11,6 +11,7 @@ import { lamdaType } from './lamda.js'
 import { lolduType } from './loldu.js'
 import { loraType } from './lora.js'
 import { loraSbType, loraXsType } from './lora_xs.js'
+import { lqLoraType } from './lq_lora.js'
 import { missType } from './miss.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import { oftType } from './oft.js'
@@ -41,6 +42,7 @@ export const parametrizations: readonly ParametrizationType[] = [
   s2ftType,
   saltType,
   svfitType,
+  lqLoraType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */

@@ -11,6 +11,7 @@ import { cases as lamda } from './lamda.js'
 import { cases as loldu } from './loldu.js'
 import { cases as lora } from './lora.js'
 import { cases as loraXs } from './lora_xs.js'
+import { cases as lqLora } from './lq_lora.js'
 import { cases as miss } from './miss.js'
 import { cases as monarchAdapter } from './monarch_adapter.js'
 import { cases as oft } from './oft.js'
@@ -38,4 +39,5 @@ export const methodCases: readonly MethodCase[] = [
   ...salt,
   ...svfit,
   ...vera,
+  ...lqLora,
 ]
