@@ -4,10 +4,17 @@ import { join } from 'node:path'
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { asLora } from '../lib/adapters/as_lora.js'
+import { lora } from '../lib/adapters/lora.js'
 import { type MissOptions, miss } from '../lib/adapters/miss.js'
+import type { Parametrization } from '../lib/adapters/parametrization.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
+import { computed } from '../lib/graph/computed.js'
+import { add } from '../lib/graph/ops/elementwise.js'
+import { matmul } from '../lib/graph/ops/matmul.js'
+import { assign, read } from '../lib/graph/sym.js'
 import { matrixRank } from '../lib/linalg/solve.js'
 import { addon } from '../lib/native.js'
+import { linear, type Site } from '../lib/nn/site.js'
 import { tensor } from '../lib/tensor/tensor.js'
 import { train } from '../lib/train/train.js'
 import { randomNumbers } from './random_numbers.js'
@@ -16,6 +23,7 @@ import {
   matrix,
   mergedWeight,
   near,
+  networkOf,
   numbers,
   type OneSite,
   oneSite,
@@ -23,6 +31,7 @@ import {
   setTensors,
 } from './support/one_site.js'
 import { testGoldens } from './support/peft_method_goldens.js'
+import { fitted, normal } from './support/regression.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { textFile, tinyModel } from './tiny_model.js'
 
@@ -183,6 +192,54 @@ test("folders of the time when PEFT called it Bone are read, and written under t
   const archive = await openSafetensors(join(again, 'adapter_model.safetensors'))
   t.deepEqual([...archive.tensors.keys()], ['base_model.model.model.proj.miss_block'])
   archive.close()
+})
+
+/** 512 rows through a module of 64 × 64, and what it should give: with one matrix per block multiplied in, or any change. */
+async function regressionOf(change: 'block-affine' | 'any') {
+  const weight = await normal([64, 64], 1, 1 / 8)
+  const site: Site = { path: 'model.proj', kind: 'linear', weight }
+  const network = networkOf([site])
+  const x = await normal([512, 64], 2)
+  const made = await Adapter.attach(network, miss({ r: 16, init_weights: 'bat' }))
+  const block = [...made.parameters().values()][0]!
+  const [blocks, free] = [await normal(block.shape, 3, 0.2), await normal([64, 64], 4, 1 / 16)]
+  await computed(() => {
+    assign(block, read(blocks))
+    return []
+  })
+  const hook = change === 'any' ? undefined : made.hook
+  const y = await computed(() => {
+    const base = linear(site, read(x), { precision: 'f32', training: false, hook })
+    return change === 'any' ? add(base, matmul(read(x), read(free), { transposeB: true })) : base
+  })
+  return async (method: Parametrization, lr: number, steps: number): Promise<number[]> => {
+    const adapter = await Adapter.attach(network, method)
+    return fitted({ adapter, model: (rows, forward) => linear(site, rows, forward), x, y, lr, steps })
+  }
+}
+
+test('bat learns a change of its own kind, which MiSS and LoRA of the same size do not', async (t) => {
+  const run = await regressionOf('block-affine')
+  const end = async (method: Parametrization): Promise<number> => {
+    const errors = await run(method, 1e-2, 600)
+    return errors.at(-1)! / errors[0]!
+  }
+  const [bat, plain, low] = [
+    await end(miss({ r: 16, init_weights: 'bat' })),
+    await end(miss({ r: 16 })),
+    await end(lora({ r: 8, lora_alpha: 8 })),
+  ]
+  t.true(bat < 1e-3, `${bat}`)
+  t.true(plain > 0.05 && low > 0.05, `${plain} ${low}`)
+})
+
+test('MiSS starts faster than LoRA of the same size, and ends higher', async (t) => {
+  const run = await regressionOf('any')
+  const [early, late] = [20, 800]
+  const plain = await run(miss({ r: 16 }), 1e-3, late)
+  const low = await run(lora({ r: 8, lora_alpha: 8 }), 1e-3, late)
+  t.true(plain[early]! < low[early]! * 0.97, `${plain[early]} ${low[early]}`)
+  t.true(plain[late]! > low[late]!, `${plain[late]} ${low[late]}`)
 })
 
 testGoldens(test, 'miss', 'block-methods')

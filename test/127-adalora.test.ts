@@ -5,11 +5,12 @@ import test from 'ava'
 import { type AdaLoraOptions, adalora } from '../lib/adapters/adalora.js'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { asLora } from '../lib/adapters/as_lora.js'
+import { lora } from '../lib/adapters/lora.js'
 import { computed } from '../lib/graph/computed.js'
 import { gradients } from '../lib/graph/grad.js'
-import { add, constant } from '../lib/graph/ops/elementwise.js'
-import { assign, read } from '../lib/graph/sym.js'
-import { convolution } from '../lib/nn/site.js'
+import { add, constant, tanh } from '../lib/graph/ops/elementwise.js'
+import { assign, read, type Sym } from '../lib/graph/sym.js'
+import { convolution, type Forward, linear, type Site } from '../lib/nn/site.js'
 import { causalLm } from '../lib/objectives/causal_lm.js'
 import { adamw } from '../lib/optim/adamw.js'
 import type { TransformState } from '../lib/optim/gradient_transform.js'
@@ -21,6 +22,7 @@ import { golden, goldenJson, goldenLlama, goldenTensors, relativeError } from '.
 import { randomNumbers } from './random_numbers.js'
 import { batchOf, logits } from './support/adapter_goldens.js'
 import { disturb, near, networkOf, numbers, oneSite, outputOf, setTensors } from './support/one_site.js'
+import { fitted, normal } from './support/regression.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { textFile, tinyModel } from './tiny_model.js'
 
@@ -302,4 +304,39 @@ test('LoRA variants that PEFT refuses here too are refused', async (t) => {
   const { adaloraType } = await import('../lib/adapters/adalora.js')
   t.throws(() => adaloraType.restore({ use_dora: true }), { message: /use_dora/ })
   t.notThrows(() => adaloraType.restore({ use_dora: false, r: 8, megatron_core: 'megatron.core', loftq_config: {} }))
+})
+
+test('of three modules the one that has to change gets most of the ranks', async (t) => {
+  const site = async (name: string, seed: number): Promise<Site> => ({
+    path: `model.${name}`,
+    kind: 'linear',
+    weight: await normal([32, 32], seed, 32 ** -0.5),
+  })
+  const sites = [await site('first', 1), await site('middle', 2), await site('last', 3)]
+  const model = (x: Sym, forward: Forward): Sym => {
+    const [first, middle, last] = sites as [Site, Site, Site]
+    return linear(last, tanh(linear(middle, tanh(linear(first, x, forward)), forward)), forward)
+  }
+  const network = networkOf(sites)
+  const x = await normal([256, 32], 4)
+  const change = await Adapter.attach(network, lora({ r: 6, lora_alpha: 6, target_modules: ['middle'] }))
+  const [a, b] = [await normal([6, 32], 5, 0.2), await normal([32, 6], 6, 0.2)]
+  const at = { network, site: sites[1]! }
+  await setTensors(at, change, { 'lora_A.weight': await numbers(a), 'lora_B.weight': await numbers(b) })
+  const y = await computed(() => model(read(x), { precision: 'f32', training: false, hook: change.hook }))
+  const method = adalora({
+    target_modules: ['first', 'middle', 'last'],
+    init_r: 6,
+    target_r: 2,
+    tinit: 100,
+    tfinal: 200,
+    deltaT: 10,
+    orth_reg_weight: 0.01,
+  })
+  const adapter = await Adapter.attach(network, method, { seed: 1 })
+  const errors = await fitted({ adapter, model, x, y, lr: 5e-3, steps: 600 })
+  const ranks = Object.values(await maskOf(adapter)).map((mask) => mask.filter((isThere) => isThere).length)
+  t.is(ranks[0]! + ranks[1]! + ranks[2]!, 6)
+  t.true(ranks[1]! >= 4, `${ranks}`)
+  t.true(errors.at(-1)! < 0.2 * errors[0]!, `${errors[0]} ${errors.at(-1)}`)
 })

@@ -362,3 +362,11 @@ for (const [name, { decompose, vjp: rule }] of operators) {
     }
   })
 }
+
+test('a sum of thousands of scalars is more than one instruction takes, and is split', async (t) => {
+  const scalars = Array.from({ length: 2000 }, (_, i) => tensor([i], []))
+  const step = program(() => scalars.map((each) => square(read(each))).reduce((total, each) => add(total, each)))
+  using result = await step()
+  t.true(Math.abs(result.item() / ((1999 * 2000 * 3999) / 6) - 1) < 1e-5)
+  step.dispose()
+})

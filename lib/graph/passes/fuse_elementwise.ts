@@ -128,9 +128,16 @@ async function joinNarrowingCasts(
   }
 }
 
+/** The kernel takes 1024 operations and as many operands; an operation has up to three. */
+const mostMembers = 340
+
 /** Whether two groups can be one instruction. */
 const fits = (a: Group, b: Group): boolean =>
-  a !== b && a.backward === b.backward && a.computedIn === b.computedIn && sameShape(a.shape, b.shape)
+  a !== b &&
+  a.backward === b.backward &&
+  a.computedIn === b.computedIn &&
+  a.members.size + b.members.size <= mostMembers &&
+  sameShape(a.shape, b.shape)
 
 /** What the kernel computes a step in: f64 as soon as one operand is f64. */
 function elementType({ values }: Graph, { inputs, outputs }: Step): 'f32' | 'f64' {
