@@ -45,7 +45,7 @@ export async function run([task = 'mails', seeds = '3', only]: readonly string[]
 
 interface Files extends Pick<AdapterRun, 'model' | 'training' | 'validation' | 'test' | 'steps'> {}
 
-/** 640 mails to learn from, 256 by which the rate is chosen, 512 to judge. */
+/** 640 mails to learn from, 128 by which the rate is chosen, 512 to judge. */
 async function mailFiles(): Promise<Files> {
   const all = shuffled(await mails())
   const folder = await mkdtemp(join(tmpdir(), 'heddle-bench-adapters-'))
@@ -63,8 +63,8 @@ async function mailFiles(): Promise<Files> {
   return {
     model: await fetchModel('minilm'),
     training: await write('training', 0, 640),
-    validation: await write('validation', 640, 896),
-    test: await write('test', 896, 1408),
+    validation: await write('validation', 640, 768),
+    test: await write('test', 768, 1280),
     steps: 40,
   }
 }

@@ -50,8 +50,8 @@ interface Limits {
 const limitOf = ({ flops, bytes }: StructuredCase, { flopsPerSecond, bytesPerSecond }: Limits): number =>
   Math.max(flops / flopsPerSecond, bytes / bytesPerSecond)
 
-/** OpenMP's threads spin for some milliseconds after a run, on the cores that the other side needs. */
-const restMilliseconds = 20
+/** After its work an OpenMP team spins for 0.2 s, on cores that the other side needs. */
+const restMilliseconds = 250
 
 /** Medians of the seconds that a case takes on each side, after one run of each that does not count. */
 async function alternate(name: string, sides: readonly Stepper[], pairs: number): Promise<number[]> {

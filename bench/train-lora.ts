@@ -14,18 +14,21 @@ interface Side {
   readonly peakBytes: number
 }
 
-/** Alternates single steps of both libraries in one run and prints the ratios of the medians. */
+/** Alternates single steps of both libraries in one run and prints the ratios of the medians: [threads] [pairs] [precision]. */
 export async function run(args: readonly string[]): Promise<void> {
   const threads = Number(args[0] ?? 2)
   const pairs = Number(args[1] ?? 5)
+  const precisions = args[2] === undefined ? ['f32', 'bf16'] : [args[2]]
   const root = fileURLToPath(new URL('../../', import.meta.url))
   const python = await peerPython(root)
   const ratios: Record<string, number> = {}
-  for (const precision of ['f32', 'bf16']) {
+  for (const precision of precisions) {
     const worker = fileURLToPath(new URL('./workers/train_lora.js', import.meta.url))
     const peer = `${root}bench/peers/peft_lora.py`
-    const heddle = await startStepper(process.execPath, [worker, precision], threads)
-    const peft = await startStepper(python, [peer, '--dtype', precision, '--threads', `${threads}`, '--serve'], threads)
+    const [heddle, peft] = await Promise.all([
+      startStepper(process.execPath, [worker, precision], threads),
+      startStepper(python, [peer, '--dtype', precision, '--threads', `${threads}`, '--serve'], threads),
+    ])
     const [ours, theirs] = await alternate(heddle, peft, pairs)
     console.log(line('heddle', precision, ours))
     console.log(line('peft', precision, theirs))

@@ -1,6 +1,5 @@
 /** Adapt, train, compress, merge, edit and inspect the weights of neural networks from Node.js. */
 export type { AdaptedModel, ModelParts } from './adapted_model.js'
-
 export { type ActiveAdapter, type ActiveAdapters, activeOf } from './adapters/active.js'
 export { type AdaLoraOptions, adalora } from './adapters/adalora.js'
 export { Adapter, type Attachment, type AttachOptions } from './adapters/adapter.js'
@@ -11,11 +10,17 @@ export { type CombinationType, type CombineOptions, combineAdapters } from './ad
 export { type CompacterOptions, compacter } from './adapters/compacter.js'
 export { type DifforaOptions, diffora } from './adapters/diffora.js'
 export type { DifforaSearch } from './adapters/diffora_search.js'
+export { type DseeOptions, dsee } from './adapters/dsee.js'
+export { type DseePruned, type DseePruneMode, type DseePruneOptions, dseePrune } from './adapters/dsee_prune.js'
+export { type DseePruneStructuredOptions, dseePruneStructured } from './adapters/dsee_structured.js'
+export type { SparseMethod } from './adapters/dsee_support.js'
 export { type FloraOptions, flora } from './adapters/flora.js'
 export { type Ia3Options, ia3 } from './adapters/ia3.js'
+export { type LamdaOptions, lamda } from './adapters/lamda.js'
 export { type LolduOptions, loldu } from './adapters/loldu.js'
 export { lora } from './adapters/lora.js'
 export type { LoraInit, LoraOptions } from './adapters/lora_config.js'
+export { type LoraSbOptions, type LoraXsOptions, loraSb, loraXs } from './adapters/lora_xs.js'
 export { type MissOptions, miss } from './adapters/miss.js'
 export { type MonarchAdapterOptions, monarchAdapter } from './adapters/monarch_adapter.js'
 export { type OftOptions, oft } from './adapters/oft.js'
@@ -47,9 +52,11 @@ export { parametrizations } from './adapters/registry.js'
 export { type S2ftOptions, s2ft, s2ftOverlap } from './adapters/s2ft.js'
 export { type CoupledOrders, permuteCoupled } from './adapters/s2ft_permute.js'
 export type { S2ftAxis, S2ftSelection, SelectedChannels } from './adapters/s2ft_selection.js'
+export { type SaltOptions, salt } from './adapters/salt.js'
 export { type SvfitOptions, svfit } from './adapters/svfit.js'
 export type { TargetFilter } from './adapters/target_modules.js'
 export type { TargetOptions } from './adapters/targeting.js'
+export { type VeraOptions, vera } from './adapters/vera.js'
 export type { Sequence } from './data/collate.js'
 export { type Batch, type BatchOptions, Dataset, type DatasetOptions, type SkippedRow } from './data/dataset.js'
 export type { EncodedChunk, EncodeOptions } from './data/encode.js'
@@ -291,10 +298,7 @@ export {
   loadSequenceClassifier,
   SequenceClassifier,
 } from './sequence_classifier.js'
-export {
-  type BlockDiagonalMatrixOptions,
-  blockDiagonalMatrix,
-} from './structured/block_diagonal_matrix.js'
+export { type BlockDiagonalMatrixOptions, blockDiagonalMatrix } from './structured/block_diagonal_matrix.js'
 export {
   type Completion,
   type CompletionOptions,

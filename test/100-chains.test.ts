@@ -175,6 +175,25 @@ for (const family of families)
     t.true(error > 1e-5 && error < 1e-2, `${error}`)
   })
 
+test('large blocks are batched products, in bf16 from 128 × 128 on, and mean the same', async (t) => {
+  const [x, a, b] = [
+    [40, 256],
+    [2, 128, 128],
+    [2, 128, 128],
+  ].map((shape, i) => draw(shape, 70 + i))
+  const found = await Promise.all(
+    (['f32', 'bf16'] as const).map(async (precision) => {
+      const product = program((v, w1, w2) => monarch(v!, w1!, w2!, { out: 250, precision }))
+      const y = await product(x!, a!, b!)
+      return { y, ops: product.profile().map(({ op }) => op) }
+    }),
+  )
+  t.true(found[0]!.ops.includes('monarch'))
+  t.false(found[1]!.ops.includes('monarch'))
+  const error = await distance(found[1]!.y, found[0]!.y)
+  t.true(error > 1e-5 && error < 1e-2, `${error}`)
+})
+
 test('kron is the block matrix a[i, j] b', async (t) => {
   const y = await program((a, b) => kron(a!, b!))(tensor([1, 2, 3, 4], [2, 2]), tensor([1, 10], [1, 2]))
   t.deepEqual(

@@ -27,6 +27,7 @@ import {
   supportFromRows,
 } from '../lib/structured/sparse.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
+import { goldenJson } from './golden.js'
 import { randomNumbers } from './random_numbers.js'
 
 const values = async (x: Tensor): Promise<number[]> => Array.from(await x.data(), Number)
@@ -89,6 +90,29 @@ test('spmm equals the dense product in both orders, transposed or not, for any s
     }),
     { numRuns: 25, seed: 1 },
   )
+})
+
+test('CSR and CSC products and sampled products are those of numpy, walked through entry by entry', async (t) => {
+  const { sparse: golden } = goldenJson<{ readonly sparse: Readonly<Record<string, number[]>> }>('structured.json')
+  const pointers = tensor(Int32Array.from(golden.rowPointers!))
+  const support = await supportFromRows(pointers, tensor(Int32Array.from(golden.columnIndices!)), [7, 9])
+  t.deepEqual(await values(support.columnPointers), golden.columnPointers!)
+  t.deepEqual(await values(support.rowIndices), golden.rowIndices!)
+  for (const dtype of ['f32', 'f64'] as const) {
+    const given = (name: string, shape: readonly number[]): Sym =>
+      read(tensor(dtype === 'f64' ? Float64Array.from(golden[name]!) : Float32Array.from(golden[name]!), shape))
+    const found = await results(() => {
+      const [v, x, g] = [given('values', [support.count]), given('x', [9, 5]), given('g', [7, 5])]
+      return [
+        spmm(support, v, x),
+        spmm(support, v, g, { transpose: true }),
+        spmm(support, v, given('rows', [4, 9]), { side: 'right' }),
+        sddmm(support, g, x),
+      ]
+    })
+    for (const [i, name] of ['spmm', 'spmmTransposed', 'spmmRight', 'sddmm'].entries())
+      t.true(distance(found[i]!, golden[name]!) < (dtype === 'f64' ? 1e-14 : 1e-6), `${name} in ${dtype}`)
+  }
 })
 
 test('the gradients of a product are those of the dense product on the support', async (t) => {

@@ -3,8 +3,9 @@
 import test from 'ava'
 import fc from 'fast-check'
 import { gradients } from '../lib/graph/grad.js'
+import { moveAxis } from '../lib/graph/ops/axes.js'
 import { conv2d } from '../lib/graph/ops/conv.js'
-import { add, mul } from '../lib/graph/ops/elementwise.js'
+import { add, mul, sqrt, square } from '../lib/graph/ops/elementwise.js'
 import { transpose } from '../lib/graph/ops/index.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { reshape, sum } from '../lib/graph/ops/reduce.js'
@@ -13,6 +14,7 @@ import { program } from '../lib/graph/program.js'
 import { read, type Sym } from '../lib/graph/sym.js'
 import { disposeTucker, hooi, hosvd, tuckerParameterCount, tuckerToDense } from '../lib/structured/tucker.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
+import { goldenJson } from './golden.js'
 import { randomNumbers } from './random_numbers.js'
 
 const values = async (x: Tensor): Promise<number[]> => Array.from(await x.data(), Number)
@@ -26,6 +28,25 @@ async function results(fn: () => readonly Sym[] | Promise<readonly Sym[]>): Prom
 function distance(a: readonly number[], b: readonly number[]): number {
   const largest = Math.max(1e-30, ...b.map(Math.abs))
   return Math.max(0, ...a.map((value, i) => Math.abs(value - b[i]!))) / largest
+}
+
+interface TuckerGolden {
+  readonly shape: readonly number[]
+  readonly ranks: readonly number[]
+  readonly x: number[]
+  readonly a: number[]
+  readonly modeProduct: number[]
+  readonly hosvd: DecompositionGolden
+  readonly sequential: DecompositionGolden
+  readonly hooi: DecompositionGolden
+}
+
+interface DecompositionGolden {
+  /** A Aᵀ of each axis. */
+  readonly projectors: readonly number[][]
+  /** Of the core's slices along each axis. */
+  readonly coreNorms: readonly number[][]
+  readonly relativeError: number
 }
 
 /** y[…, j, …] = Σᵢ A[j, i] x[…, i, …], written out. */
@@ -91,6 +112,32 @@ test('the order of mode products is the cheapest of all orders', (t) => {
     }),
     { numRuns: 50, seed: 1 },
   )
+})
+
+test('mode products, HOSVD in both forms and HOOI are those of numpy, from the definitions', async (t) => {
+  const { tucker: golden } = goldenJson<{ readonly tucker: TuckerGolden }>('structured.json')
+  const { shape, ranks } = golden
+  const x = tensor(Float32Array.from(golden.x), shape)
+  const [product] = await results(() => [modeProduct(read(x), read(tensor(golden.a, [4, 5])), 1)])
+  t.true(distance(product!, golden.modeProduct) < 1e-6)
+  const found = {
+    hosvd: await hosvd(x, { ranks, sequential: false }),
+    sequential: await hosvd(x, { ranks }),
+    hooi: await hooi(x, { ranks, tolerance: 0, maxIterations: 100 }),
+  }
+  for (const name of ['hosvd', 'sequential', 'hooi'] as const) {
+    const { core, factors, relativeError } = found[name]
+    t.true(Math.abs(relativeError - golden[name].relativeError) < 1e-6, name)
+    for (const [axis, factor] of factors.entries()) {
+      // Singular vectors are unique up to their signs: projectors and norms of slices do not have any.
+      const [projector, norms] = await results(() => {
+        const slices = reshape(moveAxis(read(core), axis, 0), [ranks[axis]!, -1])
+        return [matmul(read(factor!), read(factor!), { transposeB: true }), sqrt(sum(square(slices), { axes: [1] }))]
+      })
+      t.true(distance(projector!, golden[name].projectors[axis]!) < 1e-4, `${name}, axis ${axis}`)
+      t.true(distance(norms!, golden[name].coreNorms[axis]!) < 1e-4, `${name}, core, axis ${axis}`)
+    }
+  }
 })
 
 test('HOSVD of a tensor of exact multilinear rank gives it back', async (t) => {

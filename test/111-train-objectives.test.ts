@@ -99,6 +99,8 @@ test('after Ctrl-C, --resume and the folder are enough, and the result is the sa
   t.is(first.code, 130, first.stderr)
   const again = await heddleTrain(args)
   t.is(again.code, 2, 'an unfinished run is not begun anew')
+  const other = await heddleTrain(['--resume', '--output', output, '--learning-rate', '0.5'])
+  t.is(other.code, 2, 'other settings are another run')
   const rest = await heddleTrain(['--resume', '--output', output])
   t.is(rest.code, 0, rest.stderr)
   const adapterOf = (folder: string) => readFile(join(folder, 'adapter_model.safetensors'))

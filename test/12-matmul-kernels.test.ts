@@ -297,6 +297,23 @@ for (const precision of ['f32', 'bf16'] as const)
       }
     })
 
+for (const precision of ['f32', 'bf16'] as const)
+  test(`linear_cross_entropy (${precision}) agrees over many rows and a head of bf16 numbers, which is kept compact`, async (t) => {
+    const [n, d, v] = [1030, 8, 1100]
+    const { x, w, targets, g } = lossCase(n, d, v, true)
+    const head = { ...w, values: Float32Array.from(w.values, rounded) }
+    const expected = lossReference({ x, w: head, targets, g }, precision)
+    const [nll, lse, dx] = await run({
+      op: 'linear_cross_entropy',
+      inputs: [x, head, targets],
+      outputs: [[n], [n], [n, d]],
+      attributes: [['precision', precision]],
+    })
+    close(t, nll, expected.nll, 1e-5)
+    close(t, lse, expected.lse, 1e-5)
+    close(t, dx, expected.dx, precision === 'bf16' ? 8e-3 : 1e-5)
+  })
+
 test('the loss does not overflow on large logits', async (t) => {
   const x = { shape: [2, 1], values: Float32Array.of(1000, -1000) }
   const w = { shape: [3, 1], values: Float32Array.of(1, 0, -1) }

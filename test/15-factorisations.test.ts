@@ -18,8 +18,20 @@ import {
   transposed,
 } from './support/matrices.js'
 
-type Kind = 'random' | 'zero' | 'rank one' | 'repeated' | 'graded' | 'huge' | 'tiny' | 'integers'
-const kinds: readonly Kind[] = ['random', 'zero', 'rank one', 'repeated', 'graded', 'huge', 'tiny', 'integers']
+const kinds = [
+  'random',
+  'zero',
+  'rank one',
+  'repeated',
+  'clustered',
+  'graded',
+  'graded upwards',
+  'shift',
+  'huge',
+  'tiny',
+  'integers',
+] as const
+type Kind = (typeof kinds)[number]
 
 /** A matrix that gives factorisations trouble. */
 function valuesOf(kind: Kind, m: number, n: number, seed: number): Float32Array {
@@ -34,8 +46,16 @@ function valuesOf(kind: Kind, m: number, n: number, seed: number): Float32Array 
       // All singular values are 1.
       case 'repeated':
         return i === j ? 1 : 0
+      // All are near 1, and orthonormal vectors need many rotations by small angles.
+      case 'clustered':
+        return (i === j ? 1 : 0) + 1e-6 * value
       case 'graded':
         return value * 10 ** (-0.25 * (i + j))
+      case 'graded upwards':
+        return value * 10 ** (-0.25 * (m - i + n - j))
+      // Bidiagonal already, with zeros on its diagonal.
+      case 'shift':
+        return j === i + 1 ? 1 : 0
       case 'huge':
         return value * 1e30
       case 'tiny':
@@ -102,21 +122,66 @@ test('svd of one matrix does not depend on the others of its batch', async (t) =
   t.deepEqual([...(await last.s.data())], [...(await all.s.data())].slice(20 * 9))
 })
 
-test('svd of matrices of more than 64 rows, and of singular values alone', async (t) => {
-  for (const [m, n] of [
-    [130, 70],
-    [65, 128],
-  ] as const) {
-    const a = matrixOf([...randomNumbers(3 * m * n, m)], [3, m, n], 'f64')
+// Beside each other in the lanes of vectors up to 128 rows, more of them one by one; matrices that are very long by their
+// QR.
+for (const [count, m, n] of [
+  [6, 128, 128],
+  [7, 65, 128],
+  [3, 130, 70],
+  [1, 1100, 40],
+  [2, 30, 1300],
+] as const)
+  for (const kind of ['random', 'clustered', 'rank one', 'tiny'] as const)
+    test(`${kind} [${count}, ${m}, ${n}]: svd, singular values alone, qr and eigh as LAPACK promises them`, async (t) => {
+      const limit = bound('f32', m, n)
+      const parts = Array.from({ length: count }, (_, i) => [...valuesOf(kind, m, n, i)])
+      const a = matrixOf(parts.flat(), [count, m, n], 'f32')
+      const original = await numbersOf(a, count - 1)
+      const { u, s, vh } = await svd(a)
+      const k = Math.min(m, n)
+      const values = [...((await s.data()) as Float32Array)].slice((count - 1) * k)
+      const [left, right] = [await numbersOf(u, count - 1), await numbersOf(vh, count - 1)]
+      t.true(distance(product(scaled(left, values), right), original) < limit)
+      t.true(notOrthonormal(left) < limit && notOrthonormal(transposed(right)) < limit)
+      const alone = [...((await (await svdvals(a)).data()) as Float32Array)].slice((count - 1) * k)
+      t.true(alone.every((value, i) => Math.abs(value - values[i]!) <= limit * values[0]!))
+      const { q, r } = await qr(a)
+      t.true(distance(product(await numbersOf(q, count - 1), await numbersOf(r, count - 1)), original) < limit)
+      t.true(notOrthonormal(await numbersOf(q, count - 1)) < limit)
+      if (m !== n) return
+      const { w, v } = await eigh(a)
+      const vectors = await numbersOf(v, count - 1)
+      const back = product(
+        scaled(vectors, [...((await w.data()) as Float32Array)].slice((count - 1) * n)),
+        transposed(vectors),
+      )
+      const symmetric = original.values.map((value, at) =>
+        at % n > Math.floor(at / n) ? original.values[(at % n) * n + Math.floor(at / n)]! : value,
+      )
+      t.true(distance(back, { ...original, values: symmetric }) < limit && notOrthonormal(vectors) < limit)
+    })
+
+// Products of such matrices take long in JavaScript: they are applied to a few vectors instead.
+for (const [m, n, kind] of [
+  [512, 530, 'random'],
+  [530, 512, 'huge'],
+] as const)
+  test(`svd of a large ${kind} matrix [${m}, ${n}]`, async (t) => {
+    const a = matrixOf(valuesOf(kind, m, n, 1), [m, n], 'f32')
     const { u, s, vh } = await svd(a)
-    const k = Math.min(m, n)
-    const values = (await s.data()) as Float64Array
-    const back = product(scaled(await numbersOf(u, 2), values.slice(2 * k)), await numbersOf(vh, 2))
-    t.true(distance(back, await numbersOf(a, 2)) < bound('f64', m, n))
-    const alone = (await (await svdvals(a)).data()) as Float64Array
-    t.true(alone.every((value, i) => Math.abs(value - values[i]!) < 1e-12))
-  }
-})
+    const [left, right, values] = [await numbersOf(u), await numbersOf(vh), [...((await s.data()) as Float32Array)]]
+    const probe = (rows: number): Numbers => ({
+      rows,
+      columns: 3,
+      values: Float64Array.from(randomNumbers(rows * 3, rows)),
+    })
+    const stretched = transposed(scaled(transposed(product(right, probe(n))), values))
+    t.true(distance(product(left, stretched), product(await numbersOf(a), probe(n))) < bound('f32', m, n))
+    for (const vectors of [left, transposed(right)]) {
+      const [x, turned] = [probe(vectors.columns), product(vectors, probe(vectors.columns))]
+      t.true(distance(product(transposed(vectors), turned), x) < bound('f32', m, n))
+    }
+  })
 
 test('singular values that differ by 10⁻⁶ of themselves are found as such', async (t) => {
   const wanted = [1, 1 - 1e-6, 1 - 2e-6, 0.5, 1e-9, 0]
@@ -220,8 +285,11 @@ test('cholesky: l lᵀ is a; what is not positive definite is refused with the p
   })
 })
 
-test('values agree with numpy', async (t) => {
-  type Golden = Record<'svd' | 'eigh' | 'qr', Record<string, number[]>>
+test('values agree with numpy and scipy', async (t) => {
+  type Golden = Record<
+    'svd' | 'eigh' | 'qr' | 'long_qr' | 'batch' | 'lu' | 'cholesky' | 'pivoted',
+    Record<string, number[]>
+  >
   const golden = goldenJson<Golden>('linalg.json')
   const near = async (found: Tensor, expected: readonly number[]): Promise<void> => {
     const values = (await found.data()) as Float64Array
@@ -230,6 +298,18 @@ test('values agree with numpy', async (t) => {
   await near(await svdvals(matrixOf(golden.svd.a!, [2, 5, 3], 'f64')), golden.svd.s!)
   await near((await eigh(matrixOf(golden.eigh.a!, [4, 4], 'f64'))).w, golden.eigh.w!)
   await near((await qr(matrixOf(golden.qr.a!, [5, 3], 'f64'))).r, golden.qr.r!)
+  // Long matrices are factorised by blocks, and have the signs of reflections of the whole nevertheless.
+  const long = Array.from({ length: 3600 }, (_, at) => Math.sin(7 * Math.floor(at / 3) + 2 * (at % 3) ** 3 + (at % 3)))
+  await near((await qr(matrixOf(long, [1200, 3], 'f64'))).r, golden.long_qr.r!)
+  const side = Array.from({ length: 7 * 12 * 9 }, (_, at) => Math.cos(at * at))
+  const batch = matrixOf(side, [7, 12, 9], 'f64')
+  await near((await qr(batch)).r, golden.batch.r!)
+  await near(await svdvals(batch), golden.batch.s!)
+  await near((await lu(matrixOf(golden.lu.a!, [4, 4], 'f64'))).u, golden.lu.u!)
+  await near(await cholesky(matrixOf(golden.cholesky.a!, [4, 4], 'f64')), golden.cholesky.l!)
+  const pivoted = await qrPivoted(matrixOf(golden.pivoted.a!, [5, 3], 'f64'))
+  await near(pivoted.r, golden.pivoted.r!)
+  t.deepEqual([...(await pivoted.pivots.data())].map(Number), golden.pivoted.pivots)
 })
 
 test('empty batches and empty matrices have empty factors', async (t) => {

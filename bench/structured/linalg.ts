@@ -29,6 +29,10 @@ function matrixCase(name: string, shape: readonly number[], perMatrix: number, r
 
 // Golub and Van Loan: thin singular vectors of a square matrix take about 22 n³ by bidiagonalisation.
 const svdFlops = (n: number): number => 22 * n ** 3
+// By reflections, q included.
+const qrFlops = (m: number, n: number): number => 4 * m * n ** 2 - (4 / 3) * n ** 3
+// Reduction and product of its reflections; the QR iterations at their least, one sweep per eigenvalue.
+const eighFlops = (n: number): number => (4 / 3 + 4 / 3 + 3) * n ** 3
 const sketch = 4 * 4096 * 4096 * 128
 
 /** Cases of `structured`. */
@@ -37,8 +41,11 @@ export const cases: readonly StructuredCase[] = [
   matrixCase('svd-256x64x64', [256, 64, 64], svdFlops(64), (a) => svd(a)),
   matrixCase('svd-4096x8x8', [4096, 8, 8], svdFlops(8), (a) => svd(a)),
   matrixCase('svd-64x128x128', [64, 128, 128], svdFlops(128), (a) => svd(a)),
-  matrixCase('qr-1024x32x32', [1024, 32, 32], (8 / 3) * 32 ** 3, (a) => qr(a)),
-  matrixCase('eigh-1024x32x32', [1024, 32, 32], 9 * 32 ** 3, (a) => eigh(a)),
+  matrixCase('qr-1024x32x32', [1024, 32, 32], qrFlops(32, 32), (a) => qr(a)),
+  matrixCase('qr-64x128x128', [64, 128, 128], qrFlops(128, 128), (a) => qr(a)),
+  matrixCase('qr-4096x128', [4096, 128], qrFlops(4096, 128), (a) => qr(a)),
+  matrixCase('eigh-1024x32x32', [1024, 32, 32], eighFlops(32), (a) => eigh(a)),
+  matrixCase('eigh-64x128x128', [64, 128, 128], eighFlops(128), (a) => eigh(a)),
   matrixCase('svd-2048x2048', [2048, 2048], svdFlops(2048), (a) => svd(a)),
   matrixCase('svd-lowrank-4096x4096-r128', [4096, 4096], 3 * sketch, (a) => svdLowRank(a, { rank: 128 })),
 ]

@@ -372,6 +372,21 @@ memory PackedMatrix::whole_in(const std::byte* spread) const {
   return spread_bytes_ == 0 ? whole_ : memory_at(whole_.get_desc(), spread);
 }
 
+size_t PackedMatrix::spread_block_bytes() const {
+  size_t most = 0;
+  if (spread_bytes_ == 0) return most;
+  for (size_t i = 0; i < blocks_.size(); ++i) most = std::max(most, offsets_[i + 1] - offsets_[i]);
+  return most;
+}
+
+memory PackedMatrix::spread_block(int64_t k_block, int64_t n_block, std::byte* target) const {
+  const size_t block = k_block * n_blocks_ + n_block;
+  if (spread_bytes_ == 0) return blocks_[block];
+  const size_t count = (offsets_[block + 1] - offsets_[block]) / sizeof(float);
+  HWY_DYNAMIC_DISPATCH(widen_rows)(bytes_.data() + offsets_[block] / 2, count, 1, count, target);
+  return memory_at(blocks_[block].get_desc(), target);
+}
+
 void PackedMatrix::copy_row(int64_t k, std::span<float> row) const {
   const bool compact = spread_bytes_ != 0;
   for (int64_t j = 0; j < n_blocks_; ++j) {

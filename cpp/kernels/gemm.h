@@ -130,6 +130,10 @@ class PackedMatrix {
   /// A block, or the whole, at the place that spread() filled; the matrix's own of a plain one.
   dnnl::memory block_in(const std::byte* spread, int64_t n_block) const;
   dnnl::memory whole_in(const std::byte* spread) const;
+  /// Room for any one block that is spread out; 0 for a plain matrix.
+  size_t spread_block_bytes() const;
+  /// One block as products take it: of a compact matrix, spread out at `target`.
+  dnnl::memory spread_block(int64_t k_block, int64_t n_block, std::byte* target) const;
 
   /// Row k of the matrix, [n] numbers as products see them.
   void copy_row(int64_t k, std::span<float> row) const;

@@ -12,6 +12,7 @@
 
 #include "kernels/gemm.h"
 #include "kernels/kernel_table.h"
+#include "kernels/loss_head.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/loss.cpp"
@@ -95,24 +96,12 @@ constexpr int32_t kIgnored = -100;
 // tile.
 constexpr int64_t kTileRows = 64;
 constexpr int64_t kLargeTileRows = 128;
+// Spreading a compact head out anew costs less than a hundredth of the products of so many rows.
+constexpr int64_t kCompactRows = 512;
 // Rows that one product of dw sums over: enough that dw's own traffic does not count.
 constexpr int64_t kSumRows = 256;
 
 size_t aligned(size_t bytes) { return checked_add(bytes, 63, "linear_cross_entropy") / 64 * 64; }
-
-struct Problem {
-  int64_t n = 0;
-  int64_t d = 0;
-  int64_t v = 0;
-  /// Width of a chunk of the vocabulary.
-  int64_t width = 0;
-  int64_t chunks = 0;
-  Precision precision = Precision::kF32;
-  OperandForm form;
-  size_t element = 0;
-
-  int64_t chunk_width(int64_t chunk) const { return std::min(width, v - chunk * width); }
-};
 
 void expect(const KernelRequest& request, const Operand& operand, DType dtype, const Shape& shape, const char* name) {
   request.check(operand.present, name, "an absent operand");
@@ -123,12 +112,12 @@ void expect(const KernelRequest& request, const Operand& operand, DType dtype, c
 }
 
 /// Checks x, w and targets, which both kernels start with.
-Problem read_problem(const KernelRequest& request) {
+LossProblem read_problem(const KernelRequest& request) {
   const Operand& x = request.inputs[0];
   const Operand& w = request.inputs[1];
   request.check(x.present && x.shape.rank() == 2, "x [n, d]", x.shape.str());
   request.check(w.present && w.shape.rank() == 2, "w [v, d]", w.shape.str());
-  Problem problem;
+  LossProblem problem;
   problem.n = x.shape[0];
   problem.d = x.shape[1];
   problem.v = w.shape[0];
@@ -146,43 +135,8 @@ Problem read_problem(const KernelRequest& request) {
   return problem;
 }
 
-/// The head's matrix in its two forms: logits = x @ w^T by columns, dx = p @ w by rows of w.
-struct PackedHead {
-  std::shared_ptr<const PackedMatrix> logits;
-  std::shared_ptr<const PackedMatrix> gradient;
-
-  static PackedHead of_frozen(const Problem& problem, const std::shared_ptr<Storage>& w, bool with_gradient) {
-    PackedHead head;
-    head.logits = PackedMatrix::of_frozen(w, logits_source(problem, nullptr), problem.precision, problem.d,
-                                          PackedMatrix::column_block(problem.v));
-    if (with_gradient)
-      head.gradient =
-          PackedMatrix::of_frozen(w, gradient_source(problem, nullptr), problem.precision, problem.width, problem.d);
-    return head;
-  }
-
-  /// A trainable w is packed anew in every run: each row tile reads all of it.
-  static PackedHead of_values(const Problem& problem, const void* w, bool with_gradient) {
-    PackedHead head;
-    head.logits = std::make_shared<const PackedMatrix>(logits_source(problem, w), problem.precision, problem.d,
-                                                       PackedMatrix::column_block(problem.v));
-    if (with_gradient)
-      head.gradient = std::make_shared<const PackedMatrix>(gradient_source(problem, w), problem.precision,
-                                                           problem.width, problem.d);
-    return head;
-  }
-
- private:
-  static MatrixSource logits_source(const Problem& problem, const void* w) {
-    return {.data = w, .dtype = DType::kF32, .k = problem.d, .n = problem.v, .transposed = true};
-  }
-  static MatrixSource gradient_source(const Problem& problem, const void* w) {
-    return {.data = w, .dtype = DType::kF32, .k = problem.v, .n = problem.d, .transposed = false};
-  }
-};
-
 /// Rows that count, in order. Throws kArgument on a target outside the vocabulary.
-std::vector<int64_t> counted_rows(const Problem& problem, const int32_t* targets, const char* place) {
+std::vector<int64_t> counted_rows(const LossProblem& problem, const int32_t* targets, const char* place) {
   std::vector<int64_t> rows;
   for (int64_t row = 0; row < problem.n; ++row) {
     if (targets[row] == kIgnored) continue;
@@ -195,7 +149,8 @@ std::vector<int64_t> counted_rows(const Problem& problem, const int32_t* targets
 }
 
 /// Copies the given rows of x in the product's form; rows that are missing up to `padded` become zero.
-void gather(const Problem& problem, const float* x, std::span<const int64_t> rows, int64_t padded, std::byte* target) {
+void gather(const LossProblem& problem, const float* x, std::span<const int64_t> rows, int64_t padded,
+            std::byte* target) {
   const size_t row_bytes = problem.d * problem.element;
   for (size_t i = 0; i < rows.size(); ++i)
     convert_rows(problem.form, x + rows[i] * problem.d, problem.d, 1, problem.d, target + i * row_bytes);
@@ -211,7 +166,7 @@ struct RowTerm {
 
 /// The first `count` rows of values [padded, width] in the product's form, at `converted` if that differs, and zeros
 /// below them. Returns where they lie.
-const std::byte* product_rows(const Problem& problem, int64_t width, size_t count, int64_t padded, float* values,
+const std::byte* product_rows(const LossProblem& problem, int64_t width, size_t count, int64_t padded, float* values,
                               std::byte* converted) {
   const bool converts = problem.form.converts();
   if (converts) convert_rows(problem.form, values, width, count, width, converted);
@@ -222,7 +177,7 @@ const std::byte* product_rows(const Problem& problem, int64_t width, size_t coun
 }
 
 /// Turns a chunk's logits [padded, width], with lse known, into the gradient with respect to them.
-void logit_gradient(const Problem& problem, int64_t chunk, std::span<const RowTerm> terms, float* values) {
+void logit_gradient(const LossProblem& problem, int64_t chunk, std::span<const RowTerm> terms, float* values) {
   const int64_t width = problem.chunk_width(chunk);
   for (size_t i = 0; i < terms.size(); ++i) {
     float* row = values + i * width;
@@ -236,7 +191,7 @@ void logit_gradient(const Problem& problem, int64_t chunk, std::span<const RowTe
 using ChunkProducts = std::array<std::shared_ptr<const Product>, 2>;
 
 /// logits [rows, width] = x @ w^T
-ChunkProducts logit_products(const Problem& problem, int64_t rows) {
+ChunkProducts logit_products(const LossProblem& problem, int64_t rows) {
   ChunkProducts products;
   for (const int last : {0, 1})
     products[last] = Product::get({.dtype = problem.form.to,
@@ -248,7 +203,7 @@ ChunkProducts logit_products(const Problem& problem, int64_t rows) {
 }
 
 /// dx [rows, d] (+)= p @ w
-ChunkProducts row_gradient_products(const Problem& problem, int64_t rows, bool accumulate) {
+ChunkProducts row_gradient_products(const LossProblem& problem, int64_t rows, bool accumulate) {
   ChunkProducts products;
   for (const int last : {0, 1})
     products[last] = Product::get({.dtype = problem.form.to,
@@ -261,7 +216,7 @@ ChunkProducts row_gradient_products(const Problem& problem, int64_t rows, bool a
 }
 
 /// dw [width, d] (+)= p^T @ x
-ChunkProducts weight_gradient_products(const Problem& problem, int64_t rows, bool accumulate) {
+ChunkProducts weight_gradient_products(const LossProblem& problem, int64_t rows, bool accumulate) {
   ChunkProducts products;
   for (const int last : {0, 1})
     products[last] = Product::get({.dtype = problem.form.to,
@@ -283,7 +238,7 @@ size_t workspace_of(std::initializer_list<const ChunkProducts*> all) {
 /// Everything that happens to one tile of rows: logits chunk by chunk, and dx from what becomes of them.
 class RowTiles {
  public:
-  RowTiles(const Problem& problem, bool with_gradient)
+  RowTiles(const LossProblem& problem, bool with_gradient)
       : problem_(problem),
         rows_(std::clamp<int64_t>(problem.n, 1, problem.n >= 8 * kLargeTileRows ? kLargeTileRows : kTileRows)) {
     logits_ = logit_products(problem, rows_);
@@ -296,11 +251,10 @@ class RowTiles {
     workspace_bytes_ = std::max(workspace_bytes_, workspace_of({&first_, &next_}));
     p_bytes_ = problem.form.converts() ? aligned(rows_ * problem.width * problem.element) : 0;
     dx_bytes_ = aligned(rows_ * problem.d * sizeof(float));
-    head_row_bytes_ = aligned(problem.d * sizeof(float));
   }
 
   size_t scratch_bytes() const {
-    return checked_add(x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_ + head_row_bytes_, value_bytes_, "logits");
+    return checked_add(x_bytes_ + p_bytes_ + dx_bytes_ + workspace_bytes_, value_bytes_, "logits");
   }
   int64_t rows() const { return rows_; }
   size_t count(size_t rows) const { return (rows + rows_ - 1) / rows_; }
@@ -309,35 +263,28 @@ class RowTiles {
     gather(problem_, x, rows, rows_, scratch);
   }
 
-  void compute_logits(const PackedHead& head, int64_t chunk, std::byte* scratch) const {
-    logits_[chunk + 1 == problem_.chunks]->run(scratch, head.logits->block(0, chunk), nullptr, values(scratch),
-                                               workspace(scratch));
+  /// Values = x @ w^T for one chunk's block of w^T.
+  void compute_logits(const dnnl::memory& block, int64_t chunk, std::byte* scratch) const {
+    logits_[chunk + 1 == problem_.chunks]->run(scratch, block, nullptr, values(scratch), workspace(scratch));
   }
 
-  /// dx (+)= values @ w, over the first `count` rows of the chunk's values (which it may overwrite).
-  void add_gradient(const PackedHead& head, int64_t chunk, size_t count, std::byte* scratch) const {
+  /// dx [rows, d] (+)= values @ w, over the first `count` rows of the chunk's values (which it may overwrite).
+  void add_gradient(const dnnl::memory& block, int64_t chunk, size_t count, float* dx, std::byte* scratch) const {
     const std::byte* p =
         product_rows(problem_, problem_.chunk_width(chunk), count, rows_, values(scratch), scratch + x_bytes_);
     const ChunkProducts& products = chunk == 0 ? first_ : next_;
-    products[chunk + 1 == problem_.chunks]->run(p, head.gradient->block(chunk, 0), nullptr, dx(scratch),
-                                                workspace(scratch));
+    products[chunk + 1 == problem_.chunks]->run(p, block, nullptr, dx, workspace(scratch));
   }
 
   /// A chunk's logits [rows, width], then what becomes of them.
-  float* values(std::byte* scratch) const {
-    return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_ + head_row_bytes_);
-  }
-  /// [rows, d]
+  float* values(std::byte* scratch) const { return reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_); }
+  /// Room for a tile's dx [rows, d].
   float* dx(std::byte* scratch) const { return reinterpret_cast<float*>(scratch + x_bytes_ + p_bytes_); }
-  /// Room for a row of the head.
-  std::span<float> head_row(std::byte* scratch) const {
-    return {reinterpret_cast<float*>(workspace(scratch) + workspace_bytes_), static_cast<size_t>(problem_.d)};
-  }
 
  private:
   std::byte* workspace(std::byte* scratch) const { return scratch + x_bytes_ + p_bytes_ + dx_bytes_; }
 
-  Problem problem_;
+  LossProblem problem_;
   int64_t rows_;
   ChunkProducts logits_;
   ChunkProducts first_;
@@ -346,7 +293,6 @@ class RowTiles {
   size_t p_bytes_ = 0;
   size_t dx_bytes_ = 0;
   size_t workspace_bytes_ = 0;
-  size_t head_row_bytes_ = 0;
   size_t value_bytes_ = 0;
 };
 
@@ -366,7 +312,7 @@ struct RunningSoftmax {
 
 /// Takes a chunk's logits in and leaves exp(logit - maximum) in their place, but 0 for targets: their share of dx is
 /// added in the end, unrounded. `dx` [rows, d], so far relative to the old maximum (null if not wanted), follows.
-void take_chunk(const Problem& problem, int64_t chunk, std::span<const int32_t> targets, float* values, float* dx,
+void take_chunk(const LossProblem& problem, int64_t chunk, std::span<const int32_t> targets, float* values, float* dx,
                 RunningSoftmax& state) {
   const int64_t width = problem.chunk_width(chunk);
   for (size_t i = 0; i < targets.size(); ++i) {
@@ -387,38 +333,88 @@ void finish_gradient(std::span<const float> sum, float norm, float p, std::span<
   for (size_t j = 0; j < sum.size(); ++j) dx[j] = sum[j] / norm + (p - 1.0F) * target[j];
 }
 
-/// nll, lse and optionally dx of one tile of rows. The gradient is summed along with the softmax (Milakov &
-/// Gimelshein 2018, Dao et al. 2022), so that no logits have to be kept.
-void run_forward_tile(const Problem& problem, const RowTiles& tiles, const PackedHead& head,
-                      std::span<const int64_t> rows, const RunArguments& args, std::byte* scratch) {
-  float* const nll = args.output<float>(0);
-  float* const lse = args.output<float>(1);
-  float* const dx = args.output<float>(2);
-  float* const sums = dx == nullptr ? nullptr : tiles.dx(scratch);
-  std::array<int32_t, kLargeTileRows> targets{};
-  for (size_t i = 0; i < rows.size(); ++i) targets[i] = args.input<int32_t>(2)[rows[i]];
-  RunningSoftmax state;
-  tiles.gather_tile(args.input<float>(0), rows, scratch);
-  for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-    tiles.compute_logits(head, chunk, scratch);
-    take_chunk(problem, chunk, std::span(targets).first(rows.size()), tiles.values(scratch), sums, state);
-    if (dx != nullptr) tiles.add_gradient(head, chunk, rows.size(), scratch);
+/// One run of linear_cross_entropy. The gradient is summed along with the softmax (Milakov & Gimelshein 2018, Dao et
+/// al. 2022), so that no logits have to be kept.
+class ForwardRun {
+ public:
+  ForwardRun(const LossProblem& problem, const RowTiles& tiles, const PackedHead& head, std::span<const int64_t> rows,
+             const RunArguments& args)
+      : problem_(problem),
+        tiles_(tiles),
+        head_(head),
+        rows_(rows),
+        args_(args),
+        count_(tiles.count(rows.size())),
+        groups_(head, problem.chunks),
+        states_(count_),
+        sums_(args.out[2] == nullptr ? 0 : checked_mul(count_, tiles.rows() * problem.d * sizeof(float), "dx")) {}
+
+  void run() {
+    for (int64_t first = 0; first < problem_.chunks; first += groups_.size()) {
+      groups_.load(args_.pool, first);
+      const int64_t end = std::min(problem_.chunks, first + groups_.size());
+      args_.pool.run(count_, [&](size_t tile, size_t thread) {
+        run_chunks(tile, first, end, args_.thread_scratch<std::byte>(thread));
+        if (end == problem_.chunks) finish(tile);
+      });
+    }
   }
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const float row_lse = state.lse(i);
-    nll[rows[i]] = row_lse - state.target_logit[i];
-    if (lse != nullptr) lse[rows[i]] = row_lse;
-    if (dx == nullptr) continue;
-    const std::span<float> target = tiles.head_row(scratch);
-    head.gradient->copy_row(targets[i], target);
-    finish_gradient({sums + i * problem.d, target.size()}, state.sum[i], std::exp(state.target_logit[i] - row_lse),
-                    target, dx + rows[i] * problem.d);
+
+ private:
+  std::span<const int64_t> rows_of(size_t tile) const {
+    const size_t first = tile * tiles_.rows();
+    return rows_.subspan(first, std::min<size_t>(tiles_.rows(), rows_.size() - first));
   }
-}
+
+  float* sums_of(size_t tile) const {
+    return sums_.size() == 0 ? nullptr : reinterpret_cast<float*>(sums_.data()) + tile * tiles_.rows() * problem_.d;
+  }
+
+  int32_t target(int64_t row) const { return args_.input<int32_t>(2)[row]; }
+
+  void run_chunks(size_t tile, int64_t first, int64_t end, std::byte* scratch) {
+    const std::span<const int64_t> rows = rows_of(tile);
+    std::array<int32_t, kLargeTileRows> targets{};
+    std::transform(rows.begin(), rows.end(), targets.begin(), [&](int64_t row) { return target(row); });
+    tiles_.gather_tile(args_.input<float>(0), rows, scratch);
+    for (int64_t chunk = first; chunk < end; ++chunk) {
+      tiles_.compute_logits(groups_.logits(chunk), chunk, scratch);
+      take_chunk(problem_, chunk, std::span(targets).first(rows.size()), tiles_.values(scratch), sums_of(tile),
+                 states_[tile]);
+      if (sums_.size() != 0) tiles_.add_gradient(groups_.gradient(chunk), chunk, rows.size(), sums_of(tile), scratch);
+    }
+  }
+
+  void finish(size_t tile) {
+    const RunningSoftmax& state = states_[tile];
+    const std::span<const int64_t> rows = rows_of(tile);
+    std::vector<float> w_target(sums_.size() == 0 ? 0 : problem_.d);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const float lse = state.lse(i);
+      args_.output<float>(0)[rows[i]] = lse - state.target_logit[i];
+      if (args_.out[1] != nullptr) args_.output<float>(1)[rows[i]] = lse;
+      if (w_target.empty()) continue;
+      head_.gradient->copy_row(target(rows[i]), w_target);
+      finish_gradient({sums_of(tile) + i * problem_.d, w_target.size()}, state.sum[i],
+                      std::exp(state.target_logit[i] - lse), w_target, args_.output<float>(2) + rows[i] * problem_.d);
+    }
+  }
+
+  const LossProblem& problem_;
+  const RowTiles& tiles_;
+  const PackedHead& head_;
+  std::span<const int64_t> rows_;
+  const RunArguments& args_;
+  size_t count_;
+  HeadGroups groups_;
+  std::vector<RunningSoftmax> states_;
+  /// dx of every tile as far as chunks have come in.
+  AlignedBuffer sums_;
+};
 
 CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
   request.expect_counts(3, 3);
-  const Problem problem = read_problem(request);
+  const LossProblem problem = read_problem(request);
   expect(request, request.outputs[0], DType::kF32, Shape{problem.n}, "nll");
   if (request.outputs[1].present) expect(request, request.outputs[1], DType::kF32, Shape{problem.n}, "lse");
   const bool wants_dx = request.outputs[2].present;
@@ -429,7 +425,8 @@ CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
   CompiledKernel kernel;
   kernel.scratch_per_thread = tiles.scratch_bytes();
   if (frozen) kernel.consumed_inputs = {1};
-  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx) : PackedHead{};
+  const Packing packing = problem.n >= kCompactRows ? Packing::kCompact : Packing::kPlain;
+  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx, packing) : PackedHead{};
   kernel.run = [problem, tiles, packed](const RunArguments& args) {
     const auto rows = counted_rows(problem, args.input<int32_t>(2), "linear_cross_entropy");
     const size_t wanted = args.out[2] != nullptr ? problem.n * problem.d * sizeof(float) : 0;
@@ -439,10 +436,7 @@ CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
     if (wanted != 0) std::memset(args.out[2], 0, wanted);
     if (rows.empty()) return;
     const PackedHead head = packed.logits ? packed : PackedHead::of_values(problem, args.in[1], wanted != 0);
-    args.pool.run(tiles.count(rows.size()), [&](size_t tile, size_t thread) {
-      run_forward_tile(problem, tiles, head, tile_rows(rows, tile, tiles.rows()), args,
-                       args.thread_scratch<std::byte>(thread));
-    });
+    ForwardRun(problem, tiles, head, rows, args).run();
   };
   return kernel;
 }
@@ -450,7 +444,7 @@ CompiledKernel compile_linear_cross_entropy(const KernelRequest& request) {
 /// dw by chunks of the vocabulary: with lse given, a chunk needs nothing from the others.
 class VocabularyTiles {
  public:
-  explicit VocabularyTiles(const Problem& problem)
+  explicit VocabularyTiles(const LossProblem& problem)
       : problem_(problem), rows_(std::clamp<int64_t>(problem.n, 1, kSumRows)) {
     logits_ = logit_products(problem, rows_);
     first_ = weight_gradient_products(problem, rows_, false);
@@ -493,7 +487,7 @@ class VocabularyTiles {
  private:
   size_t count(size_t rows) const { return (rows + rows_ - 1) / rows_; }
 
-  Problem problem_;
+  LossProblem problem_;
   int64_t rows_;
   ChunkProducts logits_;
   ChunkProducts first_;
@@ -503,7 +497,7 @@ class VocabularyTiles {
   size_t workspace_bytes_ = 0;
 };
 
-void run_dx(const Problem& problem, const RowTiles& tiles, const PackedHead& head, const std::vector<int64_t>& rows,
+void run_dx(const LossProblem& problem, const RowTiles& tiles, const PackedHead& head, const std::vector<int64_t>& rows,
             const std::vector<RowTerm>& terms, const RunArguments& args, float* dx) {
   std::memset(dx, 0, problem.n * problem.d * sizeof(float));
   args.pool.run(tiles.count(rows.size()), [&](size_t tile, size_t thread) {
@@ -512,16 +506,16 @@ void run_dx(const Problem& problem, const RowTiles& tiles, const PackedHead& hea
     const auto mine_terms = std::span(terms).subspan(tile * tiles.rows(), mine.size());
     tiles.gather_tile(args.input<float>(0), mine, scratch);
     for (int64_t chunk = 0; chunk < problem.chunks; ++chunk) {
-      tiles.compute_logits(head, chunk, scratch);
+      tiles.compute_logits(head.logits->block(0, chunk), chunk, scratch);
       logit_gradient(problem, chunk, mine_terms, tiles.values(scratch));
-      tiles.add_gradient(head, chunk, mine.size(), scratch);
+      tiles.add_gradient(head.gradient->block(chunk, 0), chunk, mine.size(), tiles.dx(scratch), scratch);
     }
     for (size_t i = 0; i < mine.size(); ++i)
       std::copy_n(tiles.dx(scratch) + i * problem.d, problem.d, dx + mine[i] * problem.d);
   });
 }
 
-void run_dw(const Problem& problem, const VocabularyTiles& tiles, const PackedHead& head,
+void run_dw(const LossProblem& problem, const VocabularyTiles& tiles, const PackedHead& head,
             const std::vector<int64_t>& rows, const std::vector<RowTerm>& terms, const RunArguments& args, float* dw) {
   if (rows.empty()) {
     std::memset(dw, 0, problem.v * problem.d * sizeof(float));
@@ -535,7 +529,7 @@ void run_dw(const Problem& problem, const VocabularyTiles& tiles, const PackedHe
 
 CompiledKernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
   request.expect_counts(5, 2);
-  const Problem problem = read_problem(request);
+  const LossProblem problem = read_problem(request);
   expect(request, request.inputs[3], DType::kF32, Shape{problem.n}, "lse");
   expect(request, request.inputs[4], DType::kF32, Shape{problem.n}, "g");
   const bool wants_dx = request.outputs[0].present;
@@ -550,7 +544,7 @@ CompiledKernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
   kernel.scratch_per_thread =
       std::max(row_tiles ? row_tiles->scratch_bytes() : 0, vocabulary_tiles ? vocabulary_tiles->scratch_bytes() : 0);
   if (frozen) kernel.consumed_inputs = {1};
-  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx) : PackedHead{};
+  const PackedHead packed = frozen ? PackedHead::of_frozen(problem, frozen, wants_dx, Packing::kPlain) : PackedHead{};
   kernel.run = [problem, row_tiles, vocabulary_tiles, packed](const RunArguments& args) {
     const int32_t* targets = args.input<int32_t>(2);
     const auto rows = counted_rows(problem, targets, "linear_cross_entropy_vjp");

@@ -3,6 +3,7 @@
 // three instructions, a rank of 16 costs two more ways of a and y through memory.
 #include <array>
 #include <cmath>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -80,6 +81,26 @@ Shapes read_shapes(const KernelRequest& request) {
   return s;
 }
 
+/// Rows in tiles of equal height, but for the last ones of half that height: the threads finish together.
+class TaperedRows {
+ public:
+  TaperedRows(int64_t rows, int64_t height)
+      : rows_(rows), height_(height), whole_(std::max<int64_t>(0, rows / height - 2)) {}
+
+  int64_t height() const { return height_; }
+  int64_t count() const { return whole_ + ceil_div(rows_ - whole_ * height_, height_ / 2); }
+  int64_t first(int64_t tile) const {
+    return std::min(tile, whole_) * height_ + std::max<int64_t>(0, tile - whole_) * height_ / 2;
+  }
+  int64_t size(int64_t tile) const { return tile < whole_ ? height_ : std::min(height_ / 2, rows_ - first(tile)); }
+
+ private:
+  int64_t rows_;
+  int64_t height_;
+  /// Tiles of full height.
+  int64_t whole_;
+};
+
 /// Both products on one tile of rows after the other.
 class FusedPlan {
  public:
@@ -87,16 +108,15 @@ class FusedPlan {
       : s_(shapes),
         packed_(std::move(packed)),
         form_a_(OperandForm::of(shapes.dtype_a, shapes.precision)),
-        form_(OperandForm::of(DType::kF32, shapes.precision)) {
-    tile_rows_ = s_.m >= 1024 ? 128 : 64;
-    tiles_ = ceil_div(s_.m, tile_rows_);
+        form_(OperandForm::of(DType::kF32, shapes.precision)),
+        tiles_(shapes.m, shapes.m >= 1024 ? 128 : 64) {
     if (form_.converts()) {
       u_ = shared_.add(kU, form_, checked_mul(s_.k, s_.r, "low_rank_matmul"));
       v_ = shared_.add(kV, form_, checked_mul(s_.r, s_.n, "low_rank_matmul"));
-      z_bytes_ = aligned(checked_mul(tile_rows_ * dtype_size(form_.to), s_.r, "low_rank_matmul"));
+      z_bytes_ = aligned(checked_mul(tiles_.height() * dtype_size(form_.to), s_.r, "low_rank_matmul"));
     }
     if (form_a_.converts())
-      a_bytes_ = aligned(checked_mul(tile_rows_ * dtype_size(form_a_.to), s_.k, "low_rank_matmul"));
+      a_bytes_ = aligned(checked_mul(tiles_.height() * dtype_size(form_a_.to), s_.k, "low_rank_matmul"));
     spread_ = shared_.reserve(packed_->spread_bytes());
     make_products();
   }
@@ -110,7 +130,7 @@ class FusedPlan {
     const void* v = form_.converts() ? copies + v_ : args.in[kV];
     packed_->spread(args.pool, copies + spread_);
     const dnnl::memory base = packed_->whole_in(copies + spread_);
-    args.pool.run(tiles_, [&](size_t tile, size_t thread) {
+    args.pool.run(tiles_.count(), [&](size_t tile, size_t thread) {
       run_tile(args, {base, u, v}, static_cast<int64_t>(tile),
                args.thread_scratch<std::byte>(thread) + shared_.scratch_bytes());
     });
@@ -124,9 +144,10 @@ class FusedPlan {
   };
 
   void make_products() {
-    for (const int last : {0, 1}) {
-      const int64_t rows = last != 0 ? s_.m - (tiles_ - 1) * tile_rows_ : tile_rows_;
-      Products& made = products_[last];
+    // All heights that there are: whole tiles, half tiles, and the last one.
+    for (const int64_t tile : {int64_t{0}, tiles_.count() - 2, tiles_.count() - 1}) {
+      const int64_t rows = tiles_.size(std::max<int64_t>(0, tile));
+      Products& made = products_[rows];
       made.base =
           Product::get({.dtype = form_.to, .m = rows, .n = s_.n, .k = s_.k, .packed_b = true, .accumulate = s_.has_c});
       made.down = Product::get(
@@ -151,9 +172,9 @@ class FusedPlan {
   };
 
   void run_tile(const RunArguments& args, const RightSides& right, int64_t tile, std::byte* scratch) const {
-    const int64_t row0 = tile * tile_rows_;
-    const int64_t rows = std::min(tile_rows_, s_.m - row0);
-    const Products& products = products_[tile + 1 == tiles_];
+    const int64_t row0 = tiles_.first(tile);
+    const int64_t rows = tiles_.size(tile);
+    const Products& products = products_.at(rows);
     std::byte* workspace = scratch + a_bytes_ + z_bytes_;
     float* y = args.output<float>(kY) + row0 * s_.n;
     float* z = args.output<float>(kZ) + row0 * s_.r;
@@ -180,8 +201,7 @@ class FusedPlan {
   OperandForm form_a_;
   /// Of u, v and z.
   OperandForm form_;
-  int64_t tile_rows_ = 0;
-  int64_t tiles_ = 0;
+  TaperedRows tiles_;
   SharedCopies shared_;
   size_t u_ = 0;
   size_t v_ = 0;
@@ -189,8 +209,8 @@ class FusedPlan {
   size_t a_bytes_ = 0;
   size_t z_bytes_ = 0;
   size_t workspace_bytes_ = 0;
-  /// By whether the tile is the last one.
-  std::array<Products, 2> products_;
+  /// By the height of the tile.
+  std::map<int64_t, Products> products_;
 };
 
 /// The three products one after the other.

@@ -17,6 +17,10 @@ inline size_t padded(size_t rows) { return (rows + kRowBlock - 1) / kRowBlock * 
 /// The largest matrices that go side by side.
 inline constexpr size_t kMostInLanes = 128;
 
+/// Larger matrices go half as many at a time, in vectors of at most so many bytes, so that they stay in the cache.
+inline constexpr size_t kNarrowBytes = 32;
+inline bool narrow_lanes(const Matrices& a) { return std::max(a.rows, a.columns) > kMostInLanes / 2; }
+
 /// Whether a batch is worth its lanes: LAPACK does matrices alone faster, unless they are tiny.
 inline bool lanes_take(const Matrices& a) {
   constexpr size_t kTiny = 16, kFewest = 6;
@@ -89,7 +93,8 @@ void drain_lanes(const T* lanes_of, size_t lanes, size_t count, size_t rows, siz
       }
 }
 
-/// The cosines and sines of up to kSweeps sweeps over the columns of a matrix with `rows` rows (padded).
+/// The sines, and what the cosines lack to 1, of up to kSweeps sweeps over the columns of a matrix with `rows` rows
+/// (padded).
 template <class T>
 struct TurnRecord {
   static constexpr size_t kSweeps = 4;
@@ -102,8 +107,8 @@ struct TurnRecord {
   size_t sweeps = 0;
 
   static constexpr size_t vectors(size_t columns) { return kSweeps * 2 * columns; }
-  T* cosines(size_t sweep, size_t lanes) const { return turns + sweep * 2 * columns * lanes; }
-  T* sines(size_t sweep, size_t lanes) const { return cosines(sweep, lanes) + columns * lanes; }
+  T* losses(size_t sweep, size_t lanes) const { return turns + sweep * 2 * columns * lanes; }
+  T* sines(size_t sweep, size_t lanes) const { return losses(sweep, lanes) + columns * lanes; }
 };
 
 /// Sweeps an iteration may take per row of the matrix; some two are usual.

@@ -18,6 +18,8 @@ namespace heddle {
 
 template <class T>
 struct EighLanes {
+  /// Vectors of at most kNarrowBytes.
+  bool narrow;
   /// [rows, n] of which n rows are the matrix's; the whole matrix, not a triangle.
   T* a;
   size_t rows, n;
@@ -47,9 +49,8 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 /// a becomes q t q^T; the reflections of q stay in `vectors`.
-template <class T>
-void tridiagonalise(const EighLanes<T>& eigh) {
-  const hn::ScalableTag<T> d;
+template <class D, class T = hn::TFromD<D>>
+void tridiagonalise(D d, const EighLanes<T>& eigh) {
   const size_t lanes = hn::Lanes(d);
   const size_t n = eigh.n;
   // The last reflection's update a - v w^T - w v^T is still to be made.
@@ -135,12 +136,11 @@ HWY_INLINE void sweep(D d, T* diagonal, T* beside, const Block<D>& block, TurnRe
 }
 
 /// False where iterations do not converge.
-template <class T>
-bool eigh_lanes(const EighLanes<T>& eigh) {
-  const hn::ScalableTag<T> d;
+template <class D, class T = hn::TFromD<D>>
+bool eigh_lanes(D d, const EighLanes<T>& eigh) {
   const size_t lanes = hn::Lanes(d);
   const size_t n = eigh.n;
-  tridiagonalise(eigh);
+  tridiagonalise(d, eigh);
   std::fill_n(eigh.work, (2 * n + eigh.rows) * lanes, T{0});
   multiply_reflections(d, Reflections<T>{eigh.vectors, eigh.taus, n - 1, eigh.rows, 1}, eigh.q, n, eigh.work);
   auto largest = hn::Zero(d);
@@ -158,9 +158,17 @@ bool eigh_lanes(const EighLanes<T>& eigh) {
   return false;
 }
 
-bool eigh_f32(const EighLanes<float>& eigh) { return eigh_lanes(eigh); }
-bool eigh_f64(const EighLanes<double>& eigh) { return eigh_lanes(eigh); }
-size_t lanes_f32() { return hn::Lanes(hn::ScalableTag<float>()); }
+template <class T>
+bool with_width(const EighLanes<T>& eigh) {
+  if (eigh.narrow) return eigh_lanes(hn::CappedTag<T, kNarrowBytes / sizeof(T)>(), eigh);
+  return eigh_lanes(hn::ScalableTag<T>(), eigh);
+}
+
+bool eigh_f32(const EighLanes<float>& eigh) { return with_width(eigh); }
+bool eigh_f64(const EighLanes<double>& eigh) { return with_width(eigh); }
+size_t lanes_f32(bool narrow) {
+  return narrow ? hn::Lanes(hn::CappedTag<float, kNarrowBytes / sizeof(float)>()) : hn::Lanes(hn::ScalableTag<float>());
+}
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -180,15 +188,15 @@ bool diagonalise(const EighLanes<float>& eigh) { return HWY_DYNAMIC_DISPATCH(eig
 bool diagonalise(const EighLanes<double>& eigh) { return HWY_DYNAMIC_DISPATCH(eigh_f64)(eigh); }
 
 template <class T>
-size_t lane_count() {
-  return HWY_DYNAMIC_DISPATCH(lanes_f32)() * sizeof(float) / sizeof(T);
+size_t lane_count(const Matrices& a) {
+  return HWY_DYNAMIC_DISPATCH(lanes_f32)(narrow_lanes(a)) * sizeof(float) / sizeof(T);
 }
 
 size_t work_vectors(size_t n) { return std::max(2 * n + padded(n), 3 * padded(n)); }
 
 template <class T>
 void eigh_group(const EighProblem<T>& problem, size_t first, size_t count, T* memory) {
-  const size_t lanes = lane_count<T>(), n = problem.a.rows, rows = padded(n);
+  const size_t lanes = lane_count<T>(problem.a), n = problem.a.rows, rows = padded(n);
   LaneScratch<T> scratch(memory, lanes);
   T* const a = scratch.take(rows * n);
   T* const vectors = scratch.take(rows * n);
@@ -210,7 +218,7 @@ void eigh_group(const EighProblem<T>& problem, size_t first, size_t count, T* me
   fill_lanes(a, lanes, count, n, n, [&](size_t lane, size_t i, size_t j) {
     return values[lane * n * n + std::max(i, j) * n + std::min(i, j)] * inverses[lane];
   });
-  if (!diagonalise(EighLanes<T>{a, rows, n, vectors, taus, diagonal, beside, q, turns, work}))
+  if (!diagonalise(EighLanes<T>{narrow_lanes(problem.a), a, rows, n, vectors, taus, diagonal, beside, q, turns, work}))
     throw Error(ErrorCode::kInternal, "eigh", "an iteration that converges", "one that does not");
   std::vector<size_t> orders(count * n);
   for (size_t lane = 0; lane < count; ++lane) {
@@ -230,13 +238,13 @@ void eigh_group(const EighProblem<T>& problem, size_t first, size_t count, T* me
 
 size_t lanes_eigh_scratch(const Matrices& a) {
   const size_t n = a.rows;
-  return lane_count<float>() * sizeof(float) *
+  return lane_count<float>(a) * sizeof(float) *
          (3 * padded(n) * n + 3 * n + TurnRecord<float>::vectors(n) + work_vectors(n));
 }
 
 template <class T>
 void lanes_eigh(const EighProblem<T>& problem, const RunArguments& arguments) {
-  for_lane_groups(arguments, problem.a, lane_count<T>(), [&](size_t first, size_t count, size_t thread) {
+  for_lane_groups(arguments, problem.a, lane_count<T>(problem.a), [&](size_t first, size_t count, size_t thread) {
     eigh_group(problem, first, count, arguments.thread_scratch<T>(thread));
   });
 }

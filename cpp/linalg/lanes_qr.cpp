@@ -14,6 +14,8 @@ namespace heddle {
 
 template <class T>
 struct QrLanes {
+  /// Vectors of at most kNarrowBytes.
+  bool narrow;
   /// [rows, columns] of which `height` rows are the matrix's; becomes r.
   T* w;
   size_t rows, height, columns;
@@ -37,9 +39,8 @@ namespace HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <class T>
-void factor(const QrLanes<T>& qr) {
-  const hn::ScalableTag<T> d;
+template <class D, class T = hn::TFromD<D>>
+void factor(D d, const QrLanes<T>& qr) {
   const size_t lanes = hn::Lanes(d);
   const size_t steps = std::min(qr.height, qr.columns);
   T* right = qr.work;
@@ -71,9 +72,17 @@ void factor(const QrLanes<T>& qr) {
   multiply_reflections(d, Reflections<T>{qr.vectors, qr.taus, steps, qr.rows, 0}, qr.q, qr.inner, qr.work);
 }
 
-void factor_f32(const QrLanes<float>& qr) { factor(qr); }
-void factor_f64(const QrLanes<double>& qr) { factor(qr); }
-size_t lanes_f32() { return hn::Lanes(hn::ScalableTag<float>()); }
+template <class T>
+void with_width(const QrLanes<T>& qr) {
+  if (qr.narrow) return factor(hn::CappedTag<T, kNarrowBytes / sizeof(T)>(), qr);
+  return factor(hn::ScalableTag<T>(), qr);
+}
+
+void factor_f32(const QrLanes<float>& qr) { return with_width(qr); }
+void factor_f64(const QrLanes<double>& qr) { return with_width(qr); }
+size_t lanes_f32(bool narrow) {
+  return narrow ? hn::Lanes(hn::CappedTag<float, kNarrowBytes / sizeof(float)>()) : hn::Lanes(hn::ScalableTag<float>());
+}
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -93,8 +102,8 @@ void factor_lanes(const QrLanes<float>& qr) { HWY_DYNAMIC_DISPATCH(factor_f32)(q
 void factor_lanes(const QrLanes<double>& qr) { HWY_DYNAMIC_DISPATCH(factor_f64)(qr); }
 
 template <class T>
-size_t lane_count() {
-  return HWY_DYNAMIC_DISPATCH(lanes_f32)() * sizeof(float) / sizeof(T);
+size_t lane_count(const Matrices& a) {
+  return HWY_DYNAMIC_DISPATCH(lanes_f32)(narrow_lanes(a)) * sizeof(float) / sizeof(T);
 }
 
 size_t inner_of(const Matrices& a, bool full) { return full ? a.rows : a.rank(); }
@@ -117,7 +126,7 @@ void load(const QrProblem<T>& problem, const T* first, size_t count, size_t lane
 
 template <class T>
 void qr_group(const QrProblem<T>& problem, size_t first, size_t count, T* memory) {
-  const size_t lanes = lane_count<T>();
+  const size_t lanes = lane_count<T>(problem.a);
   const auto [m, n] = std::pair(problem.a.rows, problem.a.columns);
   const size_t inner = inner_of(problem.a, problem.full);
   const size_t rows = padded(m);
@@ -129,7 +138,7 @@ void qr_group(const QrProblem<T>& problem, size_t first, size_t count, T* memory
   T* const work = scratch.take(2 * std::max(n, inner) + rows);
   std::vector<T> scales(count * n);
   load(problem, problem.values + first * problem.a.size(), count, lanes, w, scales.data());
-  factor_lanes(QrLanes<T>{w, rows, m, n, vectors, taus, q, inner, work});
+  factor_lanes(QrLanes<T>{narrow_lanes(problem.a), w, rows, m, n, vectors, taus, q, inner, work});
   if (q != nullptr)
     drain_lanes(q, lanes, count, m, inner, [&](size_t lane, size_t i, const auto& row) {
       T* const out = problem.q + ((first + lane) * problem.a.rows + i) * inner;
@@ -149,12 +158,12 @@ void qr_group(const QrProblem<T>& problem, size_t first, size_t count, T* memory
 size_t lanes_qr_scratch(const Matrices& a, bool full) {
   const size_t inner = inner_of(a, full), rows = padded(a.rows);
   const size_t vectors = rows * (a.columns + a.rank() + inner + 1) + a.rank() + 2 * std::max(a.columns, inner);
-  return lane_count<float>() * sizeof(float) * vectors;
+  return lane_count<float>(a) * sizeof(float) * vectors;
 }
 
 template <class T>
 void lanes_qr(const QrProblem<T>& problem, const RunArguments& arguments) {
-  for_lane_groups(arguments, problem.a, lane_count<T>(), [&](size_t first, size_t count, size_t thread) {
+  for_lane_groups(arguments, problem.a, lane_count<T>(problem.a), [&](size_t first, size_t count, size_t thread) {
     qr_group(problem, first, count, arguments.thread_scratch<T>(thread));
   });
 }

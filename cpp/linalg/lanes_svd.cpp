@@ -19,6 +19,8 @@ namespace heddle {
 /// At least as many rows as columns.
 template <class T>
 struct SvdLanes {
+  /// Vectors of at most kNarrowBytes.
+  bool narrow;
   /// [rows, n] of which `height` rows are the matrix's.
   T* a;
   size_t rows, height, n;
@@ -53,9 +55,8 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 /// a becomes u b v^T with b upper bidiagonal; the reflections of u and v stay.
-template <class T>
-void bidiagonalise(const SvdLanes<T>& svd) {
-  const hn::ScalableTag<T> d;
+template <class D, class T = hn::TFromD<D>>
+void bidiagonalise(D d, const SvdLanes<T>& svd) {
   const size_t lanes = hn::Lanes(d);
   const auto [rows, height, n] = std::tuple(svd.rows, svd.height, svd.n);
   // The last reflection from the right, a - y z^T, is still to be made.
@@ -155,12 +156,11 @@ HWY_INLINE void sweep(D d, T* diagonal, T* beside, const Block<D>& block, TurnRe
 }
 
 /// False where iterations do not converge.
-template <class T>
-bool svd_lanes(const SvdLanes<T>& svd) {
-  const hn::ScalableTag<T> d;
+template <class D, class T = hn::TFromD<D>>
+bool svd_lanes(D d, const SvdLanes<T>& svd) {
   const size_t lanes = hn::Lanes(d);
   const size_t n = svd.n;
-  bidiagonalise(svd);
+  bidiagonalise(d, svd);
   const size_t work = (2 * svd.u_columns + 2 * svd.rows) * lanes;
   if (svd.u != nullptr) {
     std::fill_n(svd.work, work, T{0});
@@ -188,9 +188,17 @@ bool svd_lanes(const SvdLanes<T>& svd) {
   return false;
 }
 
-bool svd_f32(const SvdLanes<float>& svd) { return svd_lanes(svd); }
-bool svd_f64(const SvdLanes<double>& svd) { return svd_lanes(svd); }
-size_t lanes_f32() { return hn::Lanes(hn::ScalableTag<float>()); }
+template <class T>
+bool with_width(const SvdLanes<T>& svd) {
+  if (svd.narrow) return svd_lanes(hn::CappedTag<T, kNarrowBytes / sizeof(T)>(), svd);
+  return svd_lanes(hn::ScalableTag<T>(), svd);
+}
+
+bool svd_f32(const SvdLanes<float>& svd) { return with_width(svd); }
+bool svd_f64(const SvdLanes<double>& svd) { return with_width(svd); }
+size_t lanes_f32(bool narrow) {
+  return narrow ? hn::Lanes(hn::CappedTag<float, kNarrowBytes / sizeof(float)>()) : hn::Lanes(hn::ScalableTag<float>());
+}
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -210,8 +218,8 @@ bool decompose(const SvdLanes<float>& svd) { return HWY_DYNAMIC_DISPATCH(svd_f32
 bool decompose(const SvdLanes<double>& svd) { return HWY_DYNAMIC_DISPATCH(svd_f64)(svd); }
 
 template <class T>
-size_t lane_count() {
-  return HWY_DYNAMIC_DISPATCH(lanes_f32)() * sizeof(float) / sizeof(T);
+size_t lane_count(const Matrices& a) {
+  return HWY_DYNAMIC_DISPATCH(lanes_f32)(narrow_lanes(a)) * sizeof(float) / sizeof(T);
 }
 
 /// A wide matrix is taken as its transpose, whose left and right vectors are swapped.
@@ -234,11 +242,12 @@ template <class T>
 class SvdGroup {
  public:
   SvdGroup(const SvdProblem<T>& problem, size_t first, size_t count, T* memory)
-      : problem_(problem), shape_(problem.a), first_(first), count_(count), lanes_(lane_count<T>()) {
+      : problem_(problem), shape_(problem.a), first_(first), count_(count), lanes_(lane_count<T>(problem.a)) {
     const size_t n = shape_.n, rows = padded(shape_.height);
     const bool tall_asked = (shape_.turned ? problem.vh : problem.u) != nullptr;
     const bool square_asked = (shape_.turned ? problem.u : problem.vh) != nullptr;
     LaneScratch<T> scratch(memory, lanes_);
+    svd_.narrow = narrow_lanes(problem.a);
     svd_.a = scratch.take(rows * n);
     svd_.rows = rows;
     svd_.height = shape_.height;
@@ -325,12 +334,12 @@ size_t lanes_svd_scratch(const Matrices& a, bool full) {
   const size_t vectors = rows * (2 * n + u_columns) + 2 * padded(n) * n + 4 * n +
                          TurnRecord<float>::vectors(u_columns) + TurnRecord<float>::vectors(n) +
                          work_vectors(rows, u_columns);
-  return lane_count<float>() * sizeof(float) * vectors;
+  return lane_count<float>(a) * sizeof(float) * vectors;
 }
 
 template <class T>
 void lanes_svd(const SvdProblem<T>& problem, const RunArguments& arguments) {
-  for_lane_groups(arguments, problem.a, lane_count<T>(), [&](size_t first, size_t count, size_t thread) {
+  for_lane_groups(arguments, problem.a, lane_count<T>(problem.a), [&](size_t first, size_t count, size_t thread) {
     SvdGroup<T>(problem, first, count, arguments.thread_scratch<T>(thread)).run();
   });
 }

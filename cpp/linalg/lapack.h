@@ -19,18 +19,36 @@ void dgemm_(const char* transpose_a, const char* transpose_b, const int* m, cons
 
 namespace heddle::lapack {
 
-/// c [m, n] = op(a) [m, k] op(b) [k, n], with BLAS's letters for op.
+/// c [m, n] = alpha op(a) [m, k] op(b) [k, n] + beta c, with BLAS's letters for op.
 inline void gemm(char op_a, char op_b, int m, int n, int k, const float* a, int lda, const float* b, int ldb, float* c,
-                 int ldc) {
-  const float one = 1, zero = 0;
-  sgemm_(&op_a, &op_b, &m, &n, &k, &one, a, &lda, b, &ldb, &zero, c, &ldc);
+                 int ldc, float alpha = 1, float beta = 0) {
+  sgemm_(&op_a, &op_b, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
 }
 inline void gemm(char op_a, char op_b, int m, int n, int k, const double* a, int lda, const double* b, int ldb,
-                 double* c, int ldc) {
-  const double one = 1, zero = 0;
-  dgemm_(&op_a, &op_b, &m, &n, &k, &one, a, &lda, b, &ldb, &zero, c, &ldc);
+                 double* c, int ldc, double alpha = 1, double beta = 0) {
+  dgemm_(&op_a, &op_b, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
 }
 
+inline lapack_int gebrd(int m, int n, float* a, float* diagonal, float* beside, float* left_taus, float* right_taus) {
+  return LAPACKE_sgebrd(LAPACK_COL_MAJOR, m, n, a, m, diagonal, beside, left_taus, right_taus);
+}
+inline lapack_int bdsdc(char triangle, int n, float* diagonal, float* beside, float* u, int ldu, float* vt, int ldvt) {
+  return LAPACKE_sbdsdc(LAPACK_COL_MAJOR, triangle, 'I', n, diagonal, beside, u, ldu, vt, ldvt, nullptr, nullptr);
+}
+inline lapack_int larft(int n, int k, const float* v, const float* tau, float* t) {
+  return LAPACKE_slarft(LAPACK_COL_MAJOR, 'F', 'C', n, k, v, n, tau, t, k);
+}
+inline lapack_int gebrd(int m, int n, double* a, double* diagonal, double* beside, double* left_taus,
+                        double* right_taus) {
+  return LAPACKE_dgebrd(LAPACK_COL_MAJOR, m, n, a, m, diagonal, beside, left_taus, right_taus);
+}
+inline lapack_int bdsdc(char triangle, int n, double* diagonal, double* beside, double* u, int ldu, double* vt,
+                        int ldvt) {
+  return LAPACKE_dbdsdc(LAPACK_COL_MAJOR, triangle, 'I', n, diagonal, beside, u, ldu, vt, ldvt, nullptr, nullptr);
+}
+inline lapack_int larft(int n, int k, const double* v, const double* tau, double* t) {
+  return LAPACKE_dlarft(LAPACK_COL_MAJOR, 'F', 'C', n, k, v, n, tau, t, k);
+}
 inline lapack_int gesdd(char job, int m, int n, float* a, float* s, float* u, int ldu, float* vt, int ldvt) {
   return LAPACKE_sgesdd(LAPACK_COL_MAJOR, job, m, n, a, m, s, u, ldu, vt, ldvt);
 }

@@ -6,6 +6,7 @@
 #include "linalg/lanes.h"
 #include "linalg/lanes_kernels.h"
 #include "linalg/lapack.h"
+#include "linalg/large_svd.h"
 #include "linalg/matrices.h"
 #include "linalg/tall_qr.h"
 
@@ -29,10 +30,12 @@ struct SvdPlan {
 template <class T>
 void lapack_svd(const SvdPlan& plan, const T* a, T* u, T* s, T* vh) {
   const auto [m, n] = std::pair(plan.a.rows, plan.a.columns);
-  std::vector<T> work(a, a + plan.a.size());
   const bool values_only = u == nullptr && vh == nullptr;
   std::vector<T> left(values_only || u != nullptr ? 0 : m * plan.left());
   std::vector<T> right(values_only || vh != nullptr ? 0 : plan.right() * n);
+  if (!values_only && (!plan.full || m == n) && large_enough(m, n))
+    return large_svd(a, m, n, u ? u : left.data(), s, vh ? vh : right.data());
+  std::vector<T> work(a, a + plan.a.size());
   // aᵀ = v diag(s) uᵀ: LAPACK's left vectors are v, whose columns are our rows of vh.
   const char job = values_only ? 'N' : plan.full ? 'A' : 'S';
   lapack::check_converged(

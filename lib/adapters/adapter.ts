@@ -3,11 +3,11 @@ import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { copy, transpose } from '../graph/ops/index.js'
 import { pause } from '../graph/pause.js'
-import { read, type Sym } from '../graph/sym.js'
+import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Site, SiteHook } from '../nn/site.js'
 import type { Calibration } from '../observers/calibration.js'
-import type { Tensor } from '../tensor/tensor.js'
+import { type Tensor, zeros } from '../tensor/tensor.js'
 import {
   type Attachment,
   attachTo,
@@ -18,6 +18,7 @@ import {
   replaced,
   type SharedTensors,
 } from './attachment.js'
+import { maskBytes, maskedWeight, maskName } from './masked_weight.js'
 import type { AttachedSite, Parametrization, SitePart } from './parametrization.js'
 import { readMethod, readParameters, type SaveOptions, writeAdapter } from './peft_folder.js'
 import { selectSites } from './target_modules.js'
@@ -42,14 +43,14 @@ export class Adapter {
   readonly model: Network
   readonly baseModel: string
   readonly taskType: string
-  readonly #attachments: ReadonlyMap<string, Attachment>
+  readonly #attachments: Map<string, Attachment>
   readonly #shared: SharedTensors
   #originals: Map<Site, Original> | undefined
 
   private constructor(
     model: Network,
     method: Parametrization,
-    { attachments, shared }: { attachments: ReadonlyMap<string, Attachment>; shared: SharedTensors },
+    { attachments, shared }: { attachments: Map<string, Attachment>; shared: SharedTensors },
     { baseModel = '', taskType = 'CAUSAL_LM' }: AttachOptions,
   ) {
     this.model = model
@@ -78,6 +79,7 @@ export class Adapter {
     const adapter = await Adapter.#attach(model, method, { taskType, ...options })
     try {
       await readParameters(adapter, folder)
+      await adapter.#maskWeights()
       return adapter
     } catch (error) {
       adapter.dispose()
@@ -90,16 +92,17 @@ export class Adapter {
     const chosen = selectSites(sites, method.targetModules, method.targetFilter)
     const targets = new Set(chosen)
     const attachments = new Map<string, Attachment>()
+    const masked = new Set(method.maskedModules)
     const { seed = 0 } = options
     const shared = await madeShared(method.shared?.(chosen) ?? {}, seed)
     let stream = 0
     try {
       for (const site of sites) {
         const parts = method.trainedParts?.(site, targets.has(site)) ?? []
-        if (!targets.has(site) && parts.length === 0) continue
+        if (!targets.has(site) && parts.length === 0 && !masked.has(site.path)) continue
         const plan = targets.has(site) ? method.plan(site) : undefined
         const attachment = await attachTo(site, { plan, parts, seed, stream, shared })
-        attachments.set(site.path, attachment)
+        attachments.set(site.path, masked.has(site.path) ? withMask(attachment) : attachment)
         if (plan) stream += Object.keys(plan.parameters).length + 1
         await pause()
       }
@@ -110,6 +113,35 @@ export class Adapter {
       throw error
     }
     return new Adapter(model, method, { attachments, shared }, options)
+  }
+
+  /**
+   * The same adapter, in tensors of its own, with some numbers of modules' weights set to 0 wherever it is active. The
+   * caller owns it. @internal
+   * @param method the adapter's, with these modules as its {@link Parametrization.maskedModules}
+   * @param masks by path, packed, see {@link packed}; the adapter owns them from then on
+   */
+  static async masked(adapter: Adapter, method: Parametrization, masks: ReadonlyMap<string, Tensor>): Promise<Adapter> {
+    const { model, baseModel, taskType } = adapter
+    const result = await Adapter.#attach(model, method, { baseModel, taskType })
+    const from = new Map([...adapter.parameters(), ...adapter.buffers()])
+    for (const [path, mask] of masks) from.set(`${path}.${maskName}`, mask)
+    await computed(() => {
+      for (const [name, target] of [...result.parameters(), ...result.buffers()]) assign(target, read(from.get(name)!))
+      return []
+    })
+    for (const mask of masks.values()) mask.dispose()
+    await result.#maskWeights()
+    return result
+  }
+
+  /** Puts the weights in the place of the modules' own that the masks leave. */
+  async #maskWeights(): Promise<void> {
+    for (const [path, attachment] of this.#attachments) {
+      const mask = attachment.buffers[maskName]
+      if (mask) this.#attachments.set(path, { ...attachment, weight: await maskedWeight(attachment.site, mask) })
+      await pause()
+    }
   }
 
   /** Writes a PEFT folder, each file whole or not at all. @throws ERR_HEDDLE_IO */
@@ -294,6 +326,12 @@ async function resolved(
     },
   })
 }
+
+/** With room for the mask of the module's weight. */
+const withMask = (attachment: Attachment): Attachment => ({
+  ...attachment,
+  buffers: { ...attachment.buffers, [maskName]: zeros([maskBytes(attachment.site)], 'u8') },
+})
 
 /** New tensors for the merged site; the bias only where it is another. */
 async function mergedTensors(

@@ -87,8 +87,8 @@ function planAt(site: Site, { rank, lora_alpha, save_projection: isStored }: Lol
       [names.u]: { shape: [rank, inner], isStored },
     },
     prepare: ({ weight }) => ofSite(site, () => factorised(weight, shape, rank)),
-    forward: (context) => changedLinear(context, shape, change(context)),
-    merged: (context) => ({ weight: changedWeight(context.weight, change(context), shape) }),
+    forward: (context) => changedLinear(context, shape, [change(context)]),
+    merged: (context) => ({ weight: changedWeight(context.weight, [change(context)], shape) }),
     ...(shape.isConvolution ? {} : { factors: (attached) => factorsOf(change(attached)) }),
   }
 }

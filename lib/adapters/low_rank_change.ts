@@ -3,7 +3,7 @@ import { HeddleError } from '../errors.js'
 import { conv2d } from '../graph/ops/conv.js'
 import { add, cast, mul } from '../graph/ops/elementwise.js'
 import { transpose } from '../graph/ops/index.js'
-import { matmul } from '../graph/ops/matmul.js'
+import { matmul, type Precision } from '../graph/ops/matmul.js'
 import { dropout } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
@@ -72,9 +72,11 @@ export function factorsOf({ left, core, right, scale = 1 }: LowRankChange): Fact
 
 const scaled = (x: Sym, factor: number): Sym => (factor === 1 ? x : mul(x, factor))
 
-/** W + ΔW, as W is stored. */
-export function changedWeight(weight: Sym, change: LowRankChange, { isTransposed, isConvolution }: MatrixShape): Sym {
-  const { a, b } = factorsOf(change)
+/** W + Σ ΔW, as W is stored. */
+export const changedWeight = (weight: Sym, changes: readonly LowRankChange[], shape: MatrixShape): Sym =>
+  changes.reduce((sum, change) => changed(sum, factorsOf(change), shape), weight)
+
+function changed(weight: Sym, { a, b }: Factors, { isTransposed, isConvolution }: MatrixShape): Sym {
   if (isConvolution) return add(weight, reshape(matmul(b, a), weight.shape))
   return isTransposed
     ? matmul(a, b, { transposeA: true, transposeB: true, addend: weight })
@@ -101,29 +103,35 @@ export interface ChangedLinearOptions {
   readonly path?: ChangePath
 }
 
-/** The output of the site with W + ΔW: base(x) + s L (C (R x)), or W + ΔW made and multiplied with. */
+/** The output of the site with W + Σ ΔW: base(x) + Σ s L (C (R x)), or W + Σ ΔW made and multiplied with. */
 export function changedLinear(
   context: SiteContext,
   shape: MatrixShape,
-  change: LowRankChange,
+  changes: readonly LowRankChange[],
   { dropout: p = 0, path }: ChangedLinearOptions = {},
 ): Sym {
   const { x, base, site, forward, stream } = context
   if (shape.isConvolution) {
-    const weight = changedWeight(read(site.weight), change, shape)
+    const weight = changedWeight(read(site.weight), changes, shape)
     return conv2d(x, weight, { ...site.window, bias: site.bias && read(site.bias) })
   }
   const { precision, training, seed } = forward
   const isDropping = training && p > 0
   const n = elementCount(x.shape.slice(0, -1))
-  if (!isDropping && (path ?? changePath(n, change.right.shape[0]!, shape)) === 'weight')
-    return matmul(x, changedWeight(read(site.weight), change, shape), {
+  const r = changes.reduce((total, { right }) => total + right.shape[0]!, 0)
+  if (!isDropping && (path ?? changePath(n, r, shape)) === 'weight')
+    return matmul(x, changedWeight(read(site.weight), changes, shape), {
       transposeB: !shape.isTransposed,
       precision,
       ...(site.bias ? { addend: read(site.bias) } : {}),
     })
-  const { left, core, right, scale = 1 } = change
-  const z = matmul(isDropping ? dropout(x, p, seed!, stream) : x, right, { transposeB: true, precision })
+  const input = isDropping ? dropout(x, p, seed!, stream) : x
+  return changes.reduce((y, change) => add(y, product(input, change, precision)), base())
+}
+
+/** s L (C (R x)), each factor by itself. */
+function product(x: Sym, { left, core, right, scale = 1 }: LowRankChange, precision: Precision): Sym {
+  const z = matmul(x, right, { transposeB: true, precision })
   const inner = !core ? z : core.rank === 1 ? mul(z, core) : matmul(z, core, { transposeB: true, precision })
-  return add(base(), matmul(inner, left, { transposeB: true, alpha: scale, precision }))
+  return matmul(inner, left, { transposeB: true, alpha: scale, precision })
 }

@@ -171,6 +171,11 @@ export interface Parametrization {
   readonly targetFilter?: TargetFilter
   /** Tensors of the site that are copied and trained as they are, beside the method's own parameters. */
   readonly trainedParts?: (site: Site, isTarget: boolean) => readonly SitePart[]
+  /**
+   * Paths of modules, adapted or not, that compute with some of their weight's numbers set to 0 wherever the adapter is
+   * active; which ones is in the adapter's file.
+   */
+  readonly maskedModules?: readonly string[]
   /** @throws HeddleError when the method cannot act at this kind of site */
   readonly plan: (site: Site) => SitePlan
   /** What the chosen sites have in common, by the name in the adapter's file. */

@@ -4,32 +4,47 @@ import { adaloraType } from './adalora.js'
 import { boftType } from './boft.js'
 import { compacterType } from './compacter.js'
 import { difforaType } from './diffora.js'
+import { dseeType } from './dsee.js'
 import { floraType } from './flora.js'
 import { ia3Type } from './ia3.js'
+import { lamdaType } from './lamda.js'
 import { lolduType } from './loldu.js'
 import { loraType } from './lora.js'
+import { loraSbType, loraXsType } from './lora_xs.js'
 import { missType } from './miss.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import { oftType } from './oft.js'
 import type { ParametrizationType } from './parametrization.js'
 import { s2ftType } from './s2ft.js'
+import { saltType } from './salt.js'
 import { svfitType } from './svfit.js'
+import { veraType } from './vera.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
 export const parametrizations: readonly ParametrizationType[] = [
   loraType,
   ia3Type,
+  veraType,
   adaloraType,
   missType,
   oftType,
   boftType,
   compacterType,
   difforaType,
+  dseeType,
   floraType,
+  lamdaType,
   lolduType,
+  loraXsType,
+  loraSbType,
   monarchAdapterType,
   s2ftType,
+  saltType,
   svfitType,
+  saltType,
+  lamdaType,
+  loraXsType,
+  loraSbType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */

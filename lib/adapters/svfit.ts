@@ -85,8 +85,8 @@ const names = { d: 'svfit_d', s: 'svfit_s', u: 'svfit_u', vh: 'svfit_vh' } as co
 function planAt(site: Site, config: SvfitConfig): SitePlan {
   const shape = matrixShape('svfit', site, ['linear', 'conv2d'])
   const { out, inner } = shape
-  const r = patternValue(config.rank_pattern ?? {}, site.path, 'rank_pattern') ?? config.r
-  if (r === undefined) throw unsuited('svfit', site, 'r, or a number for this module in rank_pattern', 'neither')
+  // Without either, before energy has been looked at: all of them.
+  const r = patternValue(config.rank_pattern ?? {}, site.path, 'rank_pattern') ?? config.r ?? Math.min(out, inner)
   if (r > Math.min(out, inner)) throw unsuited('svfit', site, `r of at most ${Math.min(out, inner)}`, `${r}`)
   const isStored = config.save_projection
   const change = ({ parameters, buffers }: Pick<AttachedSite, 'parameters' | 'buffers'>): LowRankChange => {
@@ -108,8 +108,8 @@ function planAt(site: Site, config: SvfitConfig): SitePlan {
       const { u, s, vh } = await leadingSvd(weight, shape, r, site)
       return { values: { [names.s]: s, [names.u]: u, [names.vh]: vh } }
     },
-    forward: (context) => changedLinear(context, shape, change(context), { dropout: config.dropout }),
-    merged: (context) => ({ weight: changedWeight(context.weight, change(context), shape) }),
+    forward: (context) => changedLinear(context, shape, [change(context)], { dropout: config.dropout }),
+    merged: (context) => ({ weight: changedWeight(context.weight, [change(context)], shape) }),
     ...(shape.isConvolution ? {} : { factors: (attached) => factorsOf(change(attached)) }),
   }
 }

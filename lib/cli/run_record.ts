@@ -10,12 +10,12 @@ const recordOf = (outputFolder: string): string => join(outputFolder, 'run.json'
 export const writeRunRecord = (outputFolder: string, config: PartialTrainConfig): Promise<void> =>
   writeJsonAtomic(recordOf(outputFolder), config)
 
-/** The config of the folder's run; nothing where there is none. @throws ERR_HEDDLE_FORMAT when it is damaged */
-export async function readRunRecord(outputFolder: string): Promise<PartialTrainConfig> {
+/** The config of the folder's run, if it has one. @throws ERR_HEDDLE_FORMAT when it is damaged */
+export async function readRunRecord(outputFolder: string): Promise<PartialTrainConfig | undefined> {
   const path = recordOf(outputFolder)
   const isThere = await stat(path).then(
     () => true,
     () => false,
   )
-  return isThere ? readTrainConfig(path) : {}
+  return isThere ? readTrainConfig(path) : undefined
 }

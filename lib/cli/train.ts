@@ -120,7 +120,8 @@ Ctrl-C stops after the running step, saves it, and prints the command that goes 
         const file = flags.config === undefined ? {} : await readTrainConfig(flags.config)
         const told = overlaid(file, configOfFlags(flags))
         const isResumed = flags.resume === true && typeof told.output === 'string'
-        const given = isResumed ? overlaid(await readRunRecord(told.output as string), told) : told
+        const record = isResumed ? await readRunRecord(told.output as string) : undefined
+        const given = overlaid(record ?? {}, told)
         for (const name of ['model', 'data', 'output'] as const)
           if (given[name] === undefined && flags.config === undefined)
             action.error(`error: required option '--${name}' not specified`)
@@ -128,6 +129,7 @@ Ctrl-C stops after the running step, saves it, and prints the command that goes 
           given,
           config: trainConfigOf(given, flags.config ?? 'train'),
           resume: flags.resume ?? false,
+          isRecorded: record !== undefined,
         })
       }),
     )
@@ -137,9 +139,11 @@ interface TrainRequest {
   readonly given: PartialTrainConfig
   readonly config: TrainConfig
   readonly resume: boolean
+  /** The folder says already what its run was asked for; other settings are refused, or do not change its result. */
+  readonly isRecorded: boolean
 }
 
-async function trainAs(session: Session, { given, config, resume }: TrainRequest): Promise<void> {
+async function trainAs(session: Session, { given, config, resume, isRecorded }: TrainRequest): Promise<void> {
   const { output, training } = config
   if (!resume) await expectNoUnfinishedRun(output)
   const { model, objective, section } = await trainingTask(session, config)
@@ -152,7 +156,7 @@ async function trainAs(session: Session, { given, config, resume }: TrainRequest
     config.evaluationData === undefined
       ? undefined
       : await session.openData({ ...request, path: config.evaluationData })
-  await writeRunRecord(output, { ...given, objective: section })
+  if (!isRecorded) await writeRunRecord(output, { ...given, objective: section })
   const run: TrainingRunOptions = {
     model,
     objective,

@@ -122,6 +122,13 @@ export function nmMask(score: Sym, kept: number, of: number): Sym {
   return reshape(scatterAdd(indices, ones, of, 1), score.shape)
 }
 
+/** 1 at the `count` elements of x of largest magnitude, else 0. */
+export function largestMask(x: Sym, count: number): Sym {
+  const flat = reshape(abs(x), [1, -1])
+  const { indices } = topk(flat, count)
+  return reshape(scatterAdd(indices, broadcastTo(constant(1, 'f32'), indices.shape), flat.shape[1]!, 1), x.shape)
+}
+
 function supportOf(native: NativeSupport, shape: readonly [number, number]): SparseSupport {
   const columnIndices = new Tensor(native.columnIndices)
   return {

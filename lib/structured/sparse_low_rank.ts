@@ -3,18 +3,15 @@ import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
-import { abs, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.js'
-import { scatterAdd } from '../graph/ops/gather.js'
+import { mul, sub } from '../graph/ops/elementwise.js'
 import { matmul } from '../graph/ops/matmul.js'
-import { reshape } from '../graph/ops/reduce.js'
-import { topk } from '../graph/ops/sort.js'
 import { type SparseSupport, sparseGather, sparseLowRankLinear, sparseToDense, spmm } from '../graph/ops/sparse.js'
-import { read, type Sym } from '../graph/sym.js'
+import { read } from '../graph/sym.js'
 import { elementCount } from '../tensor/dtype.js'
 import { type Tensor, zeros } from '../tensor/tensor.js'
 import { projectionOf, uniformTensor } from './initial.js'
 import { lowRankMatrix } from './low_rank_matrix.js'
-import { disposeSupport, randomSupport, supportFromMask, supportFromRows } from './sparse.js'
+import { disposeSupport, largestMask, randomSupport, supportFromMask, supportFromRows } from './sparse.js'
 import { expectParameters, type Structure, type StructuredMatrix, structuredMatrix } from './structured_matrix.js'
 
 /** Options of {@link sparseLowRankMatrix}. */
@@ -49,7 +46,7 @@ export const sparseLowRankMatrix: Structure<SparseLowRankMatrixOptions> = {
     const { matrix: low } = await lowRankMatrix.fromDense(weight, { rank: parsed.rank })
     const { A, B } = Object.fromEntries(low.parameters()) as { readonly A: Tensor; readonly B: Tensor }
     using rest = await computed(() => sub(read(weight), matmul(read(B), read(A))))
-    using mask = await computed(() => largest(read(rest), countOf(parsed, weight.shape)))
+    using mask = await computed(() => largestMask(read(rest), countOf(parsed, weight.shape)))
     const support = await supportFromMask(mask)
     const values = await computed(() => sparseGather(support, read(rest)))
     using unscaled = B
@@ -83,13 +80,6 @@ export const sparseLowRankMatrix: Structure<SparseLowRankMatrixOptions> = {
     const parts = { a: found.lora_A!, b: found.lora_B!, values: found.sparse_value!, support }
     return over(parsed, parts, transposed)
   },
-}
-
-/** 1 at the `count` elements of x of largest magnitude, else 0. */
-function largest(x: Sym, count: number): Sym {
-  const flat = reshape(abs(x), [1, -1])
-  const { indices } = topk(flat, count)
-  return reshape(scatterAdd(indices, broadcastTo(constant(1, 'f32'), indices.shape), flat.shape[1]!, 1), x.shape)
 }
 
 const countOf = ({ density }: Options, shape: readonly number[]): number => Math.floor(density * elementCount(shape))

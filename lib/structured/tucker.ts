@@ -166,14 +166,17 @@ const projected = (x: Tensor, factors: readonly (Tensor | undefined)[]): Promise
 const unfolded = (x: Sym, axis: number): Sym => reshape(moveAxis(x, axis, 0), [x.shape[axis]!, -1])
 
 async function leadingVectors(x: Tensor, axis: number, keep: Keep): Promise<Tensor> {
-  using matrix = await computed(() => copy(unfolded(read(x), axis)))
-  const { u, s, vh } = await svd(matrix)
+  // Without the right vectors the SVD of a wide unfolding needs no more than the triangle of its QR.
+  const { u, s } = await computed(() => {
+    const factors = svd(unfolded(read(x), axis))
+    return { u: factors.u, s: factors.s }
+  })
   try {
     const values = Array.from(await s.data(), Number)
     const end = Math.min(keep(values), values.length)
     return await computed(() => copy(slice(read(u), [{ axis: 1, start: 0, end }])))
   } finally {
-    for (const each of [u, s, vh]) each.dispose()
+    for (const each of [u, s]) each.dispose()
   }
 }
 

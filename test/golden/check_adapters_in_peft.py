@@ -24,7 +24,8 @@ HERE = Path(__file__).parent
 OF_THE_OPTIONS = ("has no bias. This means that merging", "have invalid shape", "`ensure_weight_tying` is not set",
                   "Invalid `oft_block_size`",
                   # PEFT says this of its own folders of AdaLoRA.
-                  "The following rank_pattern keys did not match")
+                  "The following rank_pattern keys did not match",
+                  "Specified to not save vera_A", "Specified to not load vera_A", "Specified to not save basis_A")
 
 
 def main() -> int:

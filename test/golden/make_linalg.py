@@ -1,12 +1,13 @@
-"""Golden values of test/15-linalg.test.ts and test/17-incremental.test.ts: `python make_linalg.py > linalg.json`.
+"""Golden values of tests 15 to 17: `python make_linalg.py > linalg.json`.
 
-numpy for factorisations; assignments by trying all permutations; incremental components by the formulas of
+numpy and scipy for factorisations; assignments by trying all permutations; incremental components by the formulas of
 scikit-learn's IncrementalPCA.partial_fit, written out in f64.
 """
 import itertools
 import json
 
 import numpy as np
+import scipy.linalg
 
 rng = np.random.default_rng(7)
 
@@ -51,7 +52,13 @@ def incremental(batches, k):
     return {"s": numbers(s), "vh": numbers(vh), "mean": numbers(mean), "ratio": numbers(s**2 / (var * seen).sum())}
 
 
+# These two by formulas that the test repeats.
+i, j = np.arange(1200)[:, None], np.arange(3)
+long = np.sin(7 * i + 2 * j**3 + j)
+batch = np.cos(np.arange(7 * 12 * 9.0) ** 2).reshape(7, 12, 9)
+
 rows = matrix(23, 6) + np.arange(6) * 0.5
+pivoted = matrix(5, 3)
 print(
     json.dumps(
         {
@@ -61,6 +68,18 @@ print(
             "pinv": {"a": numbers(deficient), "x": numbers(np.linalg.pinv(deficient, 1e-10))},
             "lstsq": {"b": numbers(target), "x": numbers(np.linalg.lstsq(deficient, target, rcond=1e-10)[0])},
             "qr": {"a": numbers(a[0]), "r": numbers(np.linalg.qr(a[0])[1])},
+            "long_qr": {"r": numbers(np.linalg.qr(long)[1])},
+            "batch": {"r": numbers(np.linalg.qr(batch)[1]), "s": numbers(np.linalg.svd(batch)[1])},
+            "lu": {"a": numbers(square), "u": numbers(scipy.linalg.lu(square)[2])},
+            "cholesky": {
+                "a": numbers(square @ square.T),
+                "l": numbers(scipy.linalg.cholesky(square @ square.T, lower=True)),
+            },
+            "pivoted": {
+                "a": numbers(pivoted),
+                "r": numbers(scipy.linalg.qr(pivoted, mode="economic", pivoting=True)[1]),
+                "pivots": scipy.linalg.qr(pivoted, mode="economic", pivoting=True)[2].tolist(),
+            },
             "assignment": {"cost": numbers(cost), "columns": list(best)},
             "incremental": {"rows": numbers(rows), **incremental([rows[:8], rows[8:12], rows[12:]], 3)},
         }

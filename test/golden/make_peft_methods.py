@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import IA3Config, PeftModel, get_peft_model
+from peft import IA3Config, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from make_adapters import batch, load_base, save, train
@@ -20,7 +20,7 @@ from make_lora_peft import ADAMW, CLIP
 from make_tiny_llama import versions, write_json
 
 HERE = Path(__file__).parent
-CONFIGS = {"ia3": IA3Config}
+CONFIGS = {"ia3": IA3Config, "vera": VeraConfig}
 LLAMA, QWEN, GPT2 = "tiny-llama-untied", "adapters/tiny-qwen2", "adapters/tiny-gpt2"
 FAN = {"fan_in_fan_out": True}
 
@@ -31,6 +31,11 @@ VARIANTS = {
                                "feedforward_modules": ["k_proj"]}),
     "ia3-conv1d": ("ia3", GPT2, {"target_modules": ["c_attn", "mlp.c_proj", "attn.c_proj"],
                                  "feedforward_modules": ["mlp.c_proj"], **FAN}),
+    "vera": ("vera", LLAMA, {"r": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}),
+    "vera-key": ("vera", LLAMA, {"r": 8, "target_modules": ["k_proj", "up_proj"], "projection_prng_key": 1234567,
+                                 "save_projection": False, "d_initial": 0.3}),
+    "vera-bias": ("vera", QWEN, {"r": 8, "target_modules": ["q_proj", "o_proj"], "bias": "vera_only"}),
+    "vera-conv1d": ("vera", GPT2, {"r": 8, "target_modules": ["c_attn", "mlp.c_proj"], "save_projection": False, **FAN}),
 }
 
 

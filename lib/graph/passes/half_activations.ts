@@ -47,25 +47,34 @@ export async function halveActivations(graph: Graph): Promise<void> {
   }
 
   const ahead = new Map<Step, Step[]>()
+  /** The last widened copy of each half, which readers close by share. */
+  const wholes = new Map<number, { readonly value: number; readonly index: number }>()
+  const wholeOf = (half: number, reader: Step, index: number): number => {
+    const last = wholes.get(half)
+    if (last && index - last.index < leastDistance) return last.value
+    const { shape } = graph.values[half]!
+    const value = addValue(graph, { shape, dtype: 'f32' })
+    const { scope } = reader
+    const cast: Step = {
+      op: 'cast',
+      inputs: [half],
+      outputs: [value],
+      attributes: { dtype: 'f32' },
+      backward: true,
+      scope,
+    }
+    ahead.set(reader, [...(ahead.get(reader) ?? []), cast])
+    wholes.set(half, { value, index })
+    return value
+  }
+
   for (const [index, step] of graph.steps.entries()) {
     if (index % 16 === 0) await pause()
     if (!step.backward) continue
     step.inputs = step.inputs.map((input, i) => {
       if (input === absent || !isKept(input)) return input
       const half = halfOf(input)
-      if (readsHalf(step, i)) return half
-      const whole = addValue(graph, { shape: graph.values[input]!.shape, dtype: 'f32' })
-      const { scope } = step
-      const cast: Step = {
-        op: 'cast',
-        inputs: [half],
-        outputs: [whole],
-        attributes: { dtype: 'f32' },
-        backward: true,
-        scope,
-      }
-      ahead.set(step, [...(ahead.get(step) ?? []), cast])
-      return whole
+      return readsHalf(step, i) ? half : wholeOf(half, step, index)
     })
   }
   graph.steps = graph.steps.flatMap((step) => [...(ahead.get(step) ?? []), step, ...(behind.get(step) ?? [])])
