@@ -41,10 +41,6 @@ export const parametrizations: readonly ParametrizationType[] = [
   s2ftType,
   saltType,
   svfitType,
-  saltType,
-  lamdaType,
-  loraXsType,
-  loraSbType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */

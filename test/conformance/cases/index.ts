@@ -38,7 +38,4 @@ export const methodCases: readonly MethodCase[] = [
   ...salt,
   ...svfit,
   ...vera,
-  ...lamda,
-  ...loraXs,
-  ...salt,
 ]
