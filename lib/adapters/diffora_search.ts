@@ -8,6 +8,7 @@ import { slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { softmax } from '../graph/ops/softmax.js'
+import { pause } from '../graph/pause.js'
 import { program } from '../graph/program.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
@@ -169,6 +170,7 @@ async function pairs({ sites }: Candidates, pair: Parametrization, seed: number)
     if (!site) continue
     const source = { plan: pair.plan(site), parts: [], seed, stream: 3 * i, shared: {} }
     attachments.set(site, await attachTo(site, source))
+    await pause()
   }
   await initialise([...attachments.values()], seed)
   return attachments
