@@ -38,11 +38,11 @@ export const parametrizations: readonly ParametrizationType[] = [
   lolduType,
   loraXsType,
   loraSbType,
+  lqLoraType,
   monarchAdapterType,
   s2ftType,
   saltType,
   svfitType,
-  lqLoraType,
 ]
 
 /** @throws ERR_HEDDLE_FORMAT for a `peft_type` that no method here reads */

@@ -32,6 +32,7 @@ export const methodCases: readonly MethodCase[] = [
   ...loldu,
   ...lora,
   ...loraXs,
+  ...lqLora,
   ...miss,
   ...monarchAdapter,
   ...oft,
@@ -39,5 +40,4 @@ export const methodCases: readonly MethodCase[] = [
   ...salt,
   ...svfit,
   ...vera,
-  ...lqLora,
 ]
