@@ -6,7 +6,7 @@ import { computed } from '../graph/computed.js'
 import { conv2d } from '../graph/ops/conv.js'
 import { add, broadcastTo, constant, div, maximum, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { indexSelect } from '../graph/ops/gather.js'
-import { copy } from '../graph/ops/index.js'
+import { concat, copy } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { identityLike } from '../graph/ops/matrices.js'
 import { dropout, randomNormal } from '../graph/ops/random.js'
@@ -208,24 +208,21 @@ function factors({ out, inner }: LoraShape, r: number, parameters: MergeContext[
 
 /** The mean over all A and B of ‖A Aᵀ − I‖ and ‖Bᵀ B − I‖, not squared, as PEFT and the authors' code have it. */
 function orthogonality(sites: readonly AttachedSite[]): Sym {
-  const distances = sites.flatMap(({ parameters }) => {
+  const one = new Map<number, Sym>()
+  const squares = sites.flatMap(({ parameters }) => {
     const [a, b] = [parameters[names.a]!, parameters[names.b]!]
-    if (a.shape[0] === 0) return []
-    return [
-      distance(matmul(read(a), read(a), { transposeB: true })),
-      distance(matmul(read(b), read(b), { transposeA: true })),
-    ]
+    const r = a.shape[0]!
+    // A module without ranks counts, with 0.
+    if (r === 0) return []
+    const identity = one.get(r) ?? identityLike(r, read(a))
+    one.set(r, identity)
+    const grams = [matmul(read(a), read(a), { transposeB: true }), matmul(read(b), read(b), { transposeA: true })]
+    return grams.map((gram) => reshape(sum(square(sub(gram, identity))), [1]))
   })
-  // A module without ranks counts, with 0.
-  const none = constant(0)
-  return div(
-    distances.reduce((total, each) => add(total, each), none),
-    Math.max(1, 2 * sites.length),
-  )
+  if (squares.length === 0) return constant(0)
+  // Below 1e-15, where a root has no slope, a norm is a constant.
+  return div(sum(sqrt(maximum(concat(squares), 1e-30))), 2 * sites.length)
 }
-
-/** ‖gram − I‖; below 1e-15, where a root has no slope, a constant. */
-const distance = (gram: Sym): Sym => sqrt(maximum(sum(square(sub(gram, identityLike(gram.shape[0]!, gram)))), 1e-30))
 
 /**
  * The rows whose E is 0 add nothing and are left out, as in PEFT's folders; `rank_pattern` says which. An adapter none of

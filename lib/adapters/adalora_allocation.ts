@@ -67,7 +67,7 @@ export function allocating(
       async update(updates, gradients, given) {
         const moved = scored.map((i) => ({ value: add(given.parameters[i]!, updates[i]!), gradient: gradients[i]! }))
         const elements = await elementScores(moved, statistics, given)
-        const scores = triplets.map((_, i) =>
+        const scores = await mapParameters(triplets, (_, i) =>
           tripletScore(elements[3 * i]!, elements[3 * i + 1]!, elements[3 * i + 2]!),
         )
         const decision = decide(concat(scores), given.step, schedule, target)

@@ -4,7 +4,7 @@ import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { abs, add, broadcastTo, constant, mul } from '../graph/ops/elementwise.js'
 import { repeatInterleave } from '../graph/ops/gather.js'
-import { transpose } from '../graph/ops/index.js'
+import { concat, transpose } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { randomNormal } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
@@ -161,14 +161,11 @@ function coefficientPlan(site: Site, groups: number): SitePlan {
 
 /** λ Σ |c| */
 function sparsity(sites: readonly AttachedSite[], { coefficient_l1: weight }: DseeConfig): Sym {
-  const sums = sites.flatMap(({ parameters }) => {
+  const all = sites.flatMap(({ parameters }) => {
     const c = parameters[coefficientName]
-    return c ? [sum(abs(read(c)))] : []
+    return c ? [read(c)] : []
   })
-  return mul(
-    sums.reduce((total, each) => add(total, each), constant(0)),
-    weight,
-  )
+  return all.length === 0 ? constant(0) : mul(sum(abs(concat(all))), weight)
 }
 
 const names = { a: 'lora_A.weight', b: 'lora_B.weight', values: 'sparse_value' } as const
