@@ -1,5 +1,6 @@
 /** A LoRA training step (r 16, all seven linears, SmolLM2-135M shape, 4×256 tokens) against PEFT + torch. */
 import { arch, cpus, platform } from 'node:os'
+import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { peerPython } from './peers/python.js'
 import { type Stepper, startStepper } from './peers/stepper.js'
@@ -8,6 +9,9 @@ import { type Stepper, startStepper } from './peers/stepper.js'
 export const purpose = 'LoRA training step, tokens/s and peak memory, against PEFT + torch on the same threads'
 
 const tokens = 4 * 256
+
+/** After its step an OpenMP team spins for 0.2 s, on cores that the other side needs. */
+const restMilliseconds = 250
 
 interface Side {
   readonly tokensPerSecond: number
@@ -43,8 +47,10 @@ export async function run(args: readonly string[]): Promise<void> {
 async function alternate(a: Stepper, b: Stepper, pairs: number): Promise<[Side, Side]> {
   const seconds: [number[], number[]] = [[], []]
   for (let i = 0; i < pairs; i += 1) {
-    seconds[0].push(await a.step())
-    seconds[1].push(await b.step())
+    for (const [side, stepper] of [a, b].entries()) {
+      seconds[side]!.push(await stepper.step())
+      await setTimeout(restMilliseconds)
+    }
   }
   const sides = [await sideOf(a, seconds[0]), await sideOf(b, seconds[1])] as [Side, Side]
   a.stop()
