@@ -78,8 +78,8 @@ const schema = z.strictObject({
   maxIterations: z.int().min(0).default(50),
 })
 
-/** How many singular vectors to keep of an axis, given its singular values. */
-type Keep = (values: readonly number[]) => number
+/** How many singular vectors to keep of an axis, or that from its singular values. */
+type Keep = number | ((values: readonly number[]) => number)
 
 /**
  * Higher-order SVD: the leading left singular vectors of every unfolding. ‖X − X̂‖² is at most the sum of what the axes
@@ -93,7 +93,7 @@ export async function hosvd(x: Tensor, options: HosvdOptions): Promise<TuckerDec
   const factors: (Tensor | undefined)[] = x.shape.map(() => undefined)
   let current = x
   for (const [axis, keep] of keeps.entries()) {
-    if (!keep) continue
+    if (keep === undefined) continue
     factors[axis] = await leadingVectors(current, axis, keep)
     if (!parsed.sequential) continue
     const next = await projected(current, only(factors, axis))
@@ -123,7 +123,7 @@ export async function hooi(x: Tensor, options: HooiOptions): Promise<HooiDecompo
     for (const [axis, factor] of factors.entries()) {
       if (!factor) continue
       using others = await projected(x, factors.with(axis, undefined))
-      factors[axis] = await leadingVectors(others, axis, () => factor.shape[1]!)
+      factors[axis] = await leadingVectors(others, axis, factor.shape[1]!)
       factor.dispose()
     }
     core.dispose()
@@ -167,14 +167,16 @@ const unfolded = (x: Sym, axis: number): Sym => reshape(moveAxis(x, axis, 0), [x
 
 async function leadingVectors(x: Tensor, axis: number, keep: Keep): Promise<Tensor> {
   // Without the right vectors the SVD of a wide unfolding needs no more than the triangle of its QR.
+  const vectors = (u: Sym, count: number): Sym => copy(slice(u, [{ axis: 1, start: 0, end: count }]))
+  if (typeof keep === 'number')
+    return await computed(() => vectors(svd(unfolded(read(x), axis)).u, Math.min(keep, mostOf(x, axis))))
   const { u, s } = await computed(() => {
     const factors = svd(unfolded(read(x), axis))
     return { u: factors.u, s: factors.s }
   })
   try {
     const values = Array.from(await s.data(), Number)
-    const end = Math.min(keep(values), values.length)
-    return await computed(() => copy(slice(read(u), [{ axis: 1, start: 0, end }])))
+    return await computed(() => vectors(read(u), keep(values)))
   } finally {
     for (const each of [u, s]) each.dispose()
   }
@@ -209,10 +211,10 @@ async function keepsOf(
     for (const [axis, each] of ranks.entries())
       if (each !== undefined && each > mostOf(x, axis))
         refuse(`ranks of at most ${mostOf(x, axis)} along axis ${axis}`, `${each}`)
-    return ranks.map((each) => (each === undefined ? undefined : () => each))
+    return ranks
   }
   const keep = error === undefined ? undefined : within(error, await normOf(x), chosen.length)
-  return x.shape.map((_, axis) => (chosen.includes(axis) ? (keep ?? (() => ranks as number)) : undefined))
+  return x.shape.map((_, axis) => (chosen.includes(axis) ? (keep ?? (ranks as number)) : undefined))
 }
 
 /** The most directions that an unfolding can have. */
