@@ -15,6 +15,7 @@ import type { Sym } from './graph/sym.js'
 import { buildNetwork, siteStructures } from './models/build.js'
 import { type Encoder, type Pooling, pool } from './models/encoder.js'
 import { encoders } from './models/registry.js'
+import { encodedText } from './objectives/text_batches.js'
 import { tensor } from './tensor/tensor.js'
 import { Tokenizer } from './tokenize/tokenizer.js'
 
@@ -120,27 +121,15 @@ export class EncoderModel extends AdaptedModel<Encoder> {
     const { adapter, signal, ...rest } = options
     const { batchSize } = parseConfig('embed', embedSchema, rest)
     this.expectUsable('embed.adapter', adapter)
-    const encoded = await this.#encode(texts)
+    const { maxLength } = this.settings
+    const encoded = await Promise.all(texts.map((text) => encodedText(this.tokenizer, text, maxLength)))
     const vectors = new Array<Float32Array>(texts.length)
-    for (const batch of batchesOf(encoded, batchSize, this.settings.maxLength)) {
+    for (const batch of batchesOf(encoded, batchSize, maxLength)) {
       const rows = await this.#run(batch, adapter, signal)
       for (const [row, index] of batch.indices.entries())
         vectors[index] = rows.slice(row * this.dimensions, (row + 1) * this.dimensions)
     }
     return vectors
-  }
-
-  /** Token ids `i32` of each text, special tokens included, cut to the settings' `maxLength`. */
-  async #encode(texts: readonly string[]): Promise<Int32Array[]> {
-    const { maxLength } = this.settings
-    const tail = Math.max(0, (await this.tokenizer.encode('')).length - 1)
-    const all = await Promise.all(texts.map((text) => this.tokenizer.encode(text)))
-    // What the tokenizer puts at the end stays there: [CLS] text [SEP].
-    return all.map((ids) =>
-      ids.length <= maxLength
-        ? ids
-        : Int32Array.of(...ids.subarray(0, maxLength - tail), ...ids.subarray(ids.length - tail)),
-    )
   }
 
   async #run(batch: Batch, adapter: Adapter | undefined, signal: AbortSignal | undefined): Promise<Float32Array> {
