@@ -40,11 +40,15 @@ export async function run(args: readonly string[]): Promise<void> {
     ratios[`${precision}Memory`] = ours.peakBytes / theirs.peakBytes
   }
   // Both limits: the frozen matmuls alone, with packed weights, measured on the machine of docs/performance.md.
-  const machine = `${cpus()[0]?.model.trim()}, ${threads} threads, ${platform()} ${arch()}`
-  console.log(JSON.stringify({ bench: 'train-lora', ratios, machine }))
+  console.log(JSON.stringify({ bench: 'train-lora', ratios, machine: machineText(threads) }))
 }
 
-async function alternate(a: Stepper, b: Stepper, pairs: number): Promise<[Side, Side]> {
+/** Where the numbers come from. */
+export const machineText = (threads: number): string =>
+  `${cpus()[0]?.model.trim()}, ${threads} threads, ${platform()} ${arch()}`
+
+/** Medians of single steps of both, taken in turns; both are stopped then. */
+export async function alternate(a: Stepper, b: Stepper, pairs: number): Promise<[Side, Side]> {
   const seconds: [number[], number[]] = [[], []]
   for (let i = 0; i < pairs; i += 1) {
     for (const [side, stepper] of [a, b].entries()) {
@@ -63,5 +67,6 @@ async function sideOf(stepper: Stepper, seconds: readonly number[]): Promise<Sid
   return { tokensPerSecond: tokens / median, peakBytes: await stepper.peakBytes() }
 }
 
-const line = (name: string, precision: string, { tokensPerSecond, peakBytes }: Side): string =>
+/** A line of the table. */
+export const line = (name: string, precision: string, { tokensPerSecond, peakBytes }: Side): string =>
   `${name.padEnd(7)} ${precision.padEnd(5)} ${tokensPerSecond.toFixed(0).padStart(5)} tok/s   peak ${(peakBytes / 1e9).toFixed(2)} GB`

@@ -1,4 +1,4 @@
-"""The peer of `npm run bench -- train-lora`: one LoRA training step of PEFT + torch at the SmolLM2-135M shape.
+"""The peer of `npm run bench -- train-lora` and `-- randlora`: one LoRA training step of PEFT + torch at the SmolLM2-135M shape.
 
 r 16 on all seven linears, 4 x 256 random tokens, cross-entropy over 49152 words, AdamW on the adapters, f32 adapters.
 
@@ -62,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--wait", choices=["default", "active", "passive"], default="default")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model (needs a C++ compiler)")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing: less memory, slower")
+    parser.add_argument("--method", choices=["lora", "randlora"], default="lora", help="randlora: r 32 instead")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--serve", action="store_true")
     return parser.parse_args()
@@ -71,7 +72,7 @@ def prepare(args: argparse.Namespace):
     import peft
     import torch
     import transformers
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, RandLoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(args.threads)
@@ -86,12 +87,16 @@ def prepare(args: argparse.Namespace):
     if args.checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
-    lora = LoraConfig(
-        r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    )
+    targets = {
+        "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    }
+    if args.method == "randlora":
+        adapter = RandLoraConfig(r=32, randlora_alpha=32, **targets)
+    else:
+        adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, **targets)
     mode = args.bf16_mode if args.dtype == "bf16" else "f32"
-    model = get_peft_model(model, lora, autocast_adapter_dtype=mode != "bf16-adapters").train()
+    model = get_peft_model(model, adapter, autocast_adapter_dtype=mode != "bf16-adapters").train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.01)
     ids = torch.randint(0, 49152, (args.batch, args.length), generator=torch.Generator().manual_seed(1))

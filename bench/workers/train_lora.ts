@@ -1,4 +1,4 @@
-/** Heddle's side of `train-lora`: one LoRA step at the SmolLM2-135M shape per line `step` on standard input. */
+/** Heddle's side of `train-lora` and `randlora`: one step at the SmolLM2-135M shape per line `step` on standard input. */
 
 import { access, mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -6,6 +6,7 @@ import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { Adapter } from '../../lib/adapters/adapter.js'
 import { lora } from '../../lib/adapters/lora.js'
+import { randlora } from '../../lib/adapters/randlora.js'
 import { openCheckpoint } from '../../lib/formats/checkpoint.js'
 import type { Precision } from '../../lib/graph/ops/matmul.js'
 import { llama } from '../../lib/models/llama.js'
@@ -17,7 +18,7 @@ import { clipByGlobalNorm } from '../../lib/optim/clip.js'
 import { chain } from '../../lib/optim/gradient_transform.js'
 import { trainingStep } from '../../lib/train/training_step.js'
 
-const [precision = 'f32', layers = '30', profile] = process.argv.slice(2)
+const [precision = 'f32', layers = '30', methodName = 'lora', profile] = process.argv.slice(2)
 const rows = 4
 const length = 256
 const config = {
@@ -43,7 +44,11 @@ if (!complete) {
 }
 const { tensors } = await openCheckpoint(folder)
 const network = llama(config, checkpointWeights(tensors, folder))
-const adapter = await Adapter.attach(network, lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }))
+const method =
+  methodName === 'randlora'
+    ? randlora({ r: 32, randlora_alpha: 32, target_modules: 'all-linear' })
+    : lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' })
+const adapter = await Adapter.attach(network, method)
 const step = await trainingStep({
   network,
   objective: causalLm(),

@@ -137,7 +137,7 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
     const wanted = storedTensors(adapter)
     const found = new Map([...archive.tensors].map(([name, stored]) => [currentName(adapter, name), stored]))
     for (const [name, stored] of found) {
-      if (wanted.has(name) || (await isCopyOfBase(adapter, name, stored))) continue
+      if (wanted.has(name) || isCopyOfShared(adapter, name) || (await isCopyOfBase(adapter, name, stored))) continue
       throw mismatch(path, 'tensors of the modules that target_modules selects', `"${name}" besides`)
     }
     const loaded = [...wanted].map(([name, tensor]) => {
@@ -182,6 +182,12 @@ function currentName({ method }: Adapter, name: string): string {
   const names = parametrizations.find((type) => type.name === method.name)!.formerly?.names ?? {}
   const [old, now] = Object.entries(names).find(([suffix]) => name.endsWith(`.${suffix}`)) ?? []
   return old === undefined ? name : `${name.slice(0, -old.length)}${now}`
+}
+
+/** PEFT 0.21 writes RandLoRA's shared matrices once more under every module. */
+function isCopyOfShared({ shared, attachments }: Adapter, name: string): boolean {
+  const [suffix, path] = [name.split('.').at(-1)!, name.replace(prefix, '').split('.').slice(0, -1).join('.')]
+  return shared[suffix]?.isTrained === false && attachments.has(path)
 }
 
 /** PEFT saves an embedding that it adapts with the base's own weight; it must be that of this model. */

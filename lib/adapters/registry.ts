@@ -16,6 +16,7 @@ import { missType } from './miss.js'
 import { monarchAdapterType } from './monarch_adapter.js'
 import { oftType } from './oft.js'
 import type { ParametrizationType } from './parametrization.js'
+import { randloraType } from './randlora.js'
 import { s2ftType } from './s2ft.js'
 import { saltType } from './salt.js'
 import { svfitType } from './svfit.js'
@@ -26,6 +27,7 @@ export const parametrizations: readonly ParametrizationType[] = [
   loraType,
   ia3Type,
   veraType,
+  randloraType,
   adaloraType,
   missType,
   oftType,

@@ -90,3 +90,20 @@ export function roundToBf16(value: number): number {
 
 const single = new Float32Array(1)
 const word = new Uint32Array(single.buffer)
+
+/** `values / values.std()`, each rounded as a tensor of this dtype does it. */
+export async function standardised(values: Float32Array, dtype: Range['dtype']): Promise<Float32Array> {
+  const round = dtype === 'bf16' ? roundToBf16 : Math.fround
+  let [total, squares] = [0, 0]
+  for (const [i, value] of values.entries()) {
+    if (i % 4096 === 0) await pause()
+    total += value
+    squares += value * value
+  }
+  const deviation = round(Math.sqrt((squares - total ** 2 / values.length) / (values.length - 1)))
+  for (const [i, value] of values.entries()) {
+    if (i % 4096 === 0) await pause()
+    values[i] = round(Math.fround(value / deviation))
+  }
+  return values
+}

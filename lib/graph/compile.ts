@@ -23,7 +23,7 @@ import {
 } from './passes/recompute_scopes.js'
 import { shareSigmoids } from './passes/shared_sigmoid.js'
 import { pause } from './pause.js'
-import type { Sym, Trace } from './sym.js'
+import { recomputedScope, type Sym, type Trace } from './sym.js'
 
 /** What the backward pass computes again instead of keeping it. Results are the same bit for bit. */
 export interface RecomputePolicy {
@@ -60,7 +60,7 @@ export async function compileTrace(
   outputs: readonly Sym[],
   { recompute, activations }: CompileOptions,
 ): Promise<CompiledGraph> {
-  const graph = await graphOf(trace, outputs)
+  let graph = await graphOf(trace, outputs)
   await removeDeadCode(graph)
   await mergeCommonSubexpressions(graph)
   await foldConstants(graph)
@@ -72,12 +72,20 @@ export async function compileTrace(
   await shareSigmoids(graph)
   await fuseElementwise(graph)
   await fuseLowRankMatmuls(graph)
+  graph = await recomputeMarked(graph)
   const policy = typeof recompute === 'object' ? recompute : {}
   const patterns = policy.scopes === undefined ? [] : [policy.scopes].flat()
   const scopeOf = policy.scopes === undefined ? blockOf : scopeFinder(patterns as readonly ScopePattern[])
   if (policy.memoryBytes !== undefined) return withinBudget(graph, scopeOf, policy.memoryBytes)
   const scopes = policy.scopes === undefined ? [] : (await scopeCosts(graph, scopeOf)).map(({ scope }) => scope)
   return compileGraph(await variantOf(graph, scopeOf, scopes))
+}
+
+/** What was traced within `recomputed`, at any depth, is recomputed whatever the policy. */
+async function recomputeMarked(graph: Graph): Promise<Graph> {
+  if (!graph.steps.some(({ scope }) => scope.endsWith(recomputedScope))) return graph
+  const marked = new Set(graph.steps.map(({ scope }) => scope).filter((scope) => scope.endsWith(recomputedScope)))
+  return recomputeScopes(graph, (path) => (marked.has(path) ? path : undefined), marked)
 }
 
 type ScopeOf = (path: string) => string | undefined

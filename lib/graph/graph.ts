@@ -17,7 +17,7 @@ export interface Step {
   attributes: Attributes
   readonly backward: boolean
   /** Module path in which the step was traced. */
-  readonly scope: string
+  scope: string
   /** The tensor of a `bound` leaf. */
   readonly tensor?: Tensor
 }

@@ -155,5 +155,14 @@ export const read = (tensor: Tensor): Sym => Trace.current('read').read(tensor)
 /** Runs `fn` as part of the module `name`, below the current one: errors name it, and `recompute` finds it. */
 export const within = <T>(name: string, fn: () => T): T => Trace.current('within').within(name, fn)
 
+/** Name of the scope of {@link recomputed}. */
+export const recomputedScope = '(recomputed)'
+
+/**
+ * Runs `fn` as a part of the program of which the backward pass keeps nothing but what is handed on: it computes the rest
+ * again, bit for bit. For what is large, and made of little.
+ */
+export const recomputed = <T>(fn: () => T): T => within(recomputedScope, fn)
+
 /** Makes the program write `value` into `tensor` at the end of each run; reads in the same run see the old value. */
 export const assign = (tensor: Tensor, value: Sym): void => Trace.current('assign').assign(tensor, value)

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import IA3Config, PeftModel, VeraConfig, get_peft_model
+from peft import IA3Config, PeftModel, RandLoraConfig, VeraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from make_adapters import batch, load_base, save, train
@@ -20,7 +20,7 @@ from make_lora_peft import ADAMW, CLIP
 from make_tiny_llama import versions, write_json
 
 HERE = Path(__file__).parent
-CONFIGS = {"ia3": IA3Config, "vera": VeraConfig}
+CONFIGS = {"ia3": IA3Config, "vera": VeraConfig, "randlora": RandLoraConfig}
 LLAMA, QWEN, GPT2 = "tiny-llama-untied", "adapters/tiny-qwen2", "adapters/tiny-gpt2"
 FAN = {"fan_in_fan_out": True}
 
@@ -36,6 +36,13 @@ VARIANTS = {
                                  "save_projection": False, "d_initial": 0.3}),
     "vera-bias": ("vera", QWEN, {"r": 8, "target_modules": ["q_proj", "o_proj"], "bias": "vera_only"}),
     "vera-conv1d": ("vera", GPT2, {"r": 8, "target_modules": ["c_attn", "mlp.c_proj"], "save_projection": False, **FAN}),
+    "randlora": ("randlora", LLAMA, {"r": 24, "randlora_alpha": 24, "target_modules": ["q_proj", "v_proj", "down_proj"]}),
+    "randlora-key": ("randlora", LLAMA, {"r": 10, "randlora_alpha": 5, "target_modules": ["k_proj", "up_proj"],
+                                         "projection_prng_key": 1234567, "save_projection": False}),
+    "randlora-sparse": ("randlora", QWEN, {"r": 8, "randlora_alpha": 8, "target_modules": ["q_proj", "down_proj"],
+                                           "sparse": True, "save_projection": False, "bias": "randlora_only"}),
+    "randlora-very-sparse": ("randlora", GPT2, {"r": 8, "randlora_alpha": 8, "target_modules": ["c_attn", "mlp.c_proj"],
+                                                "very_sparse": True, "save_projection": False, **FAN}),
 }
 
 

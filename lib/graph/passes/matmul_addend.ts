@@ -69,6 +69,8 @@ async function foldAddends(graph: Graph): Promise<void> {
     step.op = 'matmul'
     step.inputs = [...matmul.inputs, addend]
     step.attributes = matmul.attributes
+    // The product's own: a scope that is recomputed must not hand on its operands to the sum.
+    step.scope = matmul.scope
     removed.add(matmul)
     by[step.outputs[0]!] = step
   }

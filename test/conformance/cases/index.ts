@@ -15,6 +15,7 @@ import { cases as lqLora } from './lq_lora.js'
 import { cases as miss } from './miss.js'
 import { cases as monarchAdapter } from './monarch_adapter.js'
 import { cases as oft } from './oft.js'
+import { cases as randlora } from './randlora.js'
 import { cases as s2ft } from './s2ft.js'
 import { cases as salt } from './salt.js'
 import { cases as svfit } from './svfit.js'
@@ -36,6 +37,7 @@ export const methodCases: readonly MethodCase[] = [
   ...miss,
   ...monarchAdapter,
   ...oft,
+  ...randlora,
   ...s2ft,
   ...salt,
   ...svfit,
