@@ -49,6 +49,7 @@ export type {
   Written,
 } from './adapters/parametrization.js'
 export type { SaveOptions } from './adapters/peft_folder.js'
+
 export { parametrizations } from './adapters/registry.js'
 export { type S2ftOptions, s2ft, s2ftOverlap } from './adapters/s2ft.js'
 export { type CoupledOrders, permuteCoupled } from './adapters/s2ft_permute.js'
