@@ -105,6 +105,8 @@ const names = {
   s: 'salt_s',
   u: 'salt_u',
   vh: 'salt_vh',
+  uTail: 'salt_u_tail',
+  vhTail: 'salt_vh_tail',
   probe: 'salt_probe',
 } as const
 
@@ -123,10 +125,13 @@ function planAt(site: Site, config: SaltConfig): SitePlan {
     buffers: {
       [names.s]: { shape: [p], sameWithin: 1e-3 },
       [names.probe]: { shape: [p], ...(isStored ? {} : { sameWithin: 0.01 }) },
-      [names.u]: { shape: [out, p], isStored },
-      [names.vh]: { shape: [p, inner], isStored },
+      [names.u]: { shape: [out, r], isStored },
+      [names.vh]: { shape: [r, inner], isStored },
+      ...(r === p
+        ? {}
+        : { [names.uTail]: { shape: [out, p - r], isStored }, [names.vhTail]: { shape: [p - r, inner], isStored } }),
     },
-    prepare: ({ weight }) => factorised(weight, shape, p, site),
+    prepare: ({ weight }) => factorised(weight, shape, r, site),
     forward: (context) => changedLinear(context, shape, changes(context)),
     merged: (context) => ({ weight: changedWeight(context.weight, changes(context), shape) }),
     ...(shape.isConvolution || config.activation === 'relu'
@@ -160,19 +165,27 @@ function declarations(r: number, tail: number, config: SaltConfig): Record<strin
     : { ...own, [names.x]: uniform(x), [names.y]: filled(0, y) }
 }
 
-/** U, s, Vᵀ, and one number a singular vector by which a file knows that it means the same ones. */
+/** U, s, Vᵀ in two parts, and one number a singular vector by which a file knows that it means the same ones. */
 async function factorised(
   weight: PrepareContext['weight'],
   shape: MatrixShape,
-  p: number,
+  r: number,
   site: Site,
 ): Promise<Prepared> {
+  const p = Math.min(shape.out, shape.inner)
   const { u, s, vh } = await leadingSvd(weight, shape, p, site)
-  const probe = await computed(() => {
+  const values = await computed(() => {
+    const [left, right] = [read(u), read(vh)]
     const direction = reshape(cos(square(arange(shape.inner, { dtype: 'f32' }))), [-1, 1])
-    return reshape(matmul(read(vh), direction), [p])
+    return {
+      [names.probe]: reshape(matmul(right, direction), [p]),
+      [names.u]: part(left, 1, 0, r),
+      [names.vh]: part(right, 0, 0, r),
+      ...(r === p ? {} : { [names.uTail]: part(left, 1, r, p), [names.vhTail]: part(right, 0, r, p) }),
+    }
   })
-  return { values: { [names.u]: u, [names.s]: s, [names.vh]: vh, [names.probe]: probe } }
+  for (const used of [u, vh]) used.dispose()
+  return { values: { ...values, [names.s]: s } }
 }
 
 const part = (x: Sym, axis: number, start: number, end: number): Sym => slice(x, [{ axis, start, end }])
@@ -183,19 +196,19 @@ const part = (x: Sym, axis: number, start: number, end: number): Sym => slice(x,
  * of the tail.
  */
 function changesOf({ parameters, buffers }: Tensors, { activation }: SaltConfig): LowRankChange[] {
-  const [u, s, vh] = [names.u, names.s, names.vh].map((name) => read(buffers[name]!)) as [Sym, Sym, Sym]
+  const s = read(buffers[names.s]!)
   const p = s.shape[0]!
   const r = parameters[names.a]!.shape[0]!
   const isClipped = activation === 'relu'
   const t = spectrum(parameters, part(s, 0, 0, r))
   const top: LowRankChange = {
-    left: part(u, 1, 0, r),
+    left: read(buffers[names.u]!),
     core: sub(isClipped ? relu(t) : t, part(s, 0, 0, r)),
-    right: part(vh, 0, 0, r),
+    right: read(buffers[names.vh]!),
   }
   if (r === p) return [top]
   const [x, y] = [read(parameters[names.x]!), read(parameters[names.y]!)]
-  const [left, right] = [part(u, 1, r, p), part(vh, 0, r, p)]
+  const [left, right] = [read(buffers[names.uTail]!), read(buffers[names.vhTail]!)]
   if (!isClipped) return [top, { left: matmul(left, x), right: matmul(y, right) }]
   const old = diagonal(part(s, 0, r, p))
   return [top, { left, core: sub(relu(add(old, matmul(x, y))), old), right }]
