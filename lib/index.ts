@@ -50,7 +50,6 @@ export type {
 } from './adapters/parametrization.js'
 export type { SaveOptions } from './adapters/peft_folder.js'
 export { type RandLoraOptions, randlora } from './adapters/randlora.js'
-
 export { parametrizations } from './adapters/registry.js'
 export { type S2ftOptions, s2ft, s2ftOverlap } from './adapters/s2ft.js'
 export { type CoupledOrders, permuteCoupled } from './adapters/s2ft_permute.js'
