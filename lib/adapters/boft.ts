@@ -66,6 +66,7 @@ export const boftType: ParametrizationType = {
   source: 'Liu et al. 2024, arXiv 2311.06243',
   purpose: 'rotations that mix far channels, with few numbers, and a scale for each output',
   initialChange: 'none',
+  page: 'oft',
   create: (config) => boft(config as BoftOptions),
   restore: (stored) => boft(storedFields(schema, stored) as BoftOptions),
 }

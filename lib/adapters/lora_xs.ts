@@ -119,6 +119,7 @@ export const loraXsType: ParametrizationType = {
   source: 'Balazy et al. 2024, arXiv 2405.17604',
   purpose: 'r² numbers a module, whatever its size',
   initialChange: 'small',
+  page: 'lora_xs',
   create: (config) => loraXs(config as LoraXsOptions),
   restore: (stored) => loraXs(storedFields(xsSchema, stored) as LoraXsOptions),
 }

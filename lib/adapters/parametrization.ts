@@ -226,6 +226,8 @@ export interface ParametrizationType {
   /** What it is good for, in one line. */
   readonly purpose: string
   readonly initialChange: InitialChange
+  /** The name of the page in docs/adapters where it is described together with another method; default its own. */
+  readonly page?: string
   /** Checks a config in the reference's field names; unknown fields are refused. */
   readonly create: (config: unknown) => Parametrization
   /** The method of an adapter_config.json. @throws ERR_HEDDLE_FORMAT naming a field that asks for something else */

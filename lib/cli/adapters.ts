@@ -79,13 +79,13 @@ const initialWords = {
 
 function reportDetails(
   session: Session,
-  { title, source, isPeft, peftType, initialChange, name }: ParametrizationType,
+  { title, source, isPeft, peftType, initialChange, name, page = name }: ParametrizationType,
 ): void {
   const details = {
     'published as': `${title}, ${source}`,
     'a fresh one changes': initialWords[initialChange],
     folder: isPeft ? `PEFT's, peft_type ${peftType}` : `Heddle's own, peft_type ${peftType}`,
-    guide: `docs/adapters/${name}.md`,
+    guide: `docs/adapters/${page}.md`,
   }
   const text = Object.entries(details).map(([key, value]) => `${key.padEnd(20)} ${value}`)
   session.report('details', details, text.join('\n'))

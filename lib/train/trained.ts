@@ -57,8 +57,8 @@ export function optimizerOf(
   ]
   const names = Object.keys(parameters)
   const grouped = withParameterGroups(optimizer, all, names)
-  const clipped = clip > 0 ? chain(clipByGlobalNorm(clip), grouped) : grouped
-  return adapter?.method.optimizer?.(clipped, { names, totalSteps }) ?? clipped
+  const rule = adapter?.method.optimizer?.(grouped, { names, totalSteps }) ?? grouped
+  return clip > 0 ? chain(clipByGlobalNorm(clip), rule) : rule
 }
 
 async function oneAdapter(model: Trainable, settings: TrainSettings, data: TrainingData<unknown>): Promise<Trained> {
