@@ -9,7 +9,7 @@ import { lora } from '../lib/adapters/lora.js'
 import { packed, unpacked } from '../lib/adapters/masked_weight.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { computed } from '../lib/graph/computed.js'
-import { read } from '../lib/graph/sym.js'
+import { assign, read } from '../lib/graph/sym.js'
 import { buildNetwork } from '../lib/models/build.js'
 import type { Encoder } from '../lib/models/encoder.js'
 import { encoders } from '../lib/models/registry.js'
@@ -123,6 +123,20 @@ test('y = W x + s (B A + S) x', async (t) => {
     const { sparse_value: gradient } = await gradientsAt(one, adapter, [[1, 2, 5]], [[1, -1]])
     t.deepEqual(gradient, [2 * 2, 2 * -5])
   }
+})
+
+test('a place outside of the matrix, as a damaged file may have it, fails the run and reads nothing', async (t) => {
+  const one = oneSite([
+    [1, 9, 3],
+    [4, 5, 6],
+  ])
+  const adapter = await attached(one.network, { num_sparse: 2, sparse_method: 'omp' })
+  const { column_indices: columns } = adapter.attachedSites[0]!.buffers
+  await computed(() => {
+    assign(columns!, read(tensor(Int32Array.of(1, 1_000_000), [2])))
+    return []
+  })
+  await t.throwsAsync(outputOf(one, [[1, 2, 5]], adapter), { message: /an index|column|outside|expected/ })
 })
 
 test('coefficients: one per head or channel, one at the start, with the sum of their magnitudes in the loss', async (t) => {
