@@ -119,7 +119,6 @@ export const loraXsType: ParametrizationType = {
   source: 'Balazy et al. 2024, arXiv 2405.17604',
   purpose: 'r² numbers a module, whatever its size',
   initialChange: 'small',
-  page: 'lora_xs',
   create: (config) => loraXs(config as LoraXsOptions),
   restore: (stored) => loraXs(storedFields(xsSchema, stored) as LoraXsOptions),
 }
@@ -133,6 +132,7 @@ export const loraSbType: ParametrizationType = {
   source: 'Ponkshe et al. 2024, arXiv 2411.19557',
   purpose: 'r² numbers a module that begin where full training would go first',
   initialChange: 'any',
+  page: 'lora_xs',
   create: (config) => loraSb(config as LoraSbOptions),
   restore: (stored) => loraSb(storedFields(sbSchema, stored) as LoraSbOptions),
 }
