@@ -2,13 +2,13 @@
  * LQ-LoRA (Guo et al. 2023, arXiv 2311.12023): the weight is quantised, what that loses of low rank is where a LoRA begins, and
  * how many bits each matrix gets is an integer programme.
  */
-import { z } from 'zod'
+
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
-import { add, broadcastTo, cast, constant, div, floor, mul, sub } from '../graph/ops/elementwise.js'
-import { concat, slice, transpose } from '../graph/ops/index.js'
-import { max, reshape } from '../graph/ops/reduce.js'
+import { broadcastTo, cast, constant, div, mul } from '../graph/ops/elementwise.js'
+import { transpose } from '../graph/ops/index.js'
+import { max } from '../graph/ops/reduce.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
@@ -17,6 +17,7 @@ import { allocateBits } from '../quant/allocate_bits.js'
 import { bitsPerWeight, blockCounts, dequantised, type NormalFloatConfig } from '../quant/normal_float.js'
 import { elementCount } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { bitPlanes, ofBitPlanes } from './bit_planes.js'
 import {
   asMatrix,
   changedLinear,
@@ -26,8 +27,15 @@ import {
   matrixShape,
   ofSite,
 } from './low_rank_change.js'
+import {
+  configOf,
+  defaultCandidates,
+  type LqLoraCandidate,
+  type LqLoraConfig,
+  type LqLoraOptions,
+  lqLoraSchema,
+} from './lq_lora_config.js'
 import { type Decomposition, decompose } from './lq_lora_decomposition.js'
-import { packed, unpacked } from './masked_weight.js'
 import type {
   AttachedSite,
   ParameterDeclaration,
@@ -37,70 +45,7 @@ import type {
   ResolveContext,
   SitePlan,
 } from './parametrization.js'
-import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
-
-/** A configuration of {@link lqLora}: num_bits, num_bits_0, num_bits_1, block_size_0, block_size_1. */
-export type LqLoraCandidate = readonly [2 | 3 | 4 | 8, 2 | 3 | 4 | 8, 'bf16' | 'fp16' | 'fp32', number, number]
-
-/** Options of {@link lqLora}. */
-export interface LqLoraOptions extends TargetOptions<'lq_lora_only'> {
-  /** Rank; default 64. */
-  readonly num_ranks?: number
-  /** Numerator of the scale lora_alpha / num_ranks; default 16. */
-  readonly lora_alpha?: number
-  /** Probability of dropping an element of the LoRA's input while training; default 0. */
-  readonly lora_dropout?: number
-  /** Bits of a code; default 4. This and the next four are those of every module, where there is no budget. */
-  readonly num_bits?: 2 | 3 | 4 | 8
-  /** Bits of a quantised scale; default 8. */
-  readonly num_bits_0?: 2 | 3 | 4 | 8
-  /** Type of the scales of scales; default `fp32`. */
-  readonly num_bits_1?: 'bf16' | 'fp16' | 'fp32'
-  /** Weights per scale; default 64. */
-  readonly block_size_0?: number
-  /** Scales per scale of scales; default 256. */
-  readonly block_size_1?: number
-  /** Mean bits per weight of the modules: each gets the one of {@link candidates} that makes the sum of squared errors least. */
-  readonly budget?: number
-  /** What a module may get under a budget; default: 2, 3, 4 and 8 bits in blocks of 16, 32 and 64, scales of 8 bits. */
-  readonly candidates?: readonly LqLoraCandidate[]
-  /** What the modules have got, by path; found where there is a budget. */
-  readonly configurations?: Readonly<Record<string, LqLoraCandidate>>
-  /** Weighs errors by the squared gradients of a calibration; default false. */
-  readonly data_aware?: boolean
-  /** Most iterations of the decomposition; default 100. */
-  readonly num_iterations?: number
-  /** Singular vectors by a random sketch (default), or exactly. */
-  readonly randomized?: boolean
-  /** Further vectors of the sketch; default 10. */
-  readonly num_oversampling?: number
-}
-
-const bits = z.union([z.literal(2), z.literal(3), z.literal(4), z.literal(8)])
-const floatType = z.enum(['bf16', 'fp16', 'fp32'])
-const size = z.int().positive()
-const candidate = z.tuple([bits, bits, floatType, size, size]).readonly()
-
-const schema = z.strictObject({
-  num_ranks: z.int().positive().default(64),
-  lora_alpha: z.number().positive().default(16),
-  lora_dropout: z.number().min(0).lt(1).default(0),
-  num_bits: bits.default(4),
-  num_bits_0: bits.default(8),
-  num_bits_1: floatType.default('fp32'),
-  block_size_0: size.default(64),
-  block_size_1: size.default(256),
-  budget: z.number().positive().optional(),
-  candidates: z.array(candidate).min(1).optional(),
-  configurations: z.record(z.string(), candidate).optional(),
-  data_aware: z.boolean().default(false),
-  num_iterations: z.int().positive().default(100),
-  randomized: z.boolean().default(true),
-  num_oversampling: z.int().min(0).default(10),
-  ...targetFields('lq_lora_only'),
-})
-
-type LqLoraConfig = z.infer<typeof schema>
+import { storedFields, targeting, unsuited } from './targeting.js'
 
 /**
  * y = Q x + s B A x, s = lora_alpha / num_ranks, with W ≈ Q + L₁ L₂, Q quantised; A `[r, in]` and B `[out, r]` begin as L₂/√s and
@@ -109,7 +54,7 @@ type LqLoraConfig = z.infer<typeof schema>
  * @throws ERR_HEDDLE_ARGUMENT on a field that is unknown or out of range
  */
 export function lqLora(options: LqLoraOptions = {}): Parametrization {
-  const config = parseConfig('lq_lora', schema, options)
+  const config = parseConfig('lq_lora', lqLoraSchema, options)
   if (config.candidates && config.budget === undefined)
     throw misuse('lq_lora.candidates', 'a budget beside them', 'candidates alone')
   return lqLoraOf(config)
@@ -136,7 +81,7 @@ export const lqLoraType: ParametrizationType = {
   purpose: 'a model and its adapter in 2 to 4 bits a weight, each matrix with as many as it needs',
   initialChange: 'any',
   create: (config) => lqLora(config as LqLoraOptions),
-  restore: (stored) => lqLora(storedFields(schema, stored) as LqLoraOptions),
+  restore: (stored) => lqLora(storedFields(lqLoraSchema, stored) as LqLoraOptions),
 }
 
 /** PEFT's for A and B; codes and scales in bits, scales of scales, and their offset. */
@@ -196,20 +141,6 @@ function quantisationAt({ path }: Site, config: LqLoraConfig): NormalFloatConfig
   return own ? configOf(own) : config
 }
 
-const configOf = ([
-  num_bits,
-  num_bits_0,
-  num_bits_1,
-  block_size_0,
-  block_size_1,
-]: LqLoraCandidate): NormalFloatConfig => ({
-  num_bits,
-  num_bits_0,
-  num_bits_1,
-  block_size_0,
-  block_size_1,
-})
-
 /** The site's weight taken apart; the caller owns what is found. */
 async function decomposed(
   weight: Tensor,
@@ -266,21 +197,6 @@ const restored = (
 
 const stored = (matrix: Sym, { isTransposed }: MatrixShape): Sym => (isTransposed ? transpose(matrix) : mul(matrix, 1))
 
-/** u8 `[bits, ⌈size / 8⌉]`: bit p of every number in plane p, the first number in the lowest bit. */
-function bitPlanes(x: Sym, count: number): Sym {
-  const planes = Array.from({ length: count }, (_, p) => {
-    const shifted = floor(div(x, 2 ** p))
-    return reshape(packed(sub(shifted, mul(2, floor(div(shifted, 2))))), [1, -1])
-  })
-  return concat(planes, 0)
-}
-
-function ofBitPlanes(planes: Sym, count: number, shape: readonly number[]): Sym {
-  const plane = (p: number): Sym => reshape(slice(planes, [{ axis: 0, start: p, end: p + 1 }]), [-1])
-  const terms = Array.from({ length: count }, (_, p) => mul(unpacked(plane(p), shape), 2 ** p))
-  return terms.reduce((a, b) => add(a, b))
-}
-
 /** With the configuration of every module, and the squared gradients that weigh its errors. */
 async function resolved(
   config: LqLoraConfig,
@@ -307,11 +223,6 @@ async function resolved(
   if (budget === undefined || configurations) return lqLoraOf(config, fisher)
   return lqLoraOf({ ...config, configurations: await allocated(config, sites, { budget, fisher }) }, fisher)
 }
-
-/** 2, 3, 4 and 8 bits in blocks of 16, 32 and 64 with scales of 8 bits: from 2.13 to 8.5 bits a weight. */
-const defaultCandidates: readonly LqLoraCandidate[] = ([2, 3, 4, 8] as const).flatMap((num_bits) =>
-  [16, 32, 64].map((block) => [num_bits, 8, 'bf16', block, 256] as const),
-)
 
 /** The candidate for every module with which the sum of the squared errors is least under the budget. */
 async function allocated(
