@@ -5,6 +5,7 @@ import { boftType } from './boft.js'
 import { compacterType } from './compacter.js'
 import { difforaType } from './diffora.js'
 import { dseeType } from './dsee.js'
+import { evaType } from './eva.js'
 import { floraType } from './flora.js'
 import { ia3Type } from './ia3.js'
 import { lamdaType } from './lamda.js'
@@ -28,6 +29,7 @@ export const parametrizations: readonly ParametrizationType[] = [
   ia3Type,
   veraType,
   randloraType,
+  evaType,
   adaloraType,
   missType,
   oftType,

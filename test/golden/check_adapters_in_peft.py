@@ -39,6 +39,11 @@ def main() -> int:
     logits, problems = check(HERE / "adalora/heddle", HERE / adalora["base"], torch.tensor(adalora["ids"]))
     print("adalora", problems or "ok")
     save_file({"logits": logits}, HERE / "adalora-heddle.golden.safetensors")
+    eva = json.loads((HERE / "eva.golden.json").read_text())
+    logits, of_eva = check(HERE / "eva-heddle", HERE / eva["base"], torch.tensor(eva["batches"][0]["input_ids"]))
+    print("eva", of_eva or "ok")
+    save_file({"logits": logits}, HERE / "eva-heddle.golden.safetensors")
+    problems += of_eva
     folders = ("adapters", "peft-methods", "block-methods", "plain-forms")
     return int(bool(problems) or any([check_all(made) for made in folders]))
 

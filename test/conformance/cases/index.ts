@@ -5,6 +5,7 @@ import { cases as boft } from './boft.js'
 import { cases as compacter } from './compacter.js'
 import { cases as diffora } from './diffora.js'
 import { cases as dsee } from './dsee.js'
+import { cases as eva } from './eva.js'
 import { cases as flora } from './flora.js'
 import { cases as ia3 } from './ia3.js'
 import { cases as lamda } from './lamda.js'
@@ -27,6 +28,7 @@ export const methodCases: readonly MethodCase[] = [
   ...compacter,
   ...diffora,
   ...dsee,
+  ...eva,
   ...flora,
   ...ia3,
   ...lamda,
