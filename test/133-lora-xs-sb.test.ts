@@ -136,6 +136,14 @@ test('SB: a step on R moves the weight by the projection of the whole gradient',
   t.true(near(found[core]!, [projected]))
 })
 
+test('SB: what was found attaches again, in tensors of its own', async (t) => {
+  const one = oneSite(weight)
+  const first = await sb(one, 1)
+  const second = await Adapter.attach(one.network, first.method)
+  first.dispose()
+  t.true(near(await changeOf(one, second), [-0.1, 0.1, -0.1, 0, 0, 0]))
+})
+
 test('SB: a weight stored [in, out] begins the same', async (t) => {
   const turned = [0, 1, 2].map((column) => weight.map((row) => row[column]!))
   const one = oneSite(turned, { transposed: true })

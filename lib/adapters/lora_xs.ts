@@ -5,7 +5,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
-import { computed } from '../graph/computed.js'
+import { computed, copied } from '../graph/computed.js'
 import { broadcastTo, constant, mul, sign } from '../graph/ops/elementwise.js'
 import { diagonal } from '../graph/ops/matrices.js'
 import { randomNormal } from '../graph/ops/random.js'
@@ -104,10 +104,17 @@ function sbOf(config: SbConfig, found?: ReadonlyMap<string, Prepared>): Parametr
     ...targeting(config),
     plan: (site) => {
       const begin = found?.get(site.path)
-      return { ...planAt('lora_sb', site, config, init), ...(begin ? { prepare: async () => begin } : {}) }
+      return { ...planAt('lora_sb', site, config, init), ...(begin ? { prepare: () => copiesOf(begin) } : {}) }
     },
     ...(found ? {} : { resolve: async (context) => sbOf(config, await firstSteps(config, context)) }),
   }
+}
+
+/** The method may be attached more than once; an adapter owns what it begins with. */
+async function copiesOf({ values }: Prepared): Promise<Prepared> {
+  const copies: Record<string, Tensor> = {}
+  for (const [name, value] of Object.entries(values)) copies[name] = await copied(value)
+  return { values: copies }
 }
 
 /** Registry entry. */
