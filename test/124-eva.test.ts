@@ -38,7 +38,7 @@ function rowCosines(a: readonly number[], b: readonly number[], rows: number, is
   )
 }
 
-for (const [name, { eva_config: settings, ranks, alpha_pattern: alphas }] of Object.entries(cases)) {
+for (const [name, { eva_config: settings, ranks, alpha_pattern: alphas, agreement }] of Object.entries(cases)) {
   test(`${name}: PEFT's ranks, alphas and components of the same batches`, async (t) => {
     const adapter = await attached(settings)
     t.deepEqual(ranksOf(adapter), ranks)
@@ -49,15 +49,13 @@ for (const [name, { eva_config: settings, ranks, alpha_pattern: alphas }] of Obj
     for (const { site, parameters } of adapter.attachedSites) {
       const peft = await numbers(expected.get(`${name}.${site.path}`)!)
       const cosines = rowCosines(await numbers(parameters['lora_A.weight']!), peft, ranks[site.path]!)
-      // PEFT's decomposition is randomised, and what goes into the first layer has a flat spectrum: there only the first
-      // two directions are determined, to a few degrees.
-      const isFlat = /layers\.0\.self_attn\.[qk]_proj/u.test(site.path)
-      t.true(
-        Math.min(...(isFlat ? cosines.slice(0, 2) : cosines)) > (isFlat ? 0.98 : 0.995),
-        `${site.path}: ${cosines}`,
-      )
+      // PEFT's decomposition is randomised: where the spectrum is flat, PEFT with another seed is as far from
+      // itself as this. Here: at most twice as far.
+      for (const [i, cosine] of cosines.entries())
+        t.true(1 - Math.abs(cosine) < 2 * (1 - agreement[site.path]![i]!) + 0.005, `${site.path}: ${cosines}`)
       const lengths = rowCosines(peft, peft, ranks[site.path]!, false)
-      const own = rowCosines(await numbers(parameters['lora_A.weight']!), peft, ranks[site.path]!, false)
+      const a = await numbers(parameters['lora_A.weight']!)
+      const own = rowCosines(a, a, ranks[site.path]!, false)
       t.true(near(own, lengths, 2e-2), `${site.path}: ${own} and ${lengths}`)
     }
   })

@@ -7,8 +7,10 @@ Run: OMP_NUM_THREADS=1 PYTHONHASHSEED=0 python make_eva.py
 import shutil
 from pathlib import Path
 
+import peft.tuners.lora.eva as eva
 import torch
 from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+from peft.utils.incremental_pca import IncrementalPCA
 from safetensors.torch import save_file
 
 from make_adapters import load_base, save
@@ -18,7 +20,7 @@ HERE = Path(__file__).parent
 BASE = "tiny-llama-untied"
 CASES = {
     "redistributed": {"rho": 2.0},
-    "uniform": {"rho": 1.0, "tau": 0.9},
+    "uniform": {"rho": 1.0},
     "whitened": {"rho": 1.5, "whiten": True, "adjust_scaling_factors": False, "use_label_mask": False},
 }
 TARGETS = ["q_proj", "k_proj", "o_proj", "down_proj"]
@@ -29,17 +31,14 @@ def main() -> None:
     batches = [batch(seed) for seed in range(3)]
     tensors, cases = {}, {}
     for name, options in CASES.items():
-        torch.manual_seed(0)
-        config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights="eva", task_type="CAUSAL_LM",
-                            eva_config=EvaConfig(**options))
-        model = get_peft_model(load_base(BASE), config)
-        initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+        model, modules = initialised(batches, options)
         found = model.peft_config["default"]
-        modules = {key.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight"): p
-                   for key, p in model.named_parameters() if ".lora_A." in key}
-        tensors |= {f"{name}.{key}": p.detach().clone() for key, p in modules.items()}
+        tensors |= {f"{name}.{key}": p for key, p in modules.items()}
+        others = [initialised(batches, options, seed)[1] for seed in (43, 44, 45)]
         cases[name] = {"eva_config": options, "ranks": {key: len(p) for key, p in modules.items()},
-                       "rank_pattern": found.rank_pattern, "alpha_pattern": found.alpha_pattern}
+                       "rank_pattern": found.rank_pattern, "alpha_pattern": found.alpha_pattern,
+                       "agreement": {key: agreement(p, [other.get(key) for other in others])
+                                     for key, p in modules.items()}}
         print(name, found.rank_pattern, found.alpha_pattern)
         if name == "redistributed":
             shutil.rmtree(HERE / "eva", ignore_errors=True)
@@ -50,6 +49,30 @@ def main() -> None:
     lists = [{key: value.tolist() for key, value in each.items()} for each in batches]
     write_json(HERE / "eva.golden.json", {"versions": versions(), "base": BASE, "targets": TARGETS, "batches": lists,
                                           "cases": cases})
+
+
+def initialised(batches: list, options: dict, seed: int = 42):
+    """The model, and A of every module; `seed` is that of PEFT's randomised decomposition, which has 42."""
+    eva.IncrementalPCA = lambda **given: IncrementalPCA(**{**given, "lowrank_seed": seed})
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights="eva", task_type="CAUSAL_LM",
+                        eva_config=EvaConfig(**options))
+    model = get_peft_model(load_base(BASE), config)
+    initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+    return model, {key.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight"): p.detach().clone()
+                   for key, p in model.named_parameters() if ".lora_A." in key}
+
+
+def agreement(a: torch.Tensor, others: list) -> list[float]:
+    """How well PEFT agrees with itself: the least |cosine| of each component with those of other seeds."""
+    cosines = torch.ones(len(a))
+    for other in others:
+        rows = min(len(a), len(other)) if other is not None else 0
+        cosine = torch.zeros(len(a))
+        if rows:
+            cosine[:rows] = torch.cosine_similarity(a[:rows], other[:rows]).abs()
+        cosines = torch.minimum(cosines, cosine)
+    return cosines.tolist()
 
 
 def batch(seed: int) -> dict:
