@@ -166,9 +166,7 @@ bool with_width(const EighLanes<T>& eigh) {
 
 bool eigh_f32(const EighLanes<float>& eigh) { return with_width(eigh); }
 bool eigh_f64(const EighLanes<double>& eigh) { return with_width(eigh); }
-size_t lanes_f32(bool narrow) {
-  return narrow ? hn::Lanes(hn::CappedTag<float, kNarrowBytes / sizeof(float)>()) : hn::Lanes(hn::ScalableTag<float>());
-}
+size_t lanes_f32(bool narrow) { return float_lanes(hn::Lanes(hn::ScalableTag<float>()), narrow); }
 
 }  // namespace
 }  // namespace HWY_NAMESPACE

@@ -80,9 +80,7 @@ void with_width(const QrLanes<T>& qr) {
 
 void factor_f32(const QrLanes<float>& qr) { return with_width(qr); }
 void factor_f64(const QrLanes<double>& qr) { return with_width(qr); }
-size_t lanes_f32(bool narrow) {
-  return narrow ? hn::Lanes(hn::CappedTag<float, kNarrowBytes / sizeof(float)>()) : hn::Lanes(hn::ScalableTag<float>());
-}
+size_t lanes_f32(bool narrow) { return float_lanes(hn::Lanes(hn::ScalableTag<float>()), narrow); }
 
 }  // namespace
 }  // namespace HWY_NAMESPACE

@@ -196,9 +196,7 @@ bool with_width(const SvdLanes<T>& svd) {
 
 bool svd_f32(const SvdLanes<float>& svd) { return with_width(svd); }
 bool svd_f64(const SvdLanes<double>& svd) { return with_width(svd); }
-size_t lanes_f32(bool narrow) {
-  return narrow ? hn::Lanes(hn::CappedTag<float, kNarrowBytes / sizeof(float)>()) : hn::Lanes(hn::ScalableTag<float>());
-}
+size_t lanes_f32(bool narrow) { return float_lanes(hn::Lanes(hn::ScalableTag<float>()), narrow); }
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
