@@ -46,6 +46,7 @@ export type {
   SiteContext,
   SitePart,
   SitePlan,
+  SiteTensors,
   TargetModules,
   WriteOptions,
   Written,

@@ -9,18 +9,19 @@ import { indexSelect } from '../graph/ops/gather.js'
 import { concat, copy } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { identityLike } from '../graph/ops/matrices.js'
-import { dropout, randomNormal } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
-import type { Site } from '../nn/site.js'
+import { dropped, type Site } from '../nn/site.js'
 import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
 import { allocating } from './adalora_allocation.js'
+import { declared, normal, zero } from './initial_values.js'
 import { expectPlainLora } from './lora_config.js'
 import { type LoraShape, shapeAt } from './lora_site.js'
 import type {
   AttachedSite,
   Factors,
   MergeContext,
+  ParameterDeclaration,
   Parametrization,
   ParametrizationType,
   SiteContext,
@@ -155,13 +156,10 @@ function planAt(site: Site, config: AdaLoraConfig): SitePlan {
   if (shape.groups > 1) throw unsuited('adalora', site, 'a convolution without groups', `${shape.groups}`)
   const r = config.rank_pattern?.[`${site.path}.${names.e}`]?.filter((isKept) => isKept).length ?? config.init_r
   const scale = (config.lora_alpha > 0 ? config.lora_alpha : config.init_r) / (config.init_r + 1e-5)
-  const declare = (dims: readonly number[], deviation: number) => ({
-    shape: dims,
-    init: ({ seed, stream }: { readonly seed: Sym; readonly stream: number }) => {
-      const spread = config.init_lora_weights ? deviation : 1
-      return spread === 0 || r === 0 ? broadcastTo(constant(0), dims) : mul(randomNormal(seed, stream, dims), spread)
-    },
-  })
+  const declare = (dims: readonly number[], deviation: number): ParameterDeclaration => {
+    const spread = config.init_lora_weights ? deviation : 1
+    return declared(dims, spread === 0 || r === 0 ? zero : normal(spread))
+  }
   return {
     parameters: {
       [names.a]: declare([r, shape.inner], 0.02),
@@ -178,8 +176,7 @@ function planAt(site: Site, config: AdaLoraConfig): SitePlan {
 function update({ site, x, parameters, forward, stream }: SiteContext, scale: number, rate: number): Sym {
   const { a, e, b } = tripletsOf(parameters)
   const { precision } = forward
-  const p = forward.training ? rate : 0
-  const input = p > 0 ? dropout(x, p, forward.seed!, stream) : x
+  const input = dropped(x, rate, forward, stream)
   const scaled = mul(a, e)
   if (site.kind !== 'conv2d') {
     const inner = matmul(input, scaled, { transposeB: true, precision })

@@ -19,7 +19,7 @@ import {
   type SharedTensors,
 } from './attachment.js'
 import { maskBytes, maskedWeight, maskName } from './masked_weight.js'
-import type { AttachedSite, Parametrization, SitePart } from './parametrization.js'
+import type { AttachedSite, Parametrization, SitePart, SiteTensors } from './parametrization.js'
 import { readMethod, readParameters, type SaveOptions, writeAdapter } from './peft_folder.js'
 import { selectSites } from './target_modules.js'
 
@@ -297,7 +297,7 @@ export class Adapter {
   }
 
   /** A site's tensors with those that all sites share. */
-  #tensorsOf({ parameters, buffers }: Attachment): Pick<AttachedSite, 'parameters' | 'buffers'> {
+  #tensorsOf({ parameters, buffers }: Attachment): SiteTensors {
     const shared = (isTrained: boolean): Record<string, Tensor> =>
       Object.fromEntries(
         Object.entries(this.#shared).flatMap(([name, each]) =>
@@ -349,10 +349,7 @@ const withMask = (attachment: Attachment): Attachment => ({
 })
 
 /** New tensors for the merged site; the bias only where it is another. */
-async function mergedTensors(
-  attachment: Attachment,
-  tensors: Pick<AttachedSite, 'parameters' | 'buffers'>,
-): Promise<{ weight: Tensor; bias?: Tensor }> {
+async function mergedTensors(attachment: Attachment, tensors: SiteTensors): Promise<{ weight: Tensor; bias?: Tensor }> {
   const { plan, trained } = attachment
   const part = replaced(attachment.site, attachment)
   return await computed(() => {

@@ -8,6 +8,7 @@ import type { Tensor } from '../tensor/tensor.js'
 import { Adapter } from './adapter.js'
 import { lora } from './lora.js'
 import { namesAt, shapeAt } from './lora_site.js'
+import { escaped } from './target_modules.js'
 
 /** Factors of a site's change, ΔW = b a. */
 export interface FactorTensors {
@@ -57,7 +58,7 @@ export async function loraOf(
 ): Promise<Adapter> {
   const ranks = [...factors].map(([path, { a }]) => [path, a.shape[0]!] as const)
   const others = ranks.filter(([, rank]) => rank !== r)
-  const pattern = Object.fromEntries(others.map(([path, rank]) => [path.replaceAll('.', '\\.'), rank]))
+  const pattern = Object.fromEntries(others.map(([path, rank]) => [escaped(path), rank]))
   const patterns = others.length > 0 ? { rank_pattern: pattern, alpha_pattern: pattern } : {}
   const method = lora({ r, lora_alpha: r, ...fields, target_modules: [...factors.keys()], ...patterns })
   const adapter = await Adapter.attach(model, method, { baseModel, taskType })

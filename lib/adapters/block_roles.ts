@@ -1,4 +1,5 @@
 /** What a linear module does in its transformer block, by the names that the architectures here give it. */
+import { escaped } from './target_modules.js'
 
 /** A part of a transformer block. Modules that compute several parts at once have no role. */
 export type BlockRole = 'query' | 'key' | 'value' | 'attention_output' | 'gate' | 'up' | 'down'
@@ -37,5 +38,5 @@ export function blockPlace(path: string): { readonly block: string; readonly rol
 export const rolePattern = (wanted: readonly BlockRole[]): string =>
   `.*\\.\\d+\\.(?:${wanted
     .flatMap((role) => names[role])
-    .map((name) => name.replaceAll('.', '\\.'))
+    .map(escaped)
     .join('|')})`

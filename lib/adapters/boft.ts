@@ -2,13 +2,14 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
-import { add, broadcastTo, constant, equal, floor, mul, sub } from '../graph/ops/elementwise.js'
+import { add, equal, floor, mul, sub } from '../graph/ops/elementwise.js'
 import { arange } from '../graph/ops/gather.js'
 import { slice, transpose } from '../graph/ops/index.js'
-import { randomNormal, randomUniform } from '../graph/ops/random.js'
+import { randomUniform } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
-import { linearShape, type Site } from '../nn/site.js'
+import { linearShape, oriented, type Site } from '../nn/site.js'
+import { declared, filled, normal, zero } from './initial_values.js'
 import type { MergeContext, Parametrization, ParametrizationType, SiteContext, SitePlan } from './parametrization.js'
 import { cayley, droppedBlocks, rotated, withoutBlocks } from './rotation.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
@@ -86,18 +87,11 @@ function planAt(site: Site, config: BoftConfig): SitePlan {
   const shape = [factors, blocks, h, h]
   return {
     parameters: {
-      boft_R: {
-        shape,
-        init: ({ seed, stream }) =>
-          config.init_weights ? broadcastTo(constant(0), shape) : mul(randomNormal(seed, stream, shape), 0.1),
-      },
-      boft_s: {
-        shape: [out, 1],
-        init: ({ seed, stream }) =>
-          config.init_weights
-            ? broadcastTo(constant(1), [out, 1])
-            : add(mul(randomNormal(seed, stream, [out, 1]), 0.1), 1),
-      },
+      boft_R: declared(shape, config.init_weights ? zero : normal(0.1)),
+      boft_s: declared(
+        [out, 1],
+        config.init_weights ? filled(1) : (dims, context) => add(normal(0.1)(dims, context), 1),
+      ),
     },
     forward: (context) => forwardAt(context, butterfly, config.boft_dropout),
     merged: (context) => ({ weight: mergedAt(site, context, butterfly) }),
@@ -126,7 +120,7 @@ function butterflyOf(site: Site, inner: number, config: BoftConfig): Butterfly {
 
 function forwardAt({ site, x, base, parameters, forward, stream }: SiteContext, butterfly: Butterfly, p: number): Sym {
   const all = rotations(read(parameters.boft_R!))
-  const used = p > 0 && forward.training ? dropped(all, p, forward.seed!, stream) : all
+  const used = p > 0 && forward.training ? withDropout(all, p, forward.seed!, stream) : all
   const scale = reshape(read(parameters.boft_s!), [-1])
   const y = base(undefined, mixed(x, used, butterfly))
   if (!site.bias) return mul(y, scale)
@@ -136,16 +130,15 @@ function forwardAt({ site, x, base, parameters, forward, stream }: SiteContext, 
 
 /** s ⊙ W Mᵀ as the weight is stored. */
 function mergedAt(site: Site, { weight, parameters }: MergeContext, butterfly: Butterfly): Sym {
-  const rows = mixed(site.transposed ? transpose(weight) : weight, rotations(read(parameters.boft_R!)), butterfly, true)
-  const scaled = mul(rows, read(parameters.boft_s!))
-  return site.transposed ? transpose(scaled) : scaled
+  const rows = mixed(oriented(site, weight), rotations(read(parameters.boft_R!)), butterfly, true)
+  return oriented(site, mul(rows, read(parameters.boft_s!)))
 }
 
 /** Orthogonal blocks `[factors, blocks, h, h]` of the skew parts. */
 const rotations = (matrices: Sym): Sym => cayley(mul(0.5, sub(matrices, transpose(matrices, [0, 1, 3, 2]))))
 
 /** The identity in the place of some blocks of one factor. */
-function dropped(all: Sym, p: number, seed: Sym, stream: number): Sym {
+function withDropout(all: Sym, p: number, seed: Sym, stream: number): Sym {
   const [factors, blocks] = all.shape as [number, number]
   const chosen = floor(
     mul(slice(randomUniform(seed, stream, [blocks + 1]), [{ axis: 0, start: blocks, end: blocks + 1 }]), factors),

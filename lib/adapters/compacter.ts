@@ -7,14 +7,14 @@ import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
-import { add, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.js'
-import { randomNormal, randomUniform } from '../graph/ops/random.js'
+import { add } from '../graph/ops/elementwise.js'
 import { read, type Sym } from '../graph/sym.js'
 import { activationNames, activations } from '../nn/activation.js'
 import { linearShape, type Site } from '../nn/site.js'
 import { seedTensor } from '../tensor/seed.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { rolePattern } from './block_roles.js'
+import { declared, type InitialValue, normal, uniform, zero } from './initial_values.js'
 import type {
   ParameterDeclaration,
   Parametrization,
@@ -90,7 +90,7 @@ export function compacter(options: CompacterOptions = {}): Parametrization {
     throw misuse('compacter.learn_phm', 'true without shared_phm_rule', 'false')
   const config = { ...parsed, target_modules: parsed.target_modules ?? defaultTargets(parsed) }
   const target = targeting(config)
-  return {
+  const method: Parametrization = {
     name: 'compacter',
     config,
     ...target,
@@ -98,11 +98,12 @@ export function compacter(options: CompacterOptions = {}): Parametrization {
       config.unfreeze_layer_norms && site.kind === 'norm' ? wholeOf(site) : target.trainedParts!(site, isTarget),
     shared: () => (config.shared_phm_rule ? { [rule]: sharedRule(config) } : {}),
     plan: (site) => planAt(site, config),
-    resolve: async function resolve(this: Parametrization, context) {
+    async resolve(context) {
       expectNorms(config, context)
-      return this
+      return method
     },
   }
+  return method
 }
 
 /** Registry entry. */
@@ -173,52 +174,45 @@ type Sampler = 'down_sampler' | 'up_sampler'
 /** The parameters of y ↦ y H + b, in to out features. */
 function projection(config: Config, name: Sampler, inner: number, out: number): Record<string, ParameterDeclaration> {
   const { hypercomplex_division: n, phm_rank: rank, factorized_phm, shared_phm_rule } = config
-  const zeros: ParameterDeclaration = { shape: [out], init: () => broadcastTo(constant(0), [out]) }
   return {
     ...(shared_phm_rule ? {} : { [`${name}.${rule}`]: ownRule(config) }),
     ...(factorized_phm
       ? { [`${name}.W_left`]: glorot([n, inner / n, rank]), [`${name}.W_right`]: glorot([n, rank, out / n]) }
       : { [`${name}.W`]: glorot([n, inner / n, out / n]) }),
-    [`${name}.b`]: zeros,
+    [`${name}.b`]: declared([out], zero),
   }
 }
 
 /** Uniform on ±√2 · √(6 / (a + b)), each matrix `[a, b]` by itself. */
 function glorot(shape: readonly [number, number, number]): ParameterDeclaration {
   const bound = Math.SQRT2 * Math.sqrt(6 / (shape[1] + shape[2]))
-  return { shape, init: ({ seed, stream }) => mul(sub(randomUniform(seed, stream, shape), 0.5), 2 * bound) }
+  return declared(shape, uniform(bound))
 }
 
 /** An A of the whole model: as small as the config says, or uniform on ±1. */
 function sharedRule(config: Config): SharedDeclaration {
-  const { hypercomplex_division: n, phm_init_range, learn_phm } = config
+  const shape = ruleShape(config)
+  const value = ruleValues(config, { deviation: config.phm_init_range, bound: 1 })
   return {
-    shape: [n, n, n],
-    isTrained: learn_phm,
+    shape,
+    isTrained: config.learn_phm,
     async make({ seed, stream }) {
       using words = seedTensor(seed)
-      return await computed((s) => ruleValues(config, s!, stream, { deviation: phm_init_range, bound: 1 }), [words])
+      return await computed((s) => value(shape, { seed: s!, stream }), [words])
     },
   }
 }
 
 /** An A of one projection: the reference code's fixed sizes. */
-const ownRule = (config: Config): ParameterDeclaration => ({
-  shape: [config.hypercomplex_division, config.hypercomplex_division, config.hypercomplex_division],
-  init: ({ seed, stream }) => ruleValues(config, seed, stream, { deviation: 0.01, bound: 0.01 }),
-})
+const ownRule = (config: Config): ParameterDeclaration =>
+  declared(ruleShape(config), ruleValues(config, { deviation: 0.01, bound: 0.01 }))
 
-function ruleValues(
-  { hypercomplex_division: n, phm_c_init }: Config,
-  seed: Sym,
-  stream: number,
+const ruleShape = ({ hypercomplex_division: n }: Config): readonly number[] => [n, n, n]
+
+const ruleValues = (
+  { phm_c_init }: Config,
   { deviation, bound }: { readonly deviation: number; readonly bound: number },
-): Sym {
-  const shape = [n, n, n]
-  return phm_c_init === 'normal'
-    ? mul(randomNormal(seed, stream, shape), deviation)
-    : mul(sub(randomUniform(seed, stream, shape), 0.5), 2 * bound)
-}
+): InitialValue => (phm_c_init === 'normal' ? normal(deviation) : uniform(bound))
 
 function forward({ config }: Settings, { base, parameters, forward: { precision } }: SiteContext): Sym {
   const through = (x: Sym, name: Sampler): Sym =>

@@ -2,17 +2,18 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
-import { abs, add, broadcastTo, constant, mul } from '../graph/ops/elementwise.js'
+import { computed } from '../graph/computed.js'
+import { abs, add, constant, mul } from '../graph/ops/elementwise.js'
 import { repeatInterleave } from '../graph/ops/gather.js'
-import { concat, transpose } from '../graph/ops/index.js'
+import { concat } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
-import { randomNormal } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { type SparseSupport, sparseLowRankLinear, sparseToDense } from '../graph/ops/sparse.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
-import { linearShape, type Site } from '../nn/site.js'
-import { asRows, type SparseMethod, sparseSupportOf } from './dsee_support.js'
+import { linearShape, oriented, type Site } from '../nn/site.js'
+import { type SparseMethod, sparseSupportOf } from './dsee_support.js'
+import { declared, filled, normal, zero } from './initial_values.js'
 import type {
   AttachedSite,
   MergeContext,
@@ -150,7 +151,7 @@ function coefficientPlan(site: Site, groups: number): SitePlan {
   const spread = (parameters: MergeContext['parameters']): Sym =>
     repeatInterleave(read(parameters[coefficientName]!), inner / groups, 0)
   return {
-    parameters: { [coefficientName]: { shape: [groups], init: () => broadcastTo(constant(1), [groups]) } },
+    parameters: { [coefficientName]: declared([groups], filled(1)) },
     forward: ({ x, base, parameters }) => base(undefined, mul(x, spread(parameters))),
     merged: ({ weight, parameters }) => {
       const c = spread(parameters)
@@ -175,15 +176,11 @@ function updatePlan(site: Site, config: DseeConfig, isRestored: boolean): SitePl
   const { lora_r: r, num_sparse: count } = config
   const scale = config.lora_alpha / r
   if (count > out * inner) throw unsuited('dsee', site, `num_sparse of at most ${out * inner}`, `${count}`)
-  const zeros = (shape: readonly number[]) => ({ shape, init: () => broadcastTo(constant(0), shape) })
   return {
     parameters: {
-      [names.a]: {
-        shape: [r, inner],
-        init: ({ seed, stream }) => mul(randomNormal(seed, stream, [r, inner]), 0.02),
-      },
-      [names.b]: zeros([out, r]),
-      ...(count > 0 ? { [names.values]: zeros([count]) } : {}),
+      [names.a]: declared([r, inner], normal(0.02)),
+      [names.b]: declared([out, r], zero),
+      ...(count > 0 ? { [names.values]: declared([count], zero) } : {}),
     },
     ...(count > 0 ? { buffers: indexBuffers(out, inner, count) } : {}),
     ...(count > 0 && !isRestored ? { prepare: (context: PrepareContext) => prepared(site, config, context) } : {}),
@@ -200,8 +197,7 @@ function updatePlan(site: Site, config: DseeConfig, isRestored: boolean): SitePl
       )
     },
     merged: ({ weight, parameters, buffers }) => {
-      const update = updateAt({ site, parameters, buffers }, scale)
-      return { weight: add(weight, site.transposed ? transpose(update) : update) }
+      return { weight: add(weight, oriented(site, updateAt({ site, parameters, buffers }, scale))) }
     },
     ...(count === 0 && !config.pruned_modules
       ? {
@@ -226,7 +222,7 @@ const indexBuffers = (out: number, inner: number, count: number) =>
 
 async function prepared(site: Site, config: DseeConfig, { weight, seed, stream }: PrepareContext): Promise<Prepared> {
   if (site.structure) throw unsuited('dsee', site, 'a dense weight to find entries in', site.structure.kind)
-  using rows = await asRows(weight, site.transposed === true)
+  using rows = await computed(() => oriented(site, read(weight)))
   const found = await sparseSupportOf(rows, site.path, { ...config, seed, stream })
   return {
     values: {

@@ -4,14 +4,13 @@ import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { computed, copied } from '../graph/computed.js'
 import { abs, add, cast, equal, greaterEqual, less, maximum, minimum, mul, neg, sub } from '../graph/ops/elementwise.js'
-import { transpose } from '../graph/ops/index.js'
 import { randomUniform } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { cumsum } from '../graph/ops/scan.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
 import { orderStatistics } from '../linalg/order_statistic.js'
-import type { Site } from '../nn/site.js'
+import { oriented, type Site } from '../nn/site.js'
 import { seedTensor } from '../tensor/seed.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 import { Adapter } from './adapter.js'
@@ -104,8 +103,7 @@ async function scoresOf(
         if (mode === 'random') return randomUniform(given!, stream, site.weight.shape)
         if (mode === 'W') return abs(read(site.weight))
         const part = mode.endsWith('S') ? 'both' : 'low-rank'
-        const rows = updateAt(attached, alpha / r, part)
-        const update = site.transposed ? transpose(rows) : rows
+        const update = oriented(site, updateAt(attached, alpha / r, part))
         if (mode.startsWith('N')) return neg(abs(update))
         return abs(mode.startsWith('W') ? add(read(site.weight), update) : update)
       },

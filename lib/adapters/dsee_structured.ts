@@ -5,13 +5,12 @@ import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { abs, add, broadcastTo, constant, sub } from '../graph/ops/elementwise.js'
 import { repeatInterleave, scatterAdd } from '../graph/ops/gather.js'
-import { transpose } from '../graph/ops/index.js'
 import { randomUniform } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { topk } from '../graph/ops/sort.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
-import { linearShape, type Site } from '../nn/site.js'
+import { linearShape, oriented, type Site } from '../nn/site.js'
 import { seedTensor } from '../tensor/seed.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { Adapter } from './adapter.js'
@@ -205,7 +204,7 @@ function scoresIn(
   const terms = scored.flatMap((site) => {
     const each = attached.get(site)
     const hasUpdate = each !== undefined && !(coefficientName in each.parameters)
-    const rows = site.transposed ? transpose(read(site.weight)) : read(site.weight)
+    const rows = oriented(site, read(site.weight))
     const matrices = [...(hasUpdate ? [updateAt(each, 1)] : []), ...(mode === 'WABS' ? [rows] : [])]
     return matrices.map((matrix) => groupSums(abs(matrix), count, site === reader))
   })

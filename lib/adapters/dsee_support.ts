@@ -2,7 +2,7 @@
 import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { abs, greater, less, select, sub } from '../graph/ops/elementwise.js'
-import { concat, slice, transpose } from '../graph/ops/index.js'
+import { concat, slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { randomNormal, randomUniform } from '../graph/ops/random.js'
 import { sum } from '../graph/ops/reduce.js'
@@ -93,7 +93,3 @@ async function sparsePart(weight: Tensor, words: Tensor, options: SupportOptions
     next.s.dispose()
   }
 }
-
-/** The weight `[out, in]` of a site that stores it in either way. */
-export const asRows = (weight: Tensor, isTransposed: boolean): Promise<Tensor> =>
-  computed(() => (isTransposed ? transpose(read(weight)) : read(weight)))

@@ -7,7 +7,7 @@ import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { div, sqrt } from '../graph/ops/elementwise.js'
-import { slice } from '../graph/ops/index.js'
+import { copy, slice } from '../graph/ops/index.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
@@ -16,6 +16,7 @@ import { type EvaGroup, principalComponents } from './eva_components.js'
 import { lora, scaleAt } from './lora.js'
 import { knownFields, type LoraConfig, type LoraOptions, loraSchema } from './lora_config.js'
 import type { Parametrization, ParametrizationType, ResolveContext } from './parametrization.js'
+import { escaped } from './target_modules.js'
 import { targeting } from './targeting.js'
 
 /** PEFT's `EvaConfig`. */
@@ -129,7 +130,7 @@ async function initialFactors(
       const a = await computed(() => {
         const rows = slice(read(svd.vh), [{ axis: 0, start: 0, end }])
         const values = slice(read(svd.s), [{ axis: 0, start: 0, end }])
-        return whiten ? div(rows, sqrt(reshape(values, [end, 1]))) : slice(rows, [])
+        return whiten ? div(rows, sqrt(reshape(values, [end, 1]))) : copy(rows)
       })
       factors.set(site.path, a)
     }
@@ -148,7 +149,7 @@ function patterns(
     const { r, scale } = scaleAt(config, site.path)
     const alpha = scale * (config.use_rslora ? Math.sqrt(r) : r)
     const rank = ranks.get(site) ?? r
-    const key = site.path.replaceAll('.', '\\.')
+    const key = escaped(site.path)
     const grown = adjusts && rank !== r ? (alpha * rank) / r : alpha
     if (rank !== config.r) rankPattern![key] = rank
     if (grown !== config.lora_alpha) alphaPattern![key] = grown

@@ -4,14 +4,14 @@
  */
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
-import { add, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.js'
+import { add, mul } from '../graph/ops/elementwise.js'
 import { gatherRows, transpose } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
-import { dropout, randomNormal, randomUniform } from '../graph/ops/random.js'
 import { type TuckerKernel, tuckerConv2d, tuckerKernelToDense } from '../graph/ops/tucker.js'
 import { read, type Sym } from '../graph/sym.js'
-import { linearShape, type Site } from '../nn/site.js'
+import { dropped, linearShape, type Site } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { declared, normal, uniform, zero } from './initial_values.js'
 import type {
   Factors,
   MergeContext,
@@ -126,29 +126,23 @@ function ranksOf(site: Site, axes: readonly number[], r: Config['r']): readonly 
 
 function declarations(site: Site, { config, axes, ranks }: Settings): Record<string, ParameterDeclaration> {
   const style = config.init_weights ?? (site.kind === 'conv2d' ? 'vision' : 'language')
-  const declared: Record<string, ParameterDeclaration> = {
-    [core]: { shape: ranks, init: () => broadcastTo(constant(0), ranks) },
+  const all: Record<string, ParameterDeclaration> = {
+    [core]: declared(ranks, zero),
   }
   for (const [axis, size] of axes.entries()) {
-    const [shape, width] = [[size, ranks[axis]!], axis === 0 ? size : ranks[axis]!]
-    declared[factor(axis)] = {
-      shape,
-      // Kaiming's fan of a factor [I, J] is J in the vision code: its linear maps J numbers to I.
-      init: ({ seed, stream }) =>
-        style === 'vision'
-          ? mul(randomNormal(seed, stream, shape), Math.sqrt(0.5 / ranks[axis]!))
-          : mul(sub(randomUniform(seed, stream, shape), 0.5), 2 / Math.sqrt(width)),
-    }
+    const width = axis === 0 ? size : ranks[axis]!
+    // Kaiming's fan of a factor [I, J] is J in the vision code: its linear maps J numbers to I.
+    const begin = style === 'vision' ? normal(Math.sqrt(0.5 / ranks[axis]!)) : uniform(1 / Math.sqrt(width))
+    all[factor(axis)] = declared([size, ranks[axis]!], begin)
   }
-  return declared
+  return all
 }
 
 function forward(
   { config: { scale, drop_rate } }: Settings,
   { site, x, base, parameters, forward: pass, stream }: SiteContext,
 ): Sym {
-  const p = pass.training && site.kind !== 'embedding' ? drop_rate : 0
-  const input = p > 0 ? dropout(x, p, pass.seed!, stream) : x
+  const input = site.kind === 'embedding' ? x : dropped(x, drop_rate, pass, stream)
   if (site.kind === 'conv2d') return add(base(), tuckerConv2d(input, kernelOf(parameters, scale), site.window))
   const { precision } = pass
   const first = read(parameters[factor(0)]!)

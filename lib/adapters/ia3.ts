@@ -2,13 +2,13 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
-import { broadcastTo, constant, mul } from '../graph/ops/elementwise.js'
-import { randomNormal } from '../graph/ops/random.js'
+import { broadcastTo, mul } from '../graph/ops/elementwise.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import { linearShape, type Site } from '../nn/site.js'
+import { declared, filled, normal } from './initial_values.js'
 import type { AttachedSite, Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
-import { wholePath } from './target_modules.js'
+import { escaped, wholePath } from './target_modules.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
 
 /** Options of {@link ia3}: PEFT's names and, but for `target_modules`, its defaults. */
@@ -113,11 +113,7 @@ function planAt(site: Site, config: Ia3Config): SitePlan {
   const perChannel = site.kind === 'conv2d' ? [shape[1]!, 1, 1] : [shape[0]! * shape[1]!]
   return {
     parameters: {
-      ia3_l: {
-        shape,
-        init: ({ seed, stream }) =>
-          config.init_ia3_weights ? broadcastTo(constant(1), shape) : randomNormal(seed, stream, shape),
-      },
+      ia3_l: declared(shape, config.init_ia3_weights ? filled(1) : normal(1)),
     },
     forward({ x, base, parameters }) {
       const l = reshape(read(parameters.ia3_l!), perChannel)
@@ -174,6 +170,5 @@ function pattern(sites: readonly Site[], config: Ia3Config): string | readonly s
   const nameOf = ({ path }: Site): string => path.split('.').at(-1)!
   const names = new Set(inputs.map(nameOf))
   const isUnique = sites.every((site) => !names.has(nameOf(site)) || inputs.includes(site))
-  const escaped = (text: string): string => text.replaceAll('.', '\\.')
   return isUnique ? `.*\\.(${[...names].map(escaped).join('|')})` : inputs.map(({ path }) => escaped(path)).join('|')
 }

@@ -5,15 +5,15 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { computed } from '../graph/computed.js'
-import { broadcastTo, constant, div, greater, mul, select, sub } from '../graph/ops/elementwise.js'
+import { div, greater, mul, select, sub } from '../graph/ops/elementwise.js'
 import { arange } from '../graph/ops/gather.js'
 import { diagonal } from '../graph/ops/matrices.js'
-import { randomUniform } from '../graph/ops/random.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
 import { type GradientTransform, mapParameters } from '../optim/gradient_transform.js'
 import { seedTensor } from '../tensor/seed.js'
+import { declared, uniform, zero } from './initial_values.js'
 import { type Allocation, allocateRanks } from './lamda_ranks.js'
 import {
   changedLinear,
@@ -35,7 +35,7 @@ import type {
   SitePlan,
 } from './parametrization.js'
 import { leadingSvd, singularValues } from './spectrum.js'
-import { patternValue } from './target_modules.js'
+import { escaped, patternValue } from './target_modules.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
 
 /** Options of {@link lamda}. */
@@ -149,19 +149,16 @@ function planAt(site: Site, config: LamdaConfig): SitePlan {
 
 /** B = 0 and S as PyTorch begins a linear module, where nothing is prepared. */
 const declarations = (out: number, r: number): Record<string, ParameterDeclaration> => ({
-  [names.b]: { shape: [out, r], init: () => broadcastTo(constant(0), [out, r]) },
-  [names.s]: {
-    shape: [r, r],
-    init: ({ seed, stream }) => mul(sub(randomUniform(seed, stream, [r, r]), 0.5), 2 / Math.sqrt(r)),
-  },
+  [names.b]: declared([out, r], zero),
+  [names.s]: declared([r, r], uniform(1 / Math.sqrt(r))),
 })
 
 /** A as PEFT begins it: uniform on ±1/√in. The stream is that of the site's dropout, which nothing else at attach uses. */
 async function randomBasis(r: number, inner: number, { seed, stream }: PrepareContext): Promise<Prepared> {
   using words = seedTensor(seed)
   const own = stream + Object.keys(declarations(1, r)).length
-  const draw = (s: Sym): Sym => mul(sub(randomUniform(s, own, [r, inner]), 0.5), 2 / Math.sqrt(inner))
-  return { values: { [names.a]: await computed((s) => draw(s!), [words]) } }
+  const draw = uniform(1 / Math.sqrt(inner))
+  return { values: { [names.a]: await computed((s) => draw([r, inner], { seed: s!, stream: own }), [words]) } }
 }
 
 interface SpectralSettings {
@@ -230,5 +227,5 @@ async function ranksBySpectrum(
     await pause()
   }
   const ranks = allocateRanks(spectra, { candidates, budget: budget ?? r })
-  return Object.fromEntries([...ranks].map(([path, rank]) => [path.replaceAll('.', String.raw`\.`), rank]))
+  return Object.fromEntries([...ranks].map(([path, rank]) => [escaped(path), rank]))
 }

@@ -2,13 +2,14 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { computed } from '../graph/computed.js'
-import { abs, broadcastTo, constant, greater, mul } from '../graph/ops/elementwise.js'
+import { abs, greater, mul } from '../graph/ops/elementwise.js'
 import { scatterAddRows, slice } from '../graph/ops/index.js'
 import { max, reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import { ldu } from '../linalg/factorise.js'
 import type { Site } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { declared, zero } from './initial_values.js'
 import {
   asMatrix,
   changedLinear,
@@ -19,7 +20,7 @@ import {
   matrixShape,
   ofSite,
 } from './low_rank_change.js'
-import type { AttachedSite, Parametrization, ParametrizationType, Prepared, SitePlan } from './parametrization.js'
+import type { Parametrization, ParametrizationType, Prepared, SitePlan, SiteTensors } from './parametrization.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
 
 /** Options of {@link loldu}. */
@@ -72,14 +73,14 @@ function planAt(site: Site, { rank, lora_alpha, save_projection: isStored }: Lol
   const shape = matrixShape('loldu', site, ['linear', 'conv2d'])
   const { out, inner } = shape
   if (rank > Math.min(out, inner)) throw unsuited('loldu', site, `rank of at most ${Math.min(out, inner)}`, `${rank}`)
-  const change = ({ parameters, buffers }: Pick<AttachedSite, 'parameters' | 'buffers'>): LowRankChange => ({
+  const change = ({ parameters, buffers }: SiteTensors): LowRankChange => ({
     left: read(buffers[names.l]!),
     core: read(parameters[names.dz]!),
     right: read(buffers[names.u]!),
     scale: lora_alpha / rank,
   })
   return {
-    parameters: { [names.dz]: { shape: [rank], init: () => broadcastTo(constant(0), [rank]) } },
+    parameters: { [names.dz]: declared([rank], zero) },
     buffers: {
       [names.d]: { shape: [rank], sameWithin: 1e-3 },
       [names.pivots]: { shape: [rank], dtype: 'i32', sameWithin: 0 },

@@ -1,15 +1,16 @@
 /** How LoRA's factors begin. */
 import { computed } from '../graph/computed.js'
-import { broadcastTo, constant, div, mul, sqrt, sub } from '../graph/ops/elementwise.js'
+import { div, mul, sqrt } from '../graph/ops/elementwise.js'
 import { concat, slice, transpose } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
-import { randomNormal, randomUniform } from '../graph/ops/random.js'
+import { randomNormal } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import { qr, svd } from '../linalg/factorise.js'
 import { svdLowRank } from '../linalg/low_rank.js'
 import { seedTensor } from '../tensor/seed.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { normal, uniform, zero } from './initial_values.js'
 import { type LoraSettings, magnitudeName, namesAt, rowNorm } from './lora_site.js'
 import type { InitContext, ParameterDeclaration, PrepareContext, Prepared, SitePlan } from './parametrization.js'
 
@@ -25,28 +26,20 @@ export function declarations(settings: LoraSettings): Record<string, ParameterDe
   return {
     [names.a]: declare(shape.aShape(r), a),
     [names.b]: declare(shape.bShape(r), b),
-    ...(hasBias ? { [names.bias]: declare([shape.out], init === false ? uniform(r / shape.groups) : zero) } : {}),
+    ...(hasBias ? { [names.bias]: declare([shape.out], init === false ? ofFanIn(r / shape.groups) : zero) } : {}),
     ...(isDora ? { [magnitudeName]: declare(shape.magnitudeShape, magnitude(settings)) } : {}),
   }
 }
 
 type Initial = (dims: readonly number[], context: InitContext) => Sym
 
-const zero: Initial = (dims) => broadcastTo(constant(0), dims)
-/** Uniform on ±1/√fanIn, PyTorch's default for a linear module. */
-const uniform =
-  (fanIn: number): Initial =>
-  (dims, { seed, stream }) =>
-    mul(sub(randomUniform(seed, stream, dims), 0.5), 2 / Math.sqrt(fanIn))
-const normal =
-  (deviation: number): Initial =>
-  (dims, { seed, stream }) =>
-    mul(randomNormal(seed, stream, dims), deviation)
+/** PyTorch's default for a linear module. */
+const ofFanIn = (fanIn: number): Initial => uniform(1 / Math.sqrt(fanIn))
 
 function initialFactors({ shape, r, init }: LoraSettings): readonly [Initial, Initial] {
   if (shape.kind === 'embedding') return [init === false ? normal(1) : zero, normal(1)]
-  const a = init === 'gaussian' ? normal(1 / r) : uniform(shape.inner)
-  return [a, init === false ? uniform(r / shape.groups) : zero]
+  const a = init === 'gaussian' ? normal(1 / r) : ofFanIn(shape.inner)
+  return [a, init === false ? ofFanIn(r / shape.groups) : zero]
 }
 
 /** ‖W + s B A‖, row by row, so that DoRA begins as the identity. */

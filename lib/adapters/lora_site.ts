@@ -5,11 +5,10 @@ import { add, div, maximum, mul, sqrt, square, sub } from '../graph/ops/elementw
 import { concat, gatherRows, transpose } from '../graph/ops/index.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { matmul } from '../graph/ops/matmul.js'
-import { dropout } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { stopGradient } from '../graph/ops/stop_gradient.js'
 import { read, type Sym } from '../graph/sym.js'
-import type { Site } from '../nn/site.js'
+import { dropped, type Site } from '../nn/site.js'
 import type { LoraInit } from './lora_config.js'
 import type { MergeContext, Merged, SiteContext, SitePlan } from './parametrization.js'
 
@@ -87,8 +86,7 @@ export const magnitudeName = 'lora_magnitude_vector'
 export function loraForward(settings: LoraSettings): (context: SiteContext) => Sym {
   return (context) => {
     const { x, base, forward, stream } = context
-    const p = forward.training && settings.shape.kind !== 'embedding' ? settings.dropout : 0
-    const input = p > 0 ? dropout(x, p, forward.seed!, stream) : x
+    const input = settings.shape.kind === 'embedding' ? x : dropped(x, settings.dropout, forward, stream)
     const delta = update(settings, context, input)
     return settings.isDora ? decomposed(settings, context, input, delta) : add(base(), delta)
   }

@@ -6,23 +6,22 @@ import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { computed, copied } from '../graph/computed.js'
-import { broadcastTo, constant, mul, sign } from '../graph/ops/elementwise.js'
+import { mul, sign } from '../graph/ops/elementwise.js'
 import { diagonal } from '../graph/ops/matrices.js'
-import { randomNormal } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
-import { read, type Sym } from '../graph/sym.js'
+import { read } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
 import { weightGradients } from '../observers/weight_gradients.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { declared, type InitialValue, normal, zero } from './initial_values.js'
 import { changedLinear, changedWeight, factorsOf, type LowRankChange, matrixShape } from './low_rank_change.js'
 import type {
-  AttachedSite,
-  ParameterDeclaration,
   Parametrization,
   ParametrizationType,
   Prepared,
   ResolveContext,
   SitePlan,
+  SiteTensors,
 } from './parametrization.js'
 import { leadingSvd } from './spectrum.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
@@ -69,7 +68,6 @@ type SbConfig = z.infer<typeof sbSchema>
  */
 export function loraXs(options: LoraXsOptions = {}): Parametrization {
   const config = parseConfig('lora_xs', xsSchema, options)
-  const init: Init = (shape, { seed, stream }) => mul(randomNormal(seed, stream, shape), 1e-5)
   const prepared = async (site: Site, weight: Tensor): Promise<Prepared> => {
     const { u, s, vh } = await leadingSvd(weight, matrixShape('lora_xs', site), config.r, site)
     const a = await computed(() => mul(reshape(read(s), [-1, 1]), read(vh)))
@@ -81,7 +79,7 @@ export function loraXs(options: LoraXsOptions = {}): Parametrization {
     config,
     ...targeting(config),
     plan: (site) => ({
-      ...planAt('lora_xs', site, config, init),
+      ...planAt('lora_xs', site, config, normal(1e-5)),
       prepare: ({ weight }) => prepared(site, weight),
     }),
   }
@@ -97,14 +95,13 @@ export function loraXs(options: LoraXsOptions = {}): Parametrization {
 export const loraSb = (options: LoraSbOptions = {}): Parametrization => sbOf(parseConfig('lora_sb', sbSchema, options))
 
 function sbOf(config: SbConfig, found?: ReadonlyMap<string, Prepared>): Parametrization {
-  const init: Init = (shape) => broadcastTo(constant(0), shape)
   return {
     name: 'lora_sb',
     config,
     ...targeting(config),
     plan: (site) => {
       const begin = found?.get(site.path)
-      return { ...planAt('lora_sb', site, config, init), ...(begin ? { prepare: () => copiesOf(begin) } : {}) }
+      return { ...planAt('lora_sb', site, config, zero), ...(begin ? { prepare: () => copiesOf(begin) } : {}) }
     },
     ...(found ? {} : { resolve: async (context) => sbOf(config, await firstSteps(config, context)) }),
   }
@@ -147,19 +144,17 @@ export const loraSbType: ParametrizationType = {
 /** As PEFT writes them for the reference's modules. */
 const names = { a: 'lora_A.weight', b: 'lora_B.weight', r: 'default_lora_latent_mapping.weight' } as const
 
-type Init = (shape: readonly number[], context: Parameters<NonNullable<ParameterDeclaration['init']>>[0]) => Sym
-
-function planAt(method: string, site: Site, config: Pick<XsConfig, keyof typeof fields>, init: Init): SitePlan {
+function planAt(method: string, site: Site, config: Pick<XsConfig, keyof typeof fields>, init: InitialValue): SitePlan {
   const { shape, r, scale } = settingsAt(method, site, config)
   const { out, inner } = shape
-  const change = ({ parameters, buffers }: Pick<AttachedSite, 'parameters' | 'buffers'>): LowRankChange => ({
+  const change = ({ parameters, buffers }: SiteTensors): LowRankChange => ({
     left: read(buffers[names.b]!),
     core: read(parameters[names.r]!),
     right: read(buffers[names.a]!),
     scale,
   })
   return {
-    parameters: { [names.r]: { shape: [r, r], init: (context) => init([r, r], context) } },
+    parameters: { [names.r]: declared([r, r], init) },
     buffers: { [names.a]: { shape: [r, inner] }, [names.b]: { shape: [out, r] } },
     forward: (context) => changedLinear(context, shape, [change(context)], { dropout: config.lora_dropout }),
     merged: (context) => ({ weight: changedWeight(context.weight, [change(context)], shape) }),

@@ -4,10 +4,9 @@ import { conv2d } from '../graph/ops/conv.js'
 import { add, cast, mul } from '../graph/ops/elementwise.js'
 import { transpose } from '../graph/ops/index.js'
 import { matmul, type Precision } from '../graph/ops/matmul.js'
-import { dropout } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
-import { linearShape, type Site, type SiteKind } from '../nn/site.js'
+import { dropped, linearShape, type Site, type SiteKind } from '../nn/site.js'
 import { elementCount } from '../tensor/dtype.js'
 import type { Factors, SiteContext } from './parametrization.js'
 import { unsuited } from './targeting.js'
@@ -115,8 +114,8 @@ export function changedLinear(
     const weight = changedWeight(read(site.weight), changes, shape)
     return conv2d(x, weight, { ...site.window, bias: site.bias && read(site.bias) })
   }
-  const { precision, training, seed } = forward
-  const isDropping = training && p > 0
+  const { precision } = forward
+  const isDropping = forward.training && p > 0
   const n = elementCount(x.shape.slice(0, -1))
   const r = changes.reduce((total, { right }) => total + right.shape[0]!, 0)
   if (!isDropping && (path ?? changePath(n, r, shape)) === 'weight')
@@ -125,7 +124,7 @@ export function changedLinear(
       precision,
       ...(site.bias ? { addend: read(site.bias) } : {}),
     })
-  const input = isDropping ? dropout(x, p, seed!, stream) : x
+  const input = dropped(x, p, forward, stream)
   return changes.reduce((y, change) => add(y, product(input, change, precision)), base())
 }
 

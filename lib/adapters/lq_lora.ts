@@ -6,8 +6,8 @@
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
-import { broadcastTo, cast, constant, div, mul } from '../graph/ops/elementwise.js'
-import { transpose } from '../graph/ops/index.js'
+import { cast, div } from '../graph/ops/elementwise.js'
+import { copy, transpose } from '../graph/ops/index.js'
 import { max } from '../graph/ops/reduce.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
@@ -18,6 +18,7 @@ import { bitsPerWeight, blockCounts, dequantised, type NormalFloatConfig } from 
 import { elementCount } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { bitPlanes, ofBitPlanes } from './bit_planes.js'
+import { declared, zero } from './initial_values.js'
 import {
   asMatrix,
   changedLinear,
@@ -38,7 +39,6 @@ import {
 import { type Decomposition, decompose } from './lq_lora_decomposition.js'
 import type {
   AttachedSite,
-  ParameterDeclaration,
   Parametrization,
   ParametrizationType,
   Prepared,
@@ -112,7 +112,8 @@ function planAt(site: Site, config: LqLoraConfig, fisher: Tensor | undefined): S
     scale,
   })
   return {
-    parameters: { [names.a]: zeros([r, inner]), [names.b]: zeros([out, r]) },
+    // Filled by what is prepared or loaded.
+    parameters: { [names.a]: declared([r, inner], zero), [names.b]: declared([out, r], zero) },
     buffers: {
       [names.codes]: { shape: [num_bits, Math.ceil((blocks * block_size_0) / 8)], dtype: 'u8' },
       [names.scales]: { shape: [num_bits_0, Math.ceil(blocks / 8)], dtype: 'u8' },
@@ -130,12 +131,6 @@ function planAt(site: Site, config: LqLoraConfig, fisher: Tensor | undefined): S
   }
 }
 
-/** Filled by what is prepared or loaded. */
-const zeros = (shape: readonly number[]): ParameterDeclaration => ({
-  shape,
-  init: () => broadcastTo(constant(0), shape),
-})
-
 function quantisationAt({ path }: Site, config: LqLoraConfig): NormalFloatConfig {
   const own = config.configurations?.[path]
   return own ? configOf(own) : config
@@ -148,7 +143,7 @@ async function decomposed(
   config: LqLoraConfig,
   { quantisation, fisher }: { readonly quantisation: NormalFloatConfig; readonly fisher: Tensor | undefined },
 ): Promise<Decomposition> {
-  using matrix = await computed(() => mul(asMatrix(read(weight), shape), 1))
+  using matrix = await computed(() => copy(asMatrix(read(weight), shape)))
   const oversampling = config.randomized ? config.num_oversampling : undefined
   const { num_ranks: rank, num_iterations: iterations } = config
   const found = await decompose(matrix, { rank, config: quantisation, iterations, oversampling, fisher })
@@ -170,7 +165,7 @@ async function preparedFrom(
     [names.codes]: bitPlanes(read(parts.codes), num_bits),
     [names.scales]: bitPlanes(read(parts.scales), num_bits_0),
     [names.superScales]: cast(read(parts.superScales), dtypes[num_bits_1]),
-    [names.offset]: mul(read(parts.offset), 1),
+    [names.offset]: copy(read(parts.offset)),
     weight: stored(read(parts.q), shape),
   }))
   for (const used of Object.values(parts)) used.dispose()
@@ -195,7 +190,7 @@ const restored = (
     return stored(dequantised(quantity, config, [shape.out, shape.inner]), shape)
   })
 
-const stored = (matrix: Sym, { isTransposed }: MatrixShape): Sym => (isTransposed ? transpose(matrix) : mul(matrix, 1))
+const stored = (matrix: Sym, { isTransposed }: MatrixShape): Sym => (isTransposed ? transpose(matrix) : copy(matrix))
 
 /** With the configuration of every module, and the squared gradients that weigh its errors. */
 async function resolved(
@@ -211,7 +206,7 @@ async function resolved(
       calibration(),
       async (site, squares) => {
         const own = await computed(() => ({
-          f: asMatrix(mul(read(squares), 1), matrixShape('lq_lora', site)),
+          f: copy(asMatrix(read(squares), matrixShape('lq_lora', site))),
           top: max(read(squares)),
         }))
         if (!(own.top.item() > 0)) throw unsuited('lq_lora', site, 'a gradient from the calibration', 'zeros')

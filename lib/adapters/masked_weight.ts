@@ -7,6 +7,7 @@ import { slice } from '../graph/ops/index.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
+import { elementCount } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 
 /** Name of a module's mask in the adapter's file: u8 `[⌈size / 8⌉]`, bit k of byte i for number 8 i + k of the weight. */
@@ -30,7 +31,7 @@ export function packed(mask: Sym): Sym {
 export function unpacked(bits: Sym, shape: readonly number[]): Sym {
   const shifted = floor(div(reshape(cast(bits, 'f32'), [-1, 1]), powers()))
   const all = reshape(sub(shifted, mul(2, floor(div(shifted, 2)))), [-1])
-  return reshape(slice(all, [{ axis: 0, start: 0, end: shape.reduce((a, b) => a * b, 1) }]), shape)
+  return reshape(slice(all, [{ axis: 0, start: 0, end: elementCount(shape) }]), shape)
 }
 
 /** The numbers of a module's weight that the mask leaves. @throws ERR_HEDDLE_ARGUMENT for a structured weight */

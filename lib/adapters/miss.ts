@@ -4,15 +4,15 @@
  */
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
-import { add, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.js'
+import { add } from '../graph/ops/elementwise.js'
 import { expandDims, pad, repeat } from '../graph/ops/gather.js'
 import { slice, transpose } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { identityLike } from '../graph/ops/matrices.js'
-import { dropout, randomUniform } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
-import { linearShape, type Site } from '../nn/site.js'
+import { dropped, linearShape, oriented, type Site } from '../nn/site.js'
+import { declared, uniform, zero } from './initial_values.js'
 import type {
   Factors,
   MergeContext,
@@ -87,8 +87,6 @@ function expectLinear(site: Site, { r }: MissConfig): void {
   if (r > inner) throw unsuited('miss', site, `r of at most ${inner}, the module's inputs`, `${r}`)
 }
 
-const zeros = (shape: readonly number[]): Sym => broadcastTo(constant(0), shape)
-
 /** One row of D for all inputs of a residue class. */
 function sharedPlan(site: Site, config: MissConfig): SitePlan {
   expectLinear(site, config)
@@ -99,11 +97,7 @@ function sharedPlan(site: Site, config: MissConfig): SitePlan {
   const shape = [r, width]
   return {
     parameters: {
-      [name]: {
-        shape,
-        init: ({ seed, stream }) =>
-          init === false ? mul(sub(randomUniform(seed, stream, shape), 0.5), 2 / Math.sqrt(width)) : zeros(shape),
-      },
+      [name]: declared(shape, init === false ? uniform(1 / Math.sqrt(width)) : zero),
     },
     forward: (context) => sharedForward(context, config),
     merged: ({ weight, parameters }) => ({ weight: add(weight, change(site, read(parameters[name]!))) }),
@@ -113,8 +107,7 @@ function sharedPlan(site: Site, config: MissConfig): SitePlan {
 
 function sharedForward({ x, base, parameters, forward, stream }: SiteContext, config: MissConfig): Sym {
   const d = read(parameters[name]!)
-  const p = forward.training ? config.miss_dropout : 0
-  const input = p > 0 ? dropout(x, p, forward.seed!, stream) : x
+  const input = dropped(x, config.miss_dropout, forward, stream)
   const delta = matmul(fold(input, config.r), d, { precision: forward.precision })
   const y = base()
   const width = delta.shape.at(-1)!
@@ -143,8 +136,7 @@ const tiled = (x: Sym, size: number): Sym =>
 /** ΔW as the weight is stored. */
 function change(site: Site, d: Sym): Sym {
   const [out, inner] = linearShape(site)
-  const rows = tiled(transpose(tiled(d, out)), inner)
-  return site.transposed ? transpose(rows) : rows
+  return oriented(site, tiled(transpose(tiled(d, out)), inner))
 }
 
 /** ΔW = Dᵀ F with F `[r, in]` the matrix of the fold. */
@@ -162,7 +154,7 @@ function blockPlan(site: Site, config: MissConfig): SitePlan {
     throw unsuited('miss', site, `an r that divides ${out} and ${inner} for init_weights bat`, `${r}`)
   if (site.structure) throw unsuited('miss', site, 'a dense weight for init_weights bat', site.structure.kind)
   return {
-    parameters: { [name]: { shape: [out / r, r, r], init: () => zeros([out / r, r, r]) } },
+    parameters: { [name]: declared([out / r, r, r], zero) },
     // The map stands between W_pq and x_q and depends on p: without the weight each output block would need a product
     // of its own with all of x.
     forward: ({ site: part, x, parameters, forward }) =>
@@ -179,11 +171,10 @@ function blockPlan(site: Site, config: MissConfig): SitePlan {
 function changed(site: Site, weight: Sym, parameters: MergeContext['parameters']): Sym {
   const maps = read(parameters[name]!)
   const [blocks, r] = maps.shape as [number, number, number]
-  const rows = site.transposed ? transpose(weight) : weight
+  const rows = oriented(site, weight)
   const [out, inner] = rows.shape as [number, number]
   // Row p r + i, column q r + j of W is row i (in / r) + q, column j of block p here.
   const product = matmul(reshape(rows, [blocks, inner, r]), maps)
   const delta = add(reshape(product, [blocks, r, inner / r, r]), expandDims(maps, 2))
-  const result = add(rows, reshape(delta, [out, inner]))
-  return site.transposed ? transpose(result) : result
+  return oriented(site, add(rows, reshape(delta, [out, inner])))
 }

@@ -4,16 +4,16 @@
  */
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
-import { add, broadcastTo, constant, mul, sub } from '../graph/ops/elementwise.js'
+import { add, mul } from '../graph/ops/elementwise.js'
 import { slice, transpose } from '../graph/ops/index.js'
-import { dropout, randomUniform } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
-import { linearShape, type Site } from '../nn/site.js'
+import { dropped, linearShape, oriented, type Site } from '../nn/site.js'
 import { identityMatrix } from '../structured/initial.js'
 import { type MonarchLayout, monarchOver } from '../structured/monarch_matrix.js'
 import type { StructuredMatrix } from '../structured/structured_matrix.js'
 import type { Tensor } from '../tensor/tensor.js'
+import { declared, uniform, zero } from './initial_values.js'
 import type { Factors, Parametrization, ParametrizationType, SiteContext, SitePlan } from './parametrization.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
 
@@ -68,16 +68,12 @@ function planAt(site: Site, config: Config): SitePlan {
   const isLowRank = blocks * units < Math.min(out, inner)
   return {
     parameters: {
-      blkdiag1: {
-        shape: first,
-        init: ({ seed, stream }) => mul(sub(randomUniform(seed, stream, first), 0.5), 2 / Math.sqrt(width)),
-      },
-      blkdiag2: { shape: second, init: () => broadcastTo(constant(0), second) },
+      blkdiag1: declared(first, uniform(1 / Math.sqrt(width))),
+      blkdiag2: declared(second, zero),
     },
     forward: (context) => add(context.base(), change(layout, config, context)),
     merged({ weight, parameters }) {
-      const dense = matrixOf(layout, parameters).toDense()
-      return { weight: add(weight, site.transposed ? transpose(dense) : dense) }
+      return { weight: add(weight, oriented(site, matrixOf(layout, parameters).toDense())) }
     },
     ...(isLowRank ? { factors: ({ parameters }) => factors(layout, parameters) } : {}),
   }
@@ -97,7 +93,7 @@ function layoutAt(site: Site, { nblocks, blk_r }: Config): MonarchLayout {
 /** ΔW x. */
 function change(layout: MonarchLayout, config: Config, { x, parameters, forward, stream }: SiteContext): Sym {
   const y = matrixOf(layout, parameters).matmul(x, { precision: forward.precision })
-  return forward.training && config.dropout > 0 ? dropout(y, config.dropout, forward.seed!, stream) : y
+  return dropped(y, config.dropout, forward, stream)
 }
 
 const matrixOf = (layout: MonarchLayout, parameters: Readonly<Record<string, Tensor>>): StructuredMatrix =>

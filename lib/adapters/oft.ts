@@ -2,14 +2,14 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
-import { add, broadcastTo, constant, div, greater, mul, select, sqrt, square, sub } from '../graph/ops/elementwise.js'
+import { add, div, greater, mul, select, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { transpose } from '../graph/ops/index.js'
-import { randomNormal } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { stopGradient } from '../graph/ops/stop_gradient.js'
 import { read, type Sym } from '../graph/sym.js'
 import { linearShape, type Site } from '../nn/site.js'
 import { type GradientTransform, mapParameters, wrapped } from '../optim/gradient_transform.js'
+import { declared, normal, zero } from './initial_values.js'
 import type { OptimizerContext, Parametrization, ParametrizationType, SitePlan } from './parametrization.js'
 import { cayley, cayleyNeumann, droppedBlocks, rotated, skewSymmetric, withoutBlocks } from './rotation.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
@@ -102,11 +102,7 @@ function planAt(site: Site, config: OftConfig): SitePlan {
   const blocks = (parameter: Sym): Sym => rotation(parameter, h, config)
   return {
     parameters: {
-      [name]: {
-        shape,
-        init: ({ seed, stream }) =>
-          config.init_weights ? broadcastTo(constant(0), shape) : mul(randomNormal(seed, stream, shape), 0.1),
-      },
+      [name]: declared(shape, config.init_weights ? zero : normal(0.1)),
     },
     forward({ x, base, parameters, forward, stream }) {
       const all = blocks(read(parameters[name]!))

@@ -98,12 +98,9 @@ export interface Factors {
 }
 
 /** What a merge starts from. */
-export interface MergeContext {
+export interface MergeContext extends SiteTensors {
   readonly weight: Sym
   readonly bias: Sym | undefined
-  /** The site's, and those of all sites, by name. */
-  readonly parameters: Readonly<Record<string, Tensor>>
-  readonly buffers: Readonly<Record<string, Tensor>>
 }
 
 /** What a merge gives; the bias only where it changes. */
@@ -113,15 +110,12 @@ export interface Merged {
 }
 
 /** What a method gets when its site is traced. */
-export interface SiteContext {
+export interface SiteContext extends SiteTensors {
   /** The site, with the tensors that this adapter has put in the place of the site's own. */
   readonly site: Site
   readonly x: Sym
   /** What that site computes without the adapter's parameters. */
   readonly base: SiteComputation
-  /** The site's, and those of all sites, by name. */
-  readonly parameters: Readonly<Record<string, Tensor>>
-  readonly buffers: Readonly<Record<string, Tensor>>
   readonly forward: Forward
   /** Seeds this site's dropout. */
   readonly stream: number
@@ -130,11 +124,15 @@ export interface SiteContext {
 /** The tensors of a site. */
 export type SitePart = 'weight' | 'bias'
 
-/** A site of an attached method, with the tensors that belong to it. */
-export interface AttachedSite {
-  readonly site: Site
+/** What belongs to a site: its own tensors and those of all sites, by name. */
+export interface SiteTensors {
   readonly parameters: Readonly<Record<string, Tensor>>
   readonly buffers: Readonly<Record<string, Tensor>>
+}
+
+/** A site of an attached method, with the tensors that belong to it. */
+export interface AttachedSite extends SiteTensors {
+  readonly site: Site
   /** The values that the parameters began with, where {@link Prepared.weight} stands in the place of the site's. */
   readonly initial?: Readonly<Record<string, Tensor>>
 }

@@ -1,21 +1,22 @@
 /** RandLoRA (Albert et al. 2025, arXiv 2502.00987) as PEFT has it: a full-rank change from scaled random matrices. */
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
-import { add, broadcastTo, constant, mul } from '../graph/ops/elementwise.js'
+import { add, mul } from '../graph/ops/elementwise.js'
 import { slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
-import { dropout, randomNormal } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, recomputed, type Sym } from '../graph/sym.js'
-import { linearShape, type Site } from '../nn/site.js'
+import { dropped, linearShape, type Site } from '../nn/site.js'
+import { elementCount } from '../tensor/dtype.js'
 import { tensor } from '../tensor/tensor.js'
+import { declared, filled, normal, zero } from './initial_values.js'
 import type {
-  AttachedSite,
   Parametrization,
   ParametrizationType,
   SharedDeclaration,
   SiteContext,
   SitePlan,
+  SiteTensors,
 } from './parametrization.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
 import { kaimingUniform, standardised, TorchGenerator, uniform } from './torch_random.js'
@@ -132,7 +133,7 @@ const denseInParts: Draw = async (generator, [rows, count, r]) => {
 const ternary =
   (q: number): Draw =>
   async (generator, shape) => {
-    const size = shape.reduce((product, n) => product * n, 1)
+    const size = elementCount(shape)
     const drawn = await uniform(generator, size, { from: 0, to: 1, dtype: 'f32' })
     const [low, high] = [Math.fround(1 / (2 * q)), Math.fround(1 - 1 / (2 * q))]
     return standardised(
@@ -163,15 +164,8 @@ function planAt(site: Site, config: RandLoraConfig): SitePlan {
   const sizes = { lambda: [r, shape.count], gamma: [shape.count, small] } as const
   return {
     parameters: {
-      randlora_lambda: {
-        shape: sizes.lambda,
-        init: ({ seed, stream }) =>
-          isDefault ? broadcastTo(constant(0), sizes.lambda) : randomNormal(seed, stream, sizes.lambda),
-      },
-      randlora_gamma: {
-        shape: sizes.gamma,
-        init: () => broadcastTo(constant(1 / (isDefault ? Math.max(...sizes.gamma) : large)), sizes.gamma),
-      },
+      randlora_lambda: declared(sizes.lambda, isDefault ? zero : normal(1)),
+      randlora_gamma: declared(sizes.gamma, filled(1 / (isDefault ? Math.max(...sizes.gamma) : large))),
     },
     forward: (context) => forward(shape, config.randlora_dropout, context),
     merged: ({ weight, ...attached }) => ({ weight: changed(site, shape, attached, weight) }),
@@ -184,7 +178,7 @@ function planAt(site: Site, config: RandLoraConfig): SitePlan {
  */
 function forward(shape: RandLoraShape, p: number, context: SiteContext): Sym {
   const { site, x, base, forward: pass, stream } = context
-  const rows = x.shape.slice(0, -1).reduce((product, n) => product * n, 1)
+  const rows = elementCount(x.shape.slice(0, -1))
   const isDropping = pass.training && p > 0
   const canReplace = !isDropping && !site.structure && pass.precision !== 'stored'
   if (pass.training && canReplace && isCheaperDense(rows, shape))
@@ -195,7 +189,7 @@ function forward(shape: RandLoraShape, p: number, context: SiteContext): Sym {
         ...(site.bias ? { addend: read(site.bias) } : {}),
       }),
     )
-  return add(base(), through(shape, context, isDropping ? dropout(x, p, pass.seed!, stream) : x))
+  return add(base(), through(shape, context, dropped(x, p, pass, stream)))
 }
 
 /**
@@ -216,19 +210,17 @@ function through(shape: RandLoraShape, context: SiteContext, x: Sym): Sym {
 }
 
 /** W + s M as the weight is stored. */
-function changed(site: Site, shape: RandLoraShape, attached: Attached, weight: Sym): Sym {
+function changed(site: Site, shape: RandLoraShape, attached: SiteTensors, weight: Sym): Sym {
   const { p, q } = factors(shape, attached)
   const options = { alpha: shape.scale, addend: weight }
   const isStoredTall = shape.inner <= shape.out !== (site.transposed === true)
   return isStoredTall ? matmul(q, p, options) : matmul(p, q, { ...options, transposeA: true, transposeB: true })
 }
 
-type Attached = Pick<AttachedSite, 'parameters' | 'buffers'>
-
 /** P `[r N, d]` and Q `[D, N r]`. */
 function factors(
   { large, small, r, count }: RandLoraShape,
-  { parameters, buffers }: Attached,
+  { parameters, buffers }: SiteTensors,
 ): { readonly p: Sym; readonly q: Sym } {
   const a = slice(read(buffers.randlora_A!), [{ axis: 2, start: 0, end: small }])
   const b = slice(read(buffers.randlora_B!), [

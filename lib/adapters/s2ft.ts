@@ -5,7 +5,7 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
-import { add, broadcastTo, constant } from '../graph/ops/elementwise.js'
+import { add, broadcastTo } from '../graph/ops/elementwise.js'
 import { gather, oneHot, scatterAdd } from '../graph/ops/gather.js'
 import { scatterAddRows, transpose } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
@@ -13,6 +13,7 @@ import { read, type Sym } from '../graph/sym.js'
 import { linearShape, type Site } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 import type { Adapter } from './adapter.js'
+import { declared, zero } from './initial_values.js'
 import type {
   Factors,
   MergeContext,
@@ -180,7 +181,7 @@ function planAt(site: Site, selected: Selected | undefined): SitePlan {
     throw unsuited('s2ft', site, `indices below ${channels} along ${side}`, `${indices ?? size}`)
   const shape = side === 'in' ? [out, size] : [size, inner]
   return {
-    parameters: { [changeName]: { shape, init: () => broadcastTo(constant(0), shape) } },
+    parameters: { [changeName]: declared(shape, zero) },
     buffers: { [indexName]: { shape: [size], dtype: 'i32' } },
     ...(indices ? { prepare: async () => ({ values: { [indexName]: tensor(Int32Array.from(indices)) } }) } : {}),
     forward: (context) => (side === 'in' ? fromColumns(context) : intoRows(context, out)),

@@ -5,15 +5,15 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { computed } from '../graph/computed.js'
-import { add, broadcastTo, constant, cos, maximum, mul, relu, sqrt, square, sub } from '../graph/ops/elementwise.js'
+import { add, cos, maximum, mul, relu, sqrt, square, sub } from '../graph/ops/elementwise.js'
 import { arange } from '../graph/ops/gather.js'
 import { concat, slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { diagonal } from '../graph/ops/matrices.js'
-import { randomNormal, randomUniform } from '../graph/ops/random.js'
 import { reshape, sum } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
+import { declared, filled, normal, uniform, zero } from './initial_values.js'
 import {
   changedLinear,
   changedWeight,
@@ -24,13 +24,13 @@ import {
 } from './low_rank_change.js'
 import type {
   AttachedSite,
-  InitContext,
   ParameterDeclaration,
   Parametrization,
   ParametrizationType,
   PrepareContext,
   Prepared,
   SitePlan,
+  SiteTensors,
 } from './parametrization.js'
 import { leadingSvd } from './spectrum.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
@@ -110,8 +110,6 @@ const names = {
   probe: 'salt_probe',
 } as const
 
-type Tensors = Pick<AttachedSite, 'parameters' | 'buffers'>
-
 function planAt(site: Site, config: SaltConfig): SitePlan {
   const shape = matrixShape('salt', site, ['linear', 'conv2d'])
   const { out, inner } = shape
@@ -119,7 +117,7 @@ function planAt(site: Site, config: SaltConfig): SitePlan {
   const r = config.rank ?? Math.max(1, Math.floor(p * config.ratio_salt))
   if (r > p) throw unsuited('salt', site, `rank of at most ${p}`, `${r}`)
   const isStored = config.save_projection
-  const changes = (tensors: Tensors): LowRankChange[] => changesOf(tensors, config)
+  const changes = (tensors: SiteTensors): LowRankChange[] => changesOf(tensors, config)
   return {
     parameters: declarations(r, p - r, config),
     buffers: {
@@ -142,27 +140,10 @@ function planAt(site: Site, config: SaltConfig): SitePlan {
 
 function declarations(r: number, tail: number, config: SaltConfig): Record<string, ParameterDeclaration> {
   const { r_lora: l, init_salt_weights: init } = config
-  const filled = (value: number, shape: readonly number[]): ParameterDeclaration => ({
-    shape,
-    init: () => broadcastTo(constant(value), shape),
-  })
-  const normal = (shape: readonly number[]): ParameterDeclaration => ({
-    shape,
-    init: ({ seed, stream }) => mul(randomNormal(seed, stream, shape), 0.01),
-  })
-  const uniform = (shape: readonly number[]): ParameterDeclaration => ({
-    shape,
-    init: ({ seed, stream }: InitContext) => mul(sub(randomUniform(seed, stream, shape), 0.5), 2 * Math.sqrt(6 / l)),
-  })
-  const own = { [names.a]: filled(1, [r]), [names.b]: filled(0, [r]) }
+  const own = { [names.a]: declared([r], filled(1)), [names.b]: declared([r], zero) }
   if (tail === 0) return own
-  const [x, y] = [
-    [tail, l],
-    [l, tail],
-  ] as const
-  return init === 'gaussian'
-    ? { ...own, [names.x]: normal(x), [names.y]: normal(y) }
-    : { ...own, [names.x]: uniform(x), [names.y]: filled(0, y) }
+  const [x, y] = init === 'gaussian' ? [normal(0.01), normal(0.01)] : [uniform(Math.sqrt(6 / l)), zero]
+  return { ...own, [names.x]: declared([tail, l], x), [names.y]: declared([l, tail], y) }
 }
 
 /** U, s, Vᵀ in two parts, and one number a singular vector by which a file knows that it means the same ones. */
@@ -195,7 +176,7 @@ const part = (x: Sym, axis: number, start: number, end: number): Sym => slice(x,
  * more than a LoRA of rank l. Behind the element-wise relu it is no product any more, but a whole matrix in the basis
  * of the tail.
  */
-function changesOf({ parameters, buffers }: Tensors, { activation }: SaltConfig): LowRankChange[] {
+function changesOf({ parameters, buffers }: SiteTensors, { activation }: SaltConfig): LowRankChange[] {
   const s = read(buffers[names.s]!)
   const p = s.shape[0]!
   const r = parameters[names.a]!.shape[0]!
@@ -215,7 +196,7 @@ function changesOf({ parameters, buffers }: Tensors, { activation }: SaltConfig)
 }
 
 /** a ⊙ s + b */
-const spectrum = (parameters: Tensors['parameters'], s: Sym): Sym =>
+const spectrum = (parameters: SiteTensors['parameters'], s: Sym): Sym =>
   add(mul(read(parameters[names.a]!), s), read(parameters[names.b]!))
 
 function factorsOfAll(changes: readonly LowRankChange[]): { a: Sym; b: Sym } {

@@ -2,15 +2,23 @@
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
-import { add, broadcastTo, constant, maximum, mul, neg, square } from '../graph/ops/elementwise.js'
+import { add, maximum, mul, neg, square } from '../graph/ops/elementwise.js'
 import { sum } from '../graph/ops/reduce.js'
 import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { Site } from '../nn/site.js'
+import { declared, zero } from './initial_values.js'
 import { changedLinear, changedWeight, factorsOf, type LowRankChange, matrixShape } from './low_rank_change.js'
-import type { AttachedSite, Parametrization, ParametrizationType, ResolveContext, SitePlan } from './parametrization.js'
+import type {
+  AttachedSite,
+  Parametrization,
+  ParametrizationType,
+  ResolveContext,
+  SitePlan,
+  SiteTensors,
+} from './parametrization.js'
 import { leadingSvd, singularValues } from './spectrum.js'
-import { patternValue } from './target_modules.js'
+import { escaped, patternValue } from './target_modules.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
 
 /** Options of {@link svfit}. */
@@ -89,7 +97,7 @@ function planAt(site: Site, config: SvfitConfig): SitePlan {
   const r = patternValue(config.rank_pattern ?? {}, site.path, 'rank_pattern') ?? config.r ?? Math.min(out, inner)
   if (r > Math.min(out, inner)) throw unsuited('svfit', site, `r of at most ${Math.min(out, inner)}`, `${r}`)
   const isStored = config.save_projection
-  const change = ({ parameters, buffers }: Pick<AttachedSite, 'parameters' | 'buffers'>): LowRankChange => {
+  const change = ({ parameters, buffers }: SiteTensors): LowRankChange => {
     const d = read(parameters[names.d]!)
     return {
       left: read(buffers[names.u]!),
@@ -98,7 +106,7 @@ function planAt(site: Site, config: SvfitConfig): SitePlan {
     }
   }
   return {
-    parameters: { [names.d]: { shape: [r], init: () => broadcastTo(constant(0), [r]) } },
+    parameters: { [names.d]: declared([r], zero) },
     buffers: {
       [names.s]: { shape: [r], sameWithin: 1e-3 },
       [names.u]: { shape: [out, r], isStored },
@@ -123,11 +131,7 @@ async function ranksByEnergy({ energy }: SvfitConfig, { sites }: ResolveContext)
   for (const site of sites) {
     const shape = matrixShape('svfit', site, ['linear', 'conv2d'])
     using spectrum = await singularValues(site.weight, shape, site)
-    ranks[site.path.replaceAll('.', String.raw`\.`)] = rankOf(
-      [...((await spectrum.data()) as Float32Array)],
-      energy,
-      site,
-    )
+    ranks[escaped(site.path)] = rankOf([...((await spectrum.data()) as Float32Array)], energy, site)
     await pause()
   }
   return ranks

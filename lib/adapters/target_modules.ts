@@ -50,6 +50,9 @@ export function patternValue(
   return found === undefined ? undefined : patterns[found]
 }
 
+/** A pattern for {@link patternValue} that stands for this text alone. */
+export const escaped = (text: string): string => text.replaceAll('.', '\\.')
+
 /**
  * True for a module whose path, or that of a module around it, ends with one of the names. Like PEFT, which compares
  * ends of strings: "norm" also stands for "input_layernorm".

@@ -3,6 +3,7 @@
  * reading its folders takes the same draws. Everything else here is drawn by `randomUniform` and `randomNormal`.
  */
 import { pause } from '../graph/pause.js'
+import { elementCount } from '../tensor/dtype.js'
 
 /** MT19937 (Matsumoto & Nishimura 1998) as `torch.Generator(device="cpu").manual_seed(seed)` is. */
 export class TorchGenerator {
@@ -73,7 +74,7 @@ export function kaimingUniform(
   shape: readonly number[],
   { slope, dtype }: { readonly slope: number } & Pick<Range, 'dtype'>,
 ): Promise<Float32Array> {
-  const fanIn = shape.slice(1).reduce((product, n) => product * n, 1)
+  const fanIn = elementCount(shape.slice(1))
   const gain = Math.sqrt(2 / (1 + slope ** 2))
   const bound = Math.sqrt(3) * (gain / Math.sqrt(fanIn))
   const count = fanIn * shape[0]!

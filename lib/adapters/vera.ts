@@ -1,21 +1,21 @@
 /** VeRA (Kopiczko et al. 2023, arXiv 2310.11454) as PEFT has it: two vectors per module beside shared random matrices. */
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
-import { add, broadcastTo, constant, mul } from '../graph/ops/elementwise.js'
-import { slice, transpose } from '../graph/ops/index.js'
+import { add, mul } from '../graph/ops/elementwise.js'
+import { slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
-import { dropout, randomNormal } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read } from '../graph/sym.js'
-import { linearShape, type Site } from '../nn/site.js'
+import { dropped, linearShape, oriented, type Site } from '../nn/site.js'
 import { tensor } from '../tensor/tensor.js'
+import { declared, filled, normal } from './initial_values.js'
 import type {
-  AttachedSite,
   Factors,
   Parametrization,
   ParametrizationType,
   SharedDeclaration,
   SitePlan,
+  SiteTensors,
 } from './parametrization.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from './targeting.js'
 import { kaimingUniform, TorchGenerator } from './torch_random.js'
@@ -102,26 +102,21 @@ function planAt(site: Site, config: VeraConfig): SitePlan {
   expectLinear(site)
   const [out] = linearShape(site)
   const { r, init_weights: isDefault, d_initial: initial, vera_dropout: p } = config
-  const factors = (attached: Pick<AttachedSite, 'parameters' | 'buffers'>): Factors => factorsAt(site, attached)
+  const factors = (attached: SiteTensors): Factors => factorsAt(site, attached)
   return {
     parameters: {
-      vera_lambda_b: { shape: [out], init: () => broadcastTo(constant(isDefault ? 0 : 1), [out]) },
-      vera_lambda_d: {
-        shape: [r],
-        init: ({ seed, stream }) => (isDefault ? broadcastTo(constant(initial), [r]) : randomNormal(seed, stream, [r])),
-      },
+      vera_lambda_b: declared([out], filled(isDefault ? 0 : 1)),
+      vera_lambda_d: declared([r], isDefault ? filled(initial) : normal(1)),
     },
     forward(context) {
       const { x, base, forward, stream } = context
       const { a, b } = factors(context)
-      const input = forward.training && p > 0 ? dropout(x, p, forward.seed!, stream) : x
-      const inner = matmul(input, a, { transposeB: true, precision: forward.precision })
+      const inner = matmul(dropped(x, p, forward, stream), a, { transposeB: true, precision: forward.precision })
       return add(base(), matmul(inner, b, { transposeB: true, precision: forward.precision }))
     },
     merged({ weight, ...context }) {
       const { a, b } = factors(context)
-      const change = matmul(b, a)
-      return { weight: add(weight, site.transposed ? transpose(change) : change) }
+      return { weight: add(weight, oriented(site, matmul(b, a))) }
     },
     factors,
   }
@@ -131,7 +126,7 @@ function planAt(site: Site, config: VeraConfig): SitePlan {
  * Both vectors belong to B, which is small: B' = λ_b ⊙ B ⊙ λ_d. A stays frozen, and the backward pass keeps A x `[n, r]`
  * instead of B (λ_d ⊙ A x) `[n, out]`.
  */
-function factorsAt(site: Site, { parameters, buffers }: Pick<AttachedSite, 'parameters' | 'buffers'>): Factors {
+function factorsAt(site: Site, { parameters, buffers }: SiteTensors): Factors {
   const [out, inner] = linearShape(site)
   const [a, b] = [read(buffers.vera_A!), read(buffers.vera_B!)]
   const [lambdaB, lambdaD] = [read(parameters.vera_lambda_b!), read(parameters.vera_lambda_d!)]

@@ -1,9 +1,10 @@
 /** Sites: the stable, named places of a model that own weights. Adapters, observers and transforms reach a model here. */
 import { type Conv2dOptions, conv2d } from '../graph/ops/conv.js'
 import { add } from '../graph/ops/elementwise.js'
-import { gatherRows } from '../graph/ops/index.js'
+import { gatherRows, transpose } from '../graph/ops/index.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { matmul } from '../graph/ops/matmul.js'
+import { dropout } from '../graph/ops/random.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { StructuredMatrix } from '../structured/structured_matrix.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -83,6 +84,14 @@ export const convolution = (site: Site, x: Sym, forward: Forward): Sym =>
   through(site, x, forward, ({ weight, bias, window }, input) =>
     conv2d(input, read(weight), { ...window, bias: bias && read(bias) }),
   )
+
+/** x with elements dropped at rate p while training, x itself otherwise. @param stream the site's */
+export const dropped = (x: Sym, p: number, { training, seed }: Forward, stream: number): Sym =>
+  training && p > 0 ? dropout(x, p, seed!, stream) : x
+
+/** A matrix `[out, in]` as a linear site stores its weight, or a stored one as `[out, in]`. */
+export const oriented = ({ transposed }: Pick<Site, 'transposed'>, matrix: Sym): Sym =>
+  transposed ? transpose(matrix) : matrix
 
 /** [out, in] of a linear site, however its weight is stored. */
 export function linearShape({ weight, transposed }: Site): readonly [number, number] {
