@@ -1,4 +1,6 @@
 /** What a linear module does in its transformer block, by the names that the architectures here give it. */
+import type { Network } from '../nn/network.js'
+import type { Site } from '../nn/site.js'
 import { escaped } from './target_modules.js'
 
 /** A part of a transformer block. Modules that compute several parts at once have no role. */
@@ -32,6 +34,24 @@ export function blockPlace(path: string): { readonly block: string; readonly rol
   const [, block, name] = /^(.*\.\d+)\.(.+)$/u.exec(path) ?? []
   const role = roles.get(name ?? '')
   return block !== undefined && role ? { block, role } : undefined
+}
+
+/** The modules of every block by what they do, in the network's order. */
+export function blocksOf({ sites }: Pick<Network, 'sites'>): ReadonlyMap<string, ReadonlyMap<BlockRole, Site>> {
+  const blocks = new Map<string, Map<BlockRole, Site>>()
+  for (const site of sites.values()) {
+    const place = blockPlace(site.path)
+    if (!place) continue
+    const own = blocks.get(place.block) ?? new Map<BlockRole, Site>()
+    blocks.set(place.block, own.set(place.role, site))
+  }
+  return blocks
+}
+
+/** Query heads of a network's attention; undefined where its configuration says nothing of them. */
+export function attentionHeads({ config }: Pick<Network, 'config'>): number | undefined {
+  const heads = config.num_attention_heads ?? config.n_head ?? config.n_heads
+  return typeof heads === 'number' ? heads : undefined
 }
 
 /** A regular expression for the whole paths of the modules with these roles. */

@@ -12,6 +12,7 @@ import { type SparseSupport, sparseLowRankLinear, sparseToDense } from '../graph
 import { read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import { linearShape, oriented, type Site } from '../nn/site.js'
+import { attentionHeads } from './block_roles.js'
 import { type SparseMethod, sparseSupportOf } from './dsee_support.js'
 import { declared, filled, normal, zero } from './initial_values.js'
 import type {
@@ -119,9 +120,9 @@ export function methodOf(config: DseeConfig, { isRestored }: { readonly isRestor
 }
 
 /** Attention heads of a network. @throws ERR_HEDDLE_ARGUMENT where its configuration says nothing of them */
-export function headsOf({ config }: Pick<Network, 'config'>): number {
-  const heads = config.num_attention_heads ?? config.n_heads ?? config.n_head
-  if (typeof heads === 'number') return heads
+export function headsOf(network: Pick<Network, 'config'>): number {
+  const heads = attentionHeads(network)
+  if (heads !== undefined) return heads
   throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
     place: 'dsee.num_heads',
     expected: 'the number of attention heads',

@@ -14,6 +14,7 @@ import { linearShape, oriented, type Site } from '../nn/site.js'
 import { seedTensor } from '../tensor/seed.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { Adapter } from './adapter.js'
+import { blocksOf } from './block_roles.js'
 import { coefficientName, headsOf, updateAt } from './dsee.js'
 import { type DseePruned, expectDsee, kept, prunedBy } from './dsee_prune.js'
 import { packed } from './masked_weight.js'
@@ -56,7 +57,8 @@ export async function dseePruneStructured(
   const method = expectDsee(adapter, 'dseePruneStructured')
   const masks = new Map<string, Tensor>()
   using words = seedTensor(config.seed)
-  const given = { mode: config.prune_mode, words, adapter }
+  const attached = new Map(adapter.attachedSites.map((each) => [each.site, each]))
+  const given = { mode: config.prune_mode, words, adapter, attached }
   for (const [index, layer] of layersOf(adapter).entries()) {
     if (config.prune_heads_num > 0)
       await dropGroups(masks, headGroups(layer, headsOf(adapter.model)), config.prune_heads_num, 2 * index, given)
@@ -75,49 +77,19 @@ interface Layer {
   readonly down: Site
 }
 
-/** What the modules of a layer are called. */
-const layouts = [
-  {
-    query: 'attention.self.query',
-    key: 'attention.self.key',
-    value: 'attention.self.value',
-    output: 'attention.output.dense',
-    up: ['intermediate.dense'],
-    down: 'output.dense',
-  },
-  {
-    query: 'attention.q_lin',
-    key: 'attention.k_lin',
-    value: 'attention.v_lin',
-    output: 'attention.out_lin',
-    up: ['ffn.lin1'],
-    down: 'ffn.lin2',
-  },
-  {
-    query: 'self_attn.q_proj',
-    key: 'self_attn.k_proj',
-    value: 'self_attn.v_proj',
-    output: 'self_attn.o_proj',
-    up: ['mlp.gate_proj', 'mlp.up_proj'],
-    down: 'mlp.down_proj',
-  },
-] as const
-
 function layersOf({ model }: Adapter): Layer[] {
-  const layers = layouts.flatMap(({ query, key, value, output, up, down }) =>
-    [...model.sites.keys()].flatMap((path) => {
-      if (!path.endsWith(`.${query}`)) return []
-      const at = (name: string): Site | undefined => model.sites.get(path.slice(0, -query.length) + name)
-      const found = [query, key, value, output, down, ...up].map(at)
-      if (found.includes(undefined)) return []
-      const [q, k, v, o, d, ...rest] = found as [Site, Site, Site, Site, Site, ...Site[]]
-      return [{ query: q, key: k, value: v, output: o, down: d, up: rest }]
-    }),
-  )
+  const layers = [...blocksOf(model).values()].flatMap((roles) => {
+    const found = needed.map((role) => roles.get(role))
+    if (found.includes(undefined)) return []
+    const [query, key, value, output, up, down] = found as [Site, Site, Site, Site, Site, Site]
+    const gate = roles.get('gate')
+    return [{ query, key, value, output, up: gate ? [gate, up] : [up], down }]
+  })
   if (layers.length > 0) return layers
-  const known = layouts.map(({ query }) => query).join(', ')
-  throw misuse('dseePruneStructured', `a network with layers of ${known} and so on`, model.architecture)
+  throw misuse('dseePruneStructured', `a network with layers of ${needed.join(', ')} projections`, model.architecture)
 }
+
+const needed = ['query', 'key', 'value', 'attention_output', 'up', 'down'] as const
 
 /** Groups of channels that come and go together. */
 interface Groups {
@@ -147,6 +119,7 @@ interface DropContext {
   readonly mode: z.infer<typeof structuredSchema>['prune_mode']
   readonly words: Tensor
   readonly adapter: Adapter
+  readonly attached: ReadonlyMap<Site, AttachedSite>
 }
 
 /** Masks of the modules without the `count` groups of the lowest scores. */
@@ -155,12 +128,11 @@ async function dropGroups(
   groups: Groups,
   count: number,
   stream: number,
-  { mode, words, adapter }: DropContext,
+  { mode, words, adapter, attached }: DropContext,
 ): Promise<void> {
   const { makers, reader } = groups
   if (count >= groups.count)
     throw misuse(`dseePruneStructured: ${reader.path}`, `fewer than ${groups.count} to prune`, `${count}`)
-  const attached = new Map(adapter.attachedSites.map((each) => [each.site, each]))
   expectScores(groups, mode, attached)
   const sites = [...makers, reader]
   const bits = await computed(

@@ -6,7 +6,7 @@ import { read } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import { linearShape, type Site } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
-import { type BlockRole, blockPlace } from './block_roles.js'
+import { type BlockRole, blocksOf } from './block_roles.js'
 import { headCount, type S2ftAxis } from './s2ft_selection.js'
 
 /** Orders of {@link permuteCoupled}: place i gets what stands at order[i]. */
@@ -42,7 +42,7 @@ interface Move {
 }
 
 function channelMoves(network: Network, block: string, channels: readonly number[]): Move[] {
-  const modules = modulesOf(network, block)
+  const modules = blocksOf(network).get(block) ?? new Map<BlockRole, Site>()
   const [up, down] = [expectModule(modules, 'up', block), expectModule(modules, 'down', block)]
   expectPermutation('channels', channels, linearShape(down)[1])
   const gate = modules.get('gate')
@@ -53,7 +53,7 @@ function channelMoves(network: Network, block: string, channels: readonly number
 }
 
 function headMoves(network: Network, block: string, { keyValueHeads, queryHeads }: CoupledOrders): Move[] {
-  const modules = modulesOf(network, block)
+  const modules = blocksOf(network).get(block) ?? new Map<BlockRole, Site>()
   const [heads, groups] = [headCount(network, 'query head'), headCount(network, 'key-value head')]
   const perGroup = heads / groups
   const [q, k, v, o] = (['query', 'key', 'value', 'attention_output'] as const).map((role) =>
@@ -95,14 +95,6 @@ async function moveAlong({ site, axis, from }: Move): Promise<void> {
   if (axis === 'in' || !bias) return
   site.bias = await along(bias, 0)
   bias.dispose()
-}
-
-function modulesOf(network: Network, block: string): ReadonlyMap<BlockRole, Site> {
-  const own = [...network.sites.values()].flatMap((site) => {
-    const place = blockPlace(site.path)
-    return place?.block === block ? [[place.role, site] as const] : []
-  })
-  return new Map(own)
 }
 
 function expectModule(modules: ReadonlyMap<BlockRole, Site>, role: BlockRole, block: string): Site {

@@ -13,7 +13,7 @@ import { observeInputs } from '../observers/site_inputs.js'
 import { weightGradients } from '../observers/weight_gradients.js'
 import { seedTensor } from '../tensor/seed.js'
 import { type Tensor, zeros } from '../tensor/tensor.js'
-import { type BlockRole, blockPlace } from './block_roles.js'
+import { attentionHeads, type BlockRole, blockPlace, blocksOf } from './block_roles.js'
 import type { ResolveContext } from './parametrization.js'
 
 /** How heads and channels are chosen. */
@@ -131,11 +131,11 @@ function partsOf(projection: Projection, { network, sites }: ResolveContext): re
 }
 
 /** Values belong to key–value heads, outputs to query heads; they differ under grouped-query attention. */
-export function headCount({ config, architecture }: Network, unit: 'query head' | 'key-value head'): number {
-  const heads = config.num_attention_heads ?? config.n_head ?? config.n_heads
-  const count = unit === 'query head' ? heads : (config.num_key_value_heads ?? heads)
+export function headCount(network: Network, unit: 'query head' | 'key-value head'): number {
+  const heads = attentionHeads(network)
+  const count = unit === 'query head' ? heads : (network.config.num_key_value_heads ?? heads)
   if (typeof count === 'number') return count
-  throw misuse('s2ft', 'a network with attention heads for v_ratio and o_ratio', architecture)
+  throw misuse('s2ft', 'a network with attention heads for v_ratio and o_ratio', network.architecture)
 }
 
 /** One number per unit of all parts, `f32 [units]`. */
@@ -222,11 +222,7 @@ async function activationNorms(
 /** The module of the same block that reads what the projection's units give. */
 function readerOf(projection: Projection, site: Site, network: Network): Site {
   const wanted = projection === 'v' || projection === 'o' ? kinds.o.role : kinds.d.role
-  const block = blockPlace(site.path)!.block
-  const reader = [...network.sites.values()].find(({ path }) => {
-    const place = blockPlace(path)
-    return place?.block === block && place.role === wanted
-  })
+  const reader = blocksOf(network).get(blockPlace(site.path)!.block)?.get(wanted)
   if (reader) return reader
   throw misuse('s2ft.selection', `${wanted.replace('_', ' ')} projections beside ${site.path}`, 'none')
 }
