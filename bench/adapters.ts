@@ -1,13 +1,15 @@
 /** Every adapter method at its own settings on one real task, next to full fine-tuning and LoRA. */
 import { execFile } from 'node:child_process'
-import { mkdtemp, writeFile } from 'node:fs/promises'
-import { arch, cpus, platform, tmpdir } from 'node:os'
+import { mkdtemp, readFile, writeFile } from 'node:fs/promises'
+import { cpus, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { mails } from '../examples/classify/mails.js'
+import { permutation } from '../lib/data/shuffle.js'
 import { fetchModel } from '../test/models/fetch.js'
 import { type Setting, settings } from './adapters/settings.js'
+import { machineText } from './train-lora.js'
 import type { AdapterResult, AdapterRun } from './workers/adapter.js'
 
 /** One line for `npm run bench -- --list`. */
@@ -42,73 +44,55 @@ export async function run([task = 'mails', seeds = '3', only]: readonly string[]
     rows.push(row)
     console.log(line(row, task as Task))
   }
-  const machine = `${cpus()[0]?.model.trim()}, ${cpus().length} threads, ${platform()} ${arch()}`
-  console.log(JSON.stringify({ bench: 'adapters', task, ratios: ratiosOf(rows), rows, machine }))
+  console.log(
+    JSON.stringify({ bench: 'adapters', task, ratios: ratiosOf(rows), rows, machine: machineText(cpus().length) }),
+  )
 }
 
 interface Files extends Pick<AdapterRun, 'model' | 'training' | 'validation' | 'test' | 'steps'> {}
 
 /** 640 mails to learn from, 128 by which the rate is chosen, 512 to judge. */
-async function mailFiles(): Promise<Files> {
-  const all = shuffled(await mails())
+const mailFiles = async (): Promise<Files> => ({
+  model: await fetchModel('minilm'),
+  ...(await splitFiles(
+    (await mails()).map((mail) => JSON.stringify(mail)),
+    [640, 768, 1280],
+  )),
+  steps: 40,
+})
+
+/** The support conversations of the examples: the last fifth to judge, the fifth before to choose the rate. */
+async function textFiles(): Promise<Files> {
+  const path = fileURLToPath(new URL('../../examples/data/support.jsonl', import.meta.url))
+  const rows = (await readFile(path, 'utf8')).trim().split('\n')
+  const fifth = Math.floor(rows.length / 5)
+  const ends = [3 * fifth, 4 * fifth, rows.length] as const
+  return { model: await fetchModel('smollm2'), ...(await splitFiles(rows, ends)), steps: 30 }
+}
+
+/** Three files of the rows in an order that is the same everywhere, up to these places. */
+async function splitFiles(
+  rows: readonly string[],
+  [training, validation, test]: readonly [number, number, number],
+): Promise<Pick<Files, 'training' | 'validation' | 'test'>> {
+  const order = [...(await permutation(rows.length, 0, 0))]
   const folder = await mkdtemp(join(tmpdir(), 'heddle-bench-adapters-'))
   const write = async (name: string, start: number, end: number): Promise<string> => {
     const path = join(folder, `${name}.jsonl`)
     await writeFile(
       path,
-      all
+      order
         .slice(start, end)
-        .map((row) => `${JSON.stringify(row)}\n`)
+        .map((index) => `${rows[index]}\n`)
         .join(''),
     )
     return path
   }
   return {
-    model: await fetchModel('minilm'),
-    training: await write('training', 0, 640),
-    validation: await write('validation', 640, 768),
-    test: await write('test', 768, 1280),
-    steps: 40,
+    training: await write('training', 0, training),
+    validation: await write('validation', training, validation),
+    test: await write('test', validation, test),
   }
-}
-
-/** The support conversations of the examples: the last fifth to judge, the fifth before to choose the rate. */
-async function textFiles(): Promise<Files> {
-  const { readFile } = await import('node:fs/promises')
-  const path = fileURLToPath(new URL('../../examples/data/support.jsonl', import.meta.url))
-  const rows = shuffled((await readFile(path, 'utf8')).trim().split('\n'))
-  const folder = await mkdtemp(join(tmpdir(), 'heddle-bench-adapters-'))
-  const fifth = Math.floor(rows.length / 5)
-  const write = async (name: string, start: number, end: number): Promise<string> => {
-    const file = join(folder, `${name}.jsonl`)
-    await writeFile(
-      file,
-      rows
-        .slice(start, end)
-        .map((row) => `${row}\n`)
-        .join(''),
-    )
-    return file
-  }
-  return {
-    model: await fetchModel('smollm2'),
-    training: await write('training', 0, 3 * fifth),
-    validation: await write('validation', 3 * fifth, 4 * fifth),
-    test: await write('test', 4 * fifth, rows.length),
-    steps: 30,
-  }
-}
-
-/** The same order on every machine. */
-function shuffled<T>(rows: readonly T[]): T[] {
-  const copy = [...rows]
-  let state = 1
-  for (let i = copy.length - 1; i > 0; i -= 1) {
-    state = (state * 48271) % 2147483647
-    const j = state % (i + 1)
-    ;[copy[i], copy[j]] = [copy[j]!, copy[i]!]
-  }
-  return copy
 }
 
 async function rowOf(

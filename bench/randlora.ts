@@ -2,7 +2,7 @@
 import { fileURLToPath } from 'node:url'
 import { peerPython } from './peers/python.js'
 import { startStepper } from './peers/stepper.js'
-import { alternate, line, machineText } from './train-lora.js'
+import { compared, machineText } from './train-lora.js'
 
 /** One line for `npm run bench -- --list`. */
 export const purpose = 'RandLoRA training step, tokens/s and peak memory, against PEFT + torch, with LoRA beside it'
@@ -27,11 +27,7 @@ export async function run(args: readonly string[]): Promise<void> {
     ]
     const heddle = await startStepper(process.execPath, [worker, precision, layers, 'randlora'], threads)
     const peft = await startStepper(python, [...peer, '--method', 'randlora', '--warmup', '1', '--serve'], threads)
-    const [ours, theirs] = await alternate(heddle, peft, pairs)
-    console.log(line('heddle', precision, ours))
-    console.log(line('peft', precision, theirs))
-    ratios[precision] = ours.tokensPerSecond / theirs.tokensPerSecond
-    ratios[`${precision}Memory`] = ours.peakBytes / theirs.peakBytes
+    Object.assign(ratios, await compared(precision, [heddle, peft], pairs))
   }
   console.log(JSON.stringify({ bench: 'randlora', ratios, machine: machineText(threads) }))
 }

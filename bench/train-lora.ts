@@ -33,14 +33,25 @@ export async function run(args: readonly string[]): Promise<void> {
       startStepper(process.execPath, [worker, precision], threads),
       startStepper(python, [peer, '--dtype', precision, '--threads', `${threads}`, '--serve'], threads),
     ])
-    const [ours, theirs] = await alternate(heddle, peft, pairs)
-    console.log(line('heddle', precision, ours))
-    console.log(line('peft', precision, theirs))
-    ratios[precision] = ours.tokensPerSecond / theirs.tokensPerSecond
-    ratios[`${precision}Memory`] = ours.peakBytes / theirs.peakBytes
+    Object.assign(ratios, await compared(precision, [heddle, peft], pairs))
   }
   // Both limits: the frozen matmuls alone, with packed weights, measured on the machine of docs/performance.md.
   console.log(JSON.stringify({ bench: 'train-lora', ratios, machine: machineText(threads) }))
+}
+
+/** Prints what both sides do, and gives the ratios of speed and memory under the precision's name. */
+export async function compared(
+  precision: string,
+  [heddle, peft]: readonly [Stepper, Stepper],
+  pairs: number,
+): Promise<Record<string, number>> {
+  const [ours, theirs] = await alternate(heddle, peft, pairs)
+  console.log(line('heddle', precision, ours))
+  console.log(line('peft', precision, theirs))
+  return {
+    [precision]: ours.tokensPerSecond / theirs.tokensPerSecond,
+    [`${precision}Memory`]: ours.peakBytes / theirs.peakBytes,
+  }
 }
 
 /** Where the numbers come from. */
@@ -48,7 +59,7 @@ export const machineText = (threads: number): string =>
   `${cpus()[0]?.model.trim()}, ${threads} threads, ${platform()} ${arch()}`
 
 /** Medians of single steps of both, taken in turns; both are stopped then. */
-export async function alternate(a: Stepper, b: Stepper, pairs: number): Promise<[Side, Side]> {
+async function alternate(a: Stepper, b: Stepper, pairs: number): Promise<[Side, Side]> {
   const seconds: [number[], number[]] = [[], []]
   for (let i = 0; i < pairs; i += 1) {
     for (const [side, stepper] of [a, b].entries()) {
@@ -68,5 +79,5 @@ async function sideOf(stepper: Stepper, seconds: readonly number[]): Promise<Sid
 }
 
 /** A line of the table. */
-export const line = (name: string, precision: string, { tokensPerSecond, peakBytes }: Side): string =>
+const line = (name: string, precision: string, { tokensPerSecond, peakBytes }: Side): string =>
   `${name.padEnd(7)} ${precision.padEnd(5)} ${tokensPerSecond.toFixed(0).padStart(5)} tok/s   peak ${(peakBytes / 1e9).toFixed(2)} GB`

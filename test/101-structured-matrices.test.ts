@@ -18,18 +18,10 @@ import { structures } from '../lib/structured/registry.js'
 import { loadStructured, saveStructured } from '../lib/structured/saved_matrices.js'
 import type { Projection, StructuredMatrix } from '../lib/structured/structured_matrix.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
-import { randomNumbers } from './random_numbers.js'
+import { randomTensor } from './random_numbers.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 
 const [out, inner] = [24, 36]
-const draw = (shape: readonly number[], seed: number): Tensor =>
-  tensor(
-    randomNumbers(
-      shape.reduce((a, b) => a * b, 1),
-      seed,
-    ),
-    shape,
-  )
 const numbers = async (value: Tensor): Promise<number[]> => [...(await value.data())].map(Number)
 async function distance(a: Tensor, b: Tensor): Promise<number> {
   const [left, right] = [await numbers(a), await numbers(b)]
@@ -81,7 +73,7 @@ for (const [kind, { random, fromDense, count }] of Object.entries(kinds)) {
     const w = await random(1)
     t.deepEqual([w.kind, w.shape, w.parameterCount], [kind, [out, inner], count])
     for (const matrix of [w, w.transpose(), w.transpose().transpose()]) {
-      const x = draw([2, 3, matrix.shape[1]], 2)
+      const x = randomTensor([2, 3, matrix.shape[1]], 2)
       const dense = await matrix.dense()
       t.deepEqual(dense.shape, matrix.shape)
       const y = await program((v) => matrix.matmul(v!))(x)
@@ -95,7 +87,7 @@ for (const [kind, { random, fromDense, count }] of Object.entries(kinds)) {
     const w = await random(3)
     const turned = w.transpose()
     t.deepEqual([...turned.parameters().values()], [...w.parameters().values()])
-    const [x, c] = [draw([5, out], 4), draw([5, inner], 5)]
+    const [x, c] = [randomTensor([5, out], 4), randomTensor([5, inner], 5)]
     const own = (matmulOf: (dense: boolean) => Promise<readonly Tensor[]>) =>
       Promise.all([matmulOf(false), matmulOf(true)])
     const [direct, dense] = await own((viaDense) =>
@@ -116,7 +108,7 @@ for (const [kind, { random, fromDense, count }] of Object.entries(kinds)) {
   })
 
   test(`${kind}: the error of a projection is its distance, and no change of parameters makes it smaller`, async (t) => {
-    const w = draw([out, inner], 7)
+    const w = randomTensor([out, inner], 7)
     const { matrix, error, relativeError } = await fromDense(w)
     const norm = Math.hypot(...(await numbers(w)))
     t.true(Math.abs(error - (await distance(await matrix.dense(), w))) < 1e-4)
@@ -125,7 +117,7 @@ for (const [kind, { random, fromDense, count }] of Object.entries(kinds)) {
     const best = await Promise.all(parameters.map((each) => each.data()))
     for (let seed = 0; seed < 20; seed += 1) {
       const step = 10 ** -(seed % 4)
-      const moved = parameters.map((each, i) => draw(each.shape, 100 * seed + i))
+      const moved = parameters.map((each, i) => randomTensor(each.shape, 100 * seed + i))
       const apply = program(async () => {
         for (const [i, each] of parameters.entries()) assign(each, mul(1, sub(read(each), mul(step, read(moved[i]!)))))
         return []
@@ -142,7 +134,7 @@ for (const [kind, { random, fromDense, count }] of Object.entries(kinds)) {
 
   test(`${kind}: training its parameters reduces a loss`, async (t) => {
     const w = await random(8)
-    const [x, goal] = [draw([40, inner], 9), draw([40, out], 10)]
+    const [x, goal] = [randomTensor([40, inner], 9), randomTensor([40, out], 10)]
     const parameters = [...w.parameters().values()]
     const step = program(async () => {
       const error = sub(w.matmul(read(x)), read(goal))
@@ -187,7 +179,7 @@ test('every registered kind is tested here', (t) => {
 
 test('x of another width is refused', async (t) => {
   const w = await kinds.monarch!.random(1)
-  await t.throwsAsync(() => program((x) => w.matmul(x!))(draw([2, 35], 1)), {
+  await t.throwsAsync(() => program((x) => w.matmul(x!))(randomTensor([2, 35], 1)), {
     code: 'ERR_HEDDLE_SHAPE',
     message: 'monarch: expected x [..., 36], got [2, 35]',
   })

@@ -16,18 +16,9 @@ import { sparseLowRankMatrix } from '../lib/structured/sparse_low_rank.js'
 import { type StructuredMatrix, savedStructure } from '../lib/structured/structured_matrix.js'
 import { tuckerMatrix } from '../lib/structured/tucker_matrix.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
-import { randomNumbers } from './random_numbers.js'
+import { randomTensor } from './random_numbers.js'
 
 const values = async (x: Tensor): Promise<number[]> => Array.from(await x.data(), Number)
-const drawn = (shape: readonly number[], seed: number): Tensor =>
-  tensor(
-    randomNumbers(
-      shape.reduce((a, b) => a * b, 1),
-      seed,
-    ),
-    shape,
-  )
-
 async function results(fn: () => readonly Sym[] | Promise<readonly Sym[]>): Promise<number[][]> {
   return Promise.all((await program(fn)()).map(values))
 }
@@ -37,7 +28,7 @@ const distance = (a: readonly number[], b: readonly number[]): number =>
 
 const kinds: Readonly<Record<string, () => Promise<StructuredMatrix>>> = {
   'sparse + low-rank': async () => {
-    const dense = drawn([24, 18], 1)
+    const dense = randomTensor([24, 18], 1)
     return (await sparseLowRankMatrix.fromDense(dense, { rank: 3, density: 0.1, scale: 0.5 })).matrix
   },
   'tucker of two axes': () => tuckerMatrix.random([24, 18], { ranks: [5, 4], seed: 1 }),
@@ -50,7 +41,7 @@ for (const [name, make] of Object.entries(kinds)) {
     const matrix = await make()
     const leaves = [...matrix.parameters().values()]
     for (const each of [matrix, matrix.transpose()]) {
-      const [x, g] = [drawn([2, 7, each.shape[1]], 3), drawn([2, 7, each.shape[0]], 4)]
+      const [x, g] = [randomTensor([2, 7, each.shape[1]], 3), randomTensor([2, 7, each.shape[0]], 4)]
       const [own, dense] = await Promise.all(
         [(y: Sym) => each.matmul(y), (y: Sym) => matmul(y, each.toDense(), { transposeB: true })].map((apply) =>
           results(async () => {
@@ -86,7 +77,7 @@ test('sparse + low-rank: parameter counts are those of SLTrain, and training sta
 })
 
 test('sparse + low-rank of such a matrix is exact when the sparse part does not hide the low rank', async (t) => {
-  const [b, a] = [drawn([40, 2], 5), drawn([2, 30], 6)]
+  const [b, a] = [randomTensor([40, 2], 5), randomTensor([2, 30], 6)]
   const [low] = await results(() => [matmul(read(b), read(a))])
   const few = tensor(
     Float32Array.from(low!, (value, i) => value + (i % 401 === 7 ? 1e-3 : 0)),
@@ -94,7 +85,7 @@ test('sparse + low-rank of such a matrix is exact when the sparse part does not 
   )
   const found = await sparseLowRankMatrix.fromDense(few, { rank: 2, density: 0.01 })
   t.true(found.relativeError < 5e-5, String(found.relativeError))
-  const noise = drawn([40, 30], 7)
+  const noise = randomTensor([40, 30], 7)
   const errors: number[] = []
   for (const density of [0.01, 0.1, 0.5])
     errors.push((await sparseLowRankMatrix.fromDense(noise, { rank: 4, density })).relativeError)
@@ -102,7 +93,7 @@ test('sparse + low-rank of such a matrix is exact when the sparse part does not 
 })
 
 test('Tucker of full ranks is exact, and its error is measured', async (t) => {
-  const weight = drawn([12, 8], 8)
+  const weight = randomTensor([12, 8], 8)
   const full = await tuckerMatrix.fromDense(weight, { outShape: [3, 4], inShape: [4, 2], ranks: 4 })
   t.true(full.relativeError < 1e-5)
   const part = await tuckerMatrix.fromDense(weight, { outShape: [3, 4], inShape: [4, 2], ranks: 2 })

@@ -12,6 +12,7 @@ import { decoders } from '../lib/models/registry.js'
 import { rotaryOf } from '../lib/models/rope_scaling.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { golden, goldenTensors, relativeError } from './golden.js'
+import { greedySettings } from './support/next_token.js'
 
 const plain = { precision: 'f32', training: false } as const
 const names = ['llama-dynamic', 'phi3-longrope']
@@ -30,20 +31,9 @@ const logits = (model: CausalLm) =>
     ]),
   )
 
-/** Greedy: the most likely token, and its log-probability. */
-const settings = {
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  seed: 0,
-  stream: 0,
-}
+/** The most likely token, and its log-probability. */
 const greedy = async (session: Session, tokens: readonly number[]) => {
-  const [drawn] = await session.next([{ tokens: Int32Array.from(tokens), settings }], { top: 1 })
+  const [drawn] = await session.next([{ tokens: Int32Array.from(tokens), settings: greedySettings }], { top: 1 })
   return drawn!
 }
 

@@ -28,6 +28,7 @@ import {
   type OneSite,
   oneSite,
   outputOf,
+  type Rows,
   setTensors,
 } from './support/one_site.js'
 import { testGoldens } from './support/peft_method_goldens.js'
@@ -36,8 +37,6 @@ import { temporaryFolder } from './support/temporary_folder.js'
 import { textFile, tinyModel } from './tiny_model.js'
 
 const seeded = (count: number, seed: number): number[] => [...randomNumbers(count, seed)]
-
-type Rows = readonly (readonly number[])[]
 
 const attached = (one: OneSite, options: MissOptions): Promise<Adapter> =>
   Adapter.attach(one.network, miss({ target_modules: ['proj'], ...options }))

@@ -20,14 +20,13 @@ import {
   type OneSite,
   oneSite,
   outputOf,
+  type Rows,
   setTensors,
 } from './support/one_site.js'
 import { testGoldens } from './support/peft_method_goldens.js'
 import { textFile, tinyModel } from './tiny_model.js'
 
 const seeded = (count: number, seed: number): number[] => [...randomNumbers(count, seed)]
-
-type Rows = readonly (readonly number[])[]
 
 const unit = (n: number): number[][] =>
   Array.from({ length: n }, (_, i) => Array.from({ length: n }, (_, j) => Number(i === j)))

@@ -11,16 +11,14 @@ import { gradients } from '../lib/graph/grad.js'
 import { add, constant, tanh } from '../lib/graph/ops/elementwise.js'
 import { assign, read, type Sym } from '../lib/graph/sym.js'
 import { convolution, type Forward, linear, type Site } from '../lib/nn/site.js'
-import { causalLm } from '../lib/objectives/causal_lm.js'
 import { adamw } from '../lib/optim/adamw.js'
 import type { TransformState } from '../lib/optim/gradient_transform.js'
 import { sgd } from '../lib/optim/sgd.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { train } from '../lib/train/train.js'
-import { trainingStep } from '../lib/train/training_step.js'
 import { golden, goldenJson, goldenLlama, goldenTensors, relativeError } from './golden.js'
 import { randomNumbers } from './random_numbers.js'
-import { batchOf, logits } from './support/adapter_goldens.js'
+import { batchOf, logits, stepOf } from './support/adapter_goldens.js'
 import { disturb, near, networkOf, numbers, oneSite, outputOf, setTensors } from './support/one_site.js'
 import { fitted, normal } from './support/regression.js'
 import { temporaryFolder } from './support/temporary_folder.js'
@@ -65,15 +63,7 @@ test("a whole run: PEFT's losses, its masks after every step, its logits, and it
   const model = await goldenLlama(peft.base)
   const adapter = await Adapter.load(model, golden('adalora/start'))
   const { lr, eps, weight_decay: weightDecay } = peft.optimizer
-  const names = [...adapter.parameters().keys()]
-  const step = await trainingStep({
-    network: model,
-    objective: causalLm(),
-    hook: adapter.hook,
-    penalty: () => adapter.penalty(),
-    parameters: [...adapter.parameters().values()],
-    optimizer: adapter.method.optimizer!(adamw({ lr, eps, weightDecay }), { names, totalSteps: 999 }),
-  })
+  const step = await stepOf(model, adapter, adamw({ lr, eps, weightDecay }), 999)
   for (const [i, { loss, penalty, mask }] of peft.steps.entries()) {
     using added = await computed(() => adapter.penalty()!)
     t.true(Math.abs(added.item() / penalty - 1) < 1e-3, `penalty ${added.item()}, PEFT has ${penalty}`)

@@ -17,11 +17,10 @@ import {
   type OneSite,
   oneSite,
   outputOf,
+  type Rows,
   setTensors,
 } from './support/one_site.js'
 import { temporaryFolder } from './support/temporary_folder.js'
-
-type Rows = readonly (readonly number[])[]
 
 const core = 'default_lora_latent_mapping.weight'
 const weight = [

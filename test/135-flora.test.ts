@@ -19,7 +19,7 @@ import { convolution, embedding, type Forward, type Site } from '../lib/nn/site.
 import { adamw } from '../lib/optim/adamw.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { relativeError } from './golden.js'
-import { randomNumbers } from './random_numbers.js'
+import { randomNumbers, randomTensor } from './random_numbers.js'
 import {
   disturb,
   gradientsAt,
@@ -31,15 +31,6 @@ import {
   outputOf,
   setTensors,
 } from './support/one_site.js'
-
-const random = (shape: readonly number[], seed: number): Tensor =>
-  tensor(
-    randomNumbers(
-      shape.reduce((a, b) => a * b, 1),
-      seed,
-    ),
-    shape,
-  )
 
 const byHand = {
   'flora_layer.param_G': [1, 2, 3, 4],
@@ -113,10 +104,16 @@ test("the vision code's factors have deviation √(0.5 / rank)", async (t) => {
 /** A convolution [out 6, in 4] under a window of 3 × 2. */
 function convolutionSite(window: NonNullable<Site['window']>): Site {
   const perGroup = 4 / ((window.groups as number | undefined) ?? 1)
-  return { path: 'model.conv', kind: 'conv2d', weight: random([6, perGroup, 3, 2], 1), bias: random([6], 2), window }
+  return {
+    path: 'model.conv',
+    kind: 'conv2d',
+    weight: randomTensor([6, perGroup, 3, 2], 1),
+    bias: randomTensor([6], 2),
+    window,
+  }
 }
 
-const image = random([2, 4, 9, 8], 3)
+const image = randomTensor([2, 4, 9, 8], 3)
 
 const convolved = (site: Site, adapter?: Adapter): Promise<Tensor> =>
   computed(() => convolution(site, read(image), { precision: 'f32', training: false, hook: adapter?.hook }))
@@ -173,7 +170,7 @@ test('the unfoldings of the change have the ranks of the axes', async (t) => {
 })
 
 test('an embedding: rows of the in factor, then core and out', async (t) => {
-  const site: Site = { path: 'model.embed', kind: 'embedding', weight: random([5, 3], 4) }
+  const site: Site = { path: 'model.embed', kind: 'embedding', weight: randomTensor([5, 3], 4) }
   const adapter = await Adapter.attach(networkOf([site]), flora({ r: 2, target_modules: ['embed'] }))
   await disturb(adapter, 0.5)
   const rows = (hook?: Forward['hook']): Promise<Tensor> =>
@@ -256,7 +253,7 @@ test('structure beats flattening: at the ranks of the change it is learned to th
     before.map((value, i) => value + change[i]!),
     shape,
   )
-  const images = Array.from({ length: 8 }, (_, i) => random([64, 16, 8, 8], 80 + i))
+  const images = Array.from({ length: 8 }, (_, i) => randomTensor([64, 16, 8, 8], 80 + i))
   const error = async (method: Parametrization): Promise<{ readonly numbers: number; readonly error: number }> => {
     const adapter = await Adapter.attach(networkOf([site]), method, { seed: 1 })
     const parameters = [...adapter.parameters().values()]

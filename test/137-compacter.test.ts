@@ -21,18 +21,9 @@ import type { Network } from '../lib/nn/network.js'
 import { type Forward, linear, type Site } from '../lib/nn/site.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { golden } from './golden.js'
-import { randomNumbers } from './random_numbers.js'
+import { randomNumbers, randomTensor } from './random_numbers.js'
 import { disturb, matrix, near, networkOf, numbers, oneSite, outputOf, setTensors } from './support/one_site.js'
 import { tinyModel } from './tiny_model.js'
-
-const drawn = (shape: readonly number[], seed: number): Tensor =>
-  tensor(
-    randomNumbers(
-      shape.reduce((a, b) => a * b, 1),
-      seed,
-    ),
-    shape,
-  )
 
 /** The sheet's example: n = 2, 4 → 4. */
 const byHand = {
@@ -58,7 +49,12 @@ for (const path of ['stages', 'dense'] as const)
 
 test('stages are the product with H, of any rank, with all gradients', async (t) => {
   for (const rank of [1, 2]) {
-    const leaves = [drawn([5, 12], 1), drawn([3, 3, 3], 2), drawn([3, 4, rank], 3), drawn([3, rank, 2], 4)]
+    const leaves = [
+      randomTensor([5, 12], 1),
+      randomTensor([3, 3, 3], 2),
+      randomTensor([3, 4, rank], 3),
+      randomTensor([3, rank, 2], 4),
+    ]
     const results = (path: 'stages' | 'dense'): Promise<readonly Tensor[]> =>
       computed(async () => {
         const [x, rule, left, right] = leaves.map(read) as [Sym, Sym, Sym, Sym]
@@ -71,8 +67,8 @@ test('stages are the product with H, of any rank, with all gradients', async (t)
 })
 
 test('a joint permutation of the terms, and c s with t / c, change nothing', async (t) => {
-  const [x, rule] = [drawn([2, 4], 5), drawn([2, 2, 2], 6)]
-  const [left, right] = [drawn([2, 2, 1], 7), drawn([2, 1, 2], 8)]
+  const [x, rule] = [randomTensor([2, 4], 5), randomTensor([2, 2, 2], 6)]
+  const [left, right] = [randomTensor([2, 2, 1], 7), randomTensor([2, 1, 2], 8)]
   const product = (parts: typeof byHand, c = 1): Promise<number[]> =>
     computed(() => {
       const { rule: a, fast } = factorsOf(parts)
@@ -144,7 +140,7 @@ test('the branch of a fresh adapter is below 1e-6 of its input', async (t) => {
     compacter({ unfreeze_layer_norms: false, target_modules: ['proj'] }),
     { seed: 5 },
   )
-  const x = drawn([1, width], 12)
+  const x = randomTensor([1, width], 12)
   const factors = (name: string): PhmFactors => {
     const all = adapter.parameters()
     const at = (part: string): Sym => read(all.get(`model.proj.${name}.${part}`)!)
@@ -172,12 +168,12 @@ test('the gradient of the shared A is the sum over all modules', async (t) => {
   const site = (name: string, seed: number): Site => ({
     path: `model.${name}`,
     kind: 'linear',
-    weight: drawn([4, 4], seed),
+    weight: randomTensor([4, 4], seed),
   })
   const [first, second] = [site('a', 13), site('b', 14)]
   const adapter = await Adapter.attach(networkOf([first, second]), compacter({ ...small, target_modules: ['a', 'b'] }))
   await disturb(adapter, 0.5)
-  const x = drawn([3, 4], 15)
+  const x = randomTensor([3, 4], 15)
   const forward: Forward = { precision: 'f32', training: false, hook: adapter.hook }
   const gradient = async (sites: readonly Site[]): Promise<number[]> => {
     const found = await computed(async () => {

@@ -21,19 +21,10 @@ import type { SiteHook } from '../lib/nn/site.js'
 import { causalLmLoss } from '../lib/objectives/causal_lm_loss.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
 import { goldenLlama } from './golden.js'
-import { randomNumbers } from './random_numbers.js'
+import { randomNumbers, randomTensor } from './random_numbers.js'
 
 const numbers = async (x: Tensor): Promise<number[]> => [...((await x.data()) as Float64Array)]
 const f64 = (values: readonly number[], shape?: readonly number[]): Tensor => tensor(Float64Array.from(values), shape)
-const seeded = (shape: readonly number[], seed: number): Tensor =>
-  tensor(
-    randomNumbers(
-      shape.reduce((a, b) => a * b, 1),
-      seed,
-    ),
-    shape,
-  )
-
 test('the fourth derivative of sin is sin', async (t) => {
   const derivative = program(async (x) => {
     let y = sin(x!)
@@ -152,7 +143,7 @@ test("Hessian-vector products of a language model's loss are differences of its 
   const forward = { precision: 'f32', training: true, hook } as const
   const loss = () =>
     causalLmLoss(model, { ids: read(ids!), targets: read(targets!), segments: read(segments!) }, forward)
-  const direction = seeded([64, 64], 3)
+  const direction = randomTensor([64, 64], 3)
   const [product] = await program(hvp(loss, [delta], [direction]))()
   const move = program((step) => {
     assign(delta, mul(step!, read(direction)))
@@ -347,10 +338,10 @@ for (const [name, { decompose, vjp: rule }] of operators) {
     for (const { shapes, fn, forwardOnly } of calls[name] ?? []) {
       const both = program(async (...inputs) => {
         const y = fn(...inputs)
-        const g = cast(read(seeded(y.shape, 99)), y.dtype as 'f32')
+        const g = cast(read(randomTensor(y.shape, 99)), y.dtype as 'f32')
         return forwardOnly ? [y] : [y, ...(await vjp([y], [g], inputs))]
       })
-      const inputs = shapes.map((shape, i) => seeded(shape, 7 + i))
+      const inputs = shapes.map((shape, i) => randomTensor(shape, 7 + i))
       const wide = await Promise.all(inputs.map(async (x) => f64([...((await x.data()) as Float32Array)], x.shape)))
       const [kernel, meaning] = [await both(...inputs), await both(...wide)]
       for (const [i, result] of kernel.entries()) {

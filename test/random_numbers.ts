@@ -1,3 +1,6 @@
+import { elementCount } from '../lib/tensor/dtype.js'
+import { type Tensor, tensor } from '../lib/tensor/tensor.js'
+
 /** `count` seeded numbers in [-1, 1) for tests (mulberry32). */
 export function randomNumbers(count: number, seed: number): Float32Array {
   let state = (seed * 0x9e3779b9) >>> 0
@@ -8,3 +11,7 @@ export function randomNumbers(count: number, seed: number): Float32Array {
     return ((word ^ (word >>> 14)) >>> 0) / 2 ** 31 - 1
   })
 }
+
+/** A tensor of {@link randomNumbers}. */
+export const randomTensor = (shape: readonly number[], seed: number): Tensor =>
+  tensor(randomNumbers(elementCount(shape), seed), shape)

@@ -2,11 +2,14 @@
 import {
   adamw,
   causalLm,
+  type EvaluationResult,
   loadModel,
   loadSequenceClassifier,
-  type ObjectiveTrainOptions,
+  type Network,
+  type Objective,
   parametrizations,
   sequenceClassification,
+  type Trainable,
   train,
 } from '../../lib/index.js'
 import { evaluate } from '../../lib/train/evaluate.js'
@@ -54,41 +57,30 @@ function optionsOf({ setting, learningRate, seed, steps, training }: AdapterRun)
 
 async function onMails(): Promise<AdapterResult> {
   const model = await loadSequenceClassifier(run.model, { labels: ['ham', 'spam'], seed: run.seed })
-  const objective = sequenceClassification()
-  const options = { ...optionsOf(run), objective, batchSize: 16, maxLength: 64 }
-  const seconds: number[] = []
-  for await (const step of train(model, options as ObjectiveTrainOptions<never, never, never>))
-    seconds.push(step.seconds)
-  const [adapter] = model.adapters
-  const score = async (path: string): Promise<number> => {
-    const data = await objective.open(path, {
-      tokenizer: model.tokenizer,
-      network: model.network,
-      maxLength: 64,
-      evaluationFraction: 0,
-      seed: 0,
-    })
-    return (await evaluate(model, data, { objective, adapter, batchSize: 32 })).accuracy
-  }
-  return await resultOf(seconds, adapter?.parameterCount ?? weightsOf(model.network), score)
+  const sizes = { batchSize: 16, maxLength: 64 }
+  return await measured(model, sequenceClassification(), sizes, ({ accuracy }) => accuracy)
 }
 
-async function onText(): Promise<AdapterResult> {
-  const model = await loadModel(run.model)
+const onText = async (): Promise<AdapterResult> =>
+  measured(await loadModel(run.model), causalLm(), { batchSize: 4, maxLength: 128 }, ({ loss }) => loss)
+
+/** Trains as the run says, and scores what was held out. */
+async function measured<N extends Network, B, E extends EvaluationResult>(
+  model: Trainable<N>,
+  objective: Objective<N, B, E>,
+  { batchSize, maxLength }: { readonly batchSize: number; readonly maxLength: number },
+  metricOf: (evaluation: E) => number,
+): Promise<AdapterResult> {
   const seconds: number[] = []
-  for await (const step of train(model, { ...optionsOf(run), batchSize: 4, maxLength: 128 })) seconds.push(step.seconds)
+  for await (const step of train(model, { ...optionsOf(run), objective, batchSize, maxLength }))
+    seconds.push(step.seconds)
   const [adapter] = model.adapters
+  const { tokenizer, network } = model
   const score = async (path: string): Promise<number> => {
-    const data = await causalLm().open(path, {
-      tokenizer: model.tokenizer,
-      network: model.network,
-      maxLength: 128,
-      evaluationFraction: 0,
-      seed: 0,
-    })
-    return (await evaluate(model, data, { adapter, batchSize: 4 })).loss
+    const data = await objective.open(path, { tokenizer, network, maxLength, evaluationFraction: 0, seed: 0 })
+    return metricOf(await evaluate(model, data, { objective, adapter, batchSize }))
   }
-  return await resultOf(seconds, adapter?.parameterCount ?? weightsOf(model.network), score)
+  return await resultOf(seconds, adapter?.parameterCount ?? weightsOf(network), score)
 }
 
 const weightsOf = (network: { weights(): readonly { readonly tensor: { readonly size: number } }[] }): number =>

@@ -16,7 +16,7 @@ import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
 import { allocating } from './adalora_allocation.js'
 import { declared, normal, zero } from './initial_values.js'
 import { expectPlainLora } from './lora_config.js'
-import { type LoraShape, shapeAt } from './lora_site.js'
+import { type LoraShape, shapeAt, weightChange } from './lora_site.js'
 import type {
   AttachedSite,
   Factors,
@@ -187,13 +187,9 @@ function update({ site, x, parameters, forward, stream }: SiteContext, scale: nu
 }
 
 /** W + s B (E ⊙ A) as the weight is stored. */
-function merged({ isTransposed }: LoraShape, weight: Sym, parameters: MergeContext['parameters'], scale: number): Sym {
+function merged(shape: LoraShape, weight: Sym, parameters: MergeContext['parameters'], scale: number): Sym {
   const { a, e, b } = tripletsOf(parameters)
-  const scaled = mul(a, e)
-  const product = isTransposed
-    ? matmul(scaled, b, { transposeA: true, transposeB: true, alpha: scale })
-    : matmul(b, scaled, { alpha: scale })
-  return add(weight, reshape(product, weight.shape))
+  return add(weight, reshape(weightChange(shape, mul(a, e), b, scale), weight.shape))
 }
 
 /** A module that has lost all its ranks still has a LoRA of rank 1, which adds nothing. */

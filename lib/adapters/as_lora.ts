@@ -26,11 +26,13 @@ export interface FactorTensors {
 export async function asLora(adapter: Adapter): Promise<Adapter> {
   const found = new Map<string, FactorTensors>()
   try {
-    for (const { plan, site, trained } of adapter.attachments.values()) {
+    for (const { plan, site, trained } of adapter.attachments.values())
       if (!plan?.factors || Object.keys(trained).length > 0)
         throw misuse(`a method with low-rank factors at ${site.path}`, plan ? adapter.method.name : 'a trained module')
-      const attached = adapter.attachedSites.find((each) => each.site === site)!
-      found.set(site.path, await computed(() => ({ ...plan.factors!(attached) })))
+    for (const attached of adapter.attachedSites) {
+      const { path } = attached.site
+      const { factors } = adapter.attachments.get(path)!.plan!
+      found.set(path, await computed(() => ({ ...factors!(attached) })))
       await pause()
     }
     return await loraOf(adapter, found)

@@ -135,7 +135,7 @@ export function loraMerged(settings: LoraSettings): (context: MergeContext) => M
   return ({ weight, bias, parameters }) => {
     const { shape, scale, isDora, hasBias } = settings
     const { a, b } = factors(settings, parameters)
-    const sumOf = add(weight, reshape(product(shape, a, b, scale), weight.shape))
+    const sumOf = add(weight, reshape(weightChange(shape, a, b, scale), weight.shape))
     if (isDora) {
       const c = magnitudeRatio(settings, weight, a, b, read(parameters[magnitudeName]!), 'f32')
       return { weight: mul(alongRows(shape, c, weight), sumOf) }
@@ -171,7 +171,7 @@ function factors(
 }
 
 /** s · B A as the weight is stored. */
-const product = ({ isTransposed }: LoraShape, a: Sym, b: Sym, scale: number): Sym =>
+export const weightChange = ({ isTransposed }: LoraShape, a: Sym, b: Sym, scale: number): Sym =>
   isTransposed ? matmul(a, b, { transposeA: true, transposeB: true, alpha: scale }) : matmul(b, a, { alpha: scale })
 
 /** m/‖W + s B A‖ in m's shape; the norm is a constant of differentiation (section 4.3 of the paper). */

@@ -1,6 +1,5 @@
 /** W ≈ Q + L₁ L₂ with Q quantised and L₁ L₂ of low rank, each in turn made for what the other leaves (LQ-LoRA, algorithm 1). */
 import { div, maximum, mul, sqrt, square, sub } from '../graph/ops/elementwise.js'
-import { slice } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { max, mean, reshape, sum } from '../graph/ops/reduce.js'
 import { type Program, program } from '../graph/program.js'
@@ -9,6 +8,7 @@ import { svd } from '../linalg/factorise.js'
 import { truncatedSvd } from '../linalg/low_rank.js'
 import { dequantised, type NormalFloatConfig, quantised } from '../quant/normal_float.js'
 import { type Tensor, zeros } from '../tensor/tensor.js'
+import { firstOf } from './spectrum.js'
 
 /** Options of {@link decompose}. */
 export interface DecompositionOptions {
@@ -104,7 +104,8 @@ export function lowRank(
 ): { readonly l1: Sym; readonly l2: Sym } {
   const [rows, columns] = fisher ? [rootMean(fisher, 1), rootMean(fisher, 0)] : []
   const scaled = rows ? mul(mul(a, rows), columns!) : a
-  const { u, s, vh } = oversampling === undefined ? firstOf(scaled, rank) : truncatedSvd(scaled, { rank, oversampling })
+  const { u, s, vh } =
+    oversampling === undefined ? firstOf(svd(scaled), rank) : truncatedSvd(scaled, { rank, oversampling })
   const root = sqrt(s)
   const [l1, l2] = [mul(u, root), mul(reshape(root, [-1, 1]), vh)]
   return rows ? { l1: div(l1, rows), l2: div(l2, columns!) } : { l1, l2 }
@@ -113,10 +114,4 @@ export function lowRank(
 function rootMean(fisher: Sym, axis: number): Sym {
   const means = mean(fisher, { axes: [axis], keepDims: true })
   return sqrt(maximum(means, mul(max(means), 1e-12)))
-}
-
-function firstOf(a: Sym, rank: number): { readonly u: Sym; readonly s: Sym; readonly vh: Sym } {
-  const { u, s, vh } = svd(a)
-  const first = (axis: number) => [{ axis, start: 0, end: rank }]
-  return { u: slice(u, first(1)), s: slice(s, first(0)), vh: slice(vh, first(0)) }
 }

@@ -37,7 +37,8 @@ export const leadingSvd = (weight: Tensor, shape: MatrixShape, r: number, site: 
 export const singularValues = (weight: Tensor, shape: MatrixShape, site: Pick<Site, 'path'>): Promise<Tensor> =>
   ofSite(site, () => computed(() => svdvals(asMatrix(read(weight), shape))))
 
-function firstOf({ u, s, vh }: Svd<Sym>, r: number): Svd<Sym> {
+/** The r leading ones of a whole decomposition. */
+export function firstOf({ u, s, vh }: Svd<Sym>, r: number): Svd<Sym> {
   const first = (axis: number) => [{ axis, start: 0, end: r }]
   return { u: slice(u, first(1)), s: slice(s, first(0)), vh: slice(vh, first(0)) }
 }

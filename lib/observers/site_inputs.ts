@@ -3,7 +3,7 @@ import { program } from '../graph/program.js'
 import type { Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Forward, Site, SiteHook } from '../nn/site.js'
-import { batchTensors, namedInputs } from '../objectives/batch_tensors.js'
+import { arrayTensors, namedInputs } from '../objectives/batch_tensors.js'
 import type { BatchArray } from '../objectives/objective.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { Calibration } from './calibration.js'
@@ -48,10 +48,10 @@ export async function observeInputs(
   try {
     let batch = 0
     for await (const each of batches()) {
-      const inputs = batchTensors(objective, each)
+      const arrays = objective.arrays(each)
+      const inputs = arrayTensors(objective, arrays)
       const values = await observed.run(inputs, { signal })
       for (const used of inputs) used.dispose()
-      const arrays = objective.arrays(each)
       if (!(await visitAll(values, groups, (shared) => visit({ ...shared, arrays, batch })))) return
       batch += 1
     }

@@ -8,11 +8,9 @@
 import { rm } from 'node:fs/promises'
 import { adalora } from '../../lib/adapters/adalora.js'
 import { Adapter } from '../../lib/adapters/adapter.js'
-import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { adamw } from '../../lib/optim/adamw.js'
-import { trainingStep } from '../../lib/train/training_step.js'
 import { golden, goldenJson, goldenLlama } from '../golden.js'
-import { batchOf, type Variant } from '../support/adapter_goldens.js'
+import { batchOf, stepOf, type Variant } from '../support/adapter_goldens.js'
 
 const { base, ...variant } = goldenJson<Pick<Variant, 'base' | 'ids' | 'labels'>>('adalora.golden.json')
 const model = await goldenLlama(base)
@@ -20,14 +18,7 @@ const method = adalora({ init_r: 3, target_r: 1, tfinal: 2, target_modules: ['q_
 const adapter = await Adapter.attach(model, method, { seed: 5, baseModel: base })
 const totalSteps = 10
 const learningRate = 0.01
-const step = await trainingStep({
-  network: model,
-  objective: causalLm(),
-  hook: adapter.hook,
-  penalty: () => adapter.penalty(),
-  parameters: [...adapter.parameters().values()],
-  optimizer: method.optimizer!(adamw({ lr: learningRate }), { names: [...adapter.parameters().keys()], totalSteps }),
-})
+const step = await stepOf(model, adapter, adamw({ lr: learningRate }), totalSteps)
 for (let index = 1; index <= totalSteps; index += 1)
   await step.run({ batches: [batchOf(variant)], step: index, learningRate })
 step.dispose()

@@ -11,9 +11,9 @@ import type { SiteHook } from '../../lib/nn/site.js'
 import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../../lib/optim/clip.js'
-import { chain } from '../../lib/optim/gradient_transform.js'
+import { chain, type GradientTransform } from '../../lib/optim/gradient_transform.js'
 import { type Tensor, tensor } from '../../lib/tensor/tensor.js'
-import { type StepResult, trainingStep } from '../../lib/train/training_step.js'
+import { type StepResult, type TrainingStep, trainingStep } from '../../lib/train/training_step.js'
 import { goldenJson } from '../golden.js'
 
 export interface Variant {
@@ -74,6 +74,24 @@ export function batchOf({ ids, labels }: Pick<Variant, 'ids' | 'labels'>): Batch
   }
 }
 
+/** Steps of an adapter, with what its method does around an update. */
+export function stepOf(
+  model: CausalLm,
+  adapter: Adapter,
+  rule: GradientTransform,
+  totalSteps: number,
+): Promise<TrainingStep<Batch>> {
+  const parameters = adapter.parameters()
+  return trainingStep({
+    network: model,
+    objective: causalLm(),
+    hook: adapter.hook,
+    penalty: () => adapter.penalty(),
+    parameters: [...parameters.values()],
+    optimizer: adapter.method.optimizer?.(rule, { names: [...parameters.keys()], totalSteps }) ?? rule,
+  })
+}
+
 /** Five AdamW steps as make_adapters.py takes them. */
 export async function trainFiveSteps(
   model: CausalLm,
@@ -82,15 +100,7 @@ export async function trainFiveSteps(
 ): Promise<StepResult[]> {
   const { lr, eps, weight_decay: weightDecay } = goldens.optimizer
   const rule = chain(clipByGlobalNorm(goldens.clip), adamw({ lr, eps, weightDecay }))
-  const names = [...adapter.parameters().keys()]
-  const step = await trainingStep({
-    network: model,
-    objective: causalLm(),
-    hook: adapter.hook,
-    penalty: () => adapter.penalty(),
-    parameters: [...adapter.parameters().values()],
-    optimizer: adapter.method.optimizer?.(rule, { names, totalSteps: 5 }) ?? rule,
-  })
+  const step = await stepOf(model, adapter, rule, 5)
   const batch = batchOf(variant)
   const results: StepResult[] = []
   for (let index = 1; index <= 5; index += 1)

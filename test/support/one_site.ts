@@ -10,7 +10,8 @@ import { type Forward, linear, type Site } from '../../lib/nn/site.js'
 import { type Tensor, tensor } from '../../lib/tensor/tensor.js'
 import { randomNumbers } from '../random_numbers.js'
 
-type Rows = readonly (readonly number[])[]
+/** Numbers row by row. */
+export type Rows = readonly (readonly number[])[]
 
 export interface OneSite {
   readonly network: Network
