@@ -82,34 +82,17 @@ ScanPlan read_plan(const KernelRequest& request, const Operand& x) {
   return {axis_shape(x.shape, read_axis(request, x.shape)), request.attributes.integer("reverse") != 0, x.dtype};
 }
 
-CompiledKernel compile_cumsum(const KernelRequest& request) {
-  request.expect_counts(1, 1);
-  const ScanPlan plan = read_plan(request, request.inputs[0]);
-  check_operand(request, request.outputs[0], "y", plan.dtype, request.inputs[0].shape);
-  CompiledKernel kernel;
-  kernel.in_place = {{0, 0}};
-  kernel.run = [plan](const RunArguments& arguments) {
-    const AxisShape& shape = plan.shape;
-    with_float(plan.dtype, [&](auto element) {
-      using T = decltype(element);
-      const auto* x = arguments.input<T>(0);
-      auto* y = arguments.output<T>(0);
-      for_axis_lines(arguments.pool, shape, [&](size_t outer, size_t begin, size_t end) {
-        // In f64: the error of a long running sum would grow with its length.
-        std::array<double, kInnerBlock> sums;
-        std::fill_n(sums.data(), end - begin, 0.0);
-        for (size_t t = 0; t < shape.size; ++t) {
-          const size_t row = (outer * shape.size + plan.place(t)) * shape.inner + begin;
-          for (size_t i = 0; i < end - begin; ++i) {
-            sums[i] += static_cast<double>(x[row + i]);
-            y[row + i] = static_cast<T>(sums[i]);
-          }
-        }
-      });
-    });
-  };
-  return kernel;
-}
+/// A running sum, in f64: the error of a long one would grow with its length.
+class Sum {
+ public:
+  double add(double x) {
+    sum_ += x;
+    return sum_;
+  }
+
+ private:
+  double sum_ = 0;
+};
 
 /// log of a running sum of exponentials, as peak + log(sum of e^(x - peak)), in f64.
 class LogSum {
@@ -132,7 +115,9 @@ class LogSum {
   double sum_ = 0;
 };
 
-CompiledKernel compile_logcumsumexp(const KernelRequest& request) {
+/// y[t] = what Running gives of x[0] to x[t].
+template <class Running>
+CompiledKernel compile_running(const KernelRequest& request) {
   request.expect_counts(1, 1);
   const ScanPlan plan = read_plan(request, request.inputs[0]);
   check_operand(request, request.outputs[0], "y", plan.dtype, request.inputs[0].shape);
@@ -145,11 +130,11 @@ CompiledKernel compile_logcumsumexp(const KernelRequest& request) {
       const auto* x = arguments.input<T>(0);
       auto* y = arguments.output<T>(0);
       for_axis_lines(arguments.pool, shape, [&](size_t outer, size_t begin, size_t end) {
-        std::array<LogSum, kInnerBlock> sums{};
+        std::array<Running, kInnerBlock> running{};
         for (size_t t = 0; t < shape.size; ++t) {
           const size_t row = (outer * shape.size + plan.place(t)) * shape.inner + begin;
           for (size_t i = 0; i < end - begin; ++i)
-            y[row + i] = static_cast<T>(sums[i].add(static_cast<double>(x[row + i])));
+            y[row + i] = static_cast<T>(running[i].add(static_cast<double>(x[row + i])));
         }
       });
     });
@@ -193,9 +178,9 @@ CompiledKernel compile_linear_scan(const KernelRequest& request) {
 }  // namespace
 
 void register_scan(KernelTable& table) {
-  table["cumsum"] = compile_cumsum;
+  table["cumsum"] = compile_running<Sum>;
   table["linear_scan"] = compile_linear_scan;
-  table["logcumsumexp"] = compile_logcumsumexp;
+  table["logcumsumexp"] = compile_running<LogSum>;
 }
 
 }  // namespace heddle

@@ -20,11 +20,16 @@ inline constexpr size_t kMostInLanes = 128;
 /// Larger matrices go half as many at a time, in vectors of at most so many bytes, so that they stay in the cache.
 inline constexpr size_t kNarrowBytes = 32;
 
-/// Floats of a vector where the machine's widest has `widest`.
-inline size_t float_lanes(size_t widest, bool narrow) {
-  return narrow ? std::min(widest, kNarrowBytes / sizeof(float)) : widest;
-}
 inline bool narrow_lanes(const Matrices& a) { return std::max(a.rows, a.columns) > kMostInLanes / 2; }
+
+/// Floats of the vectors that a batch goes in.
+size_t float_lanes(const Matrices& a);
+
+/// Matrices that go side by side.
+template <class T>
+size_t lane_count(const Matrices& a) {
+  return float_lanes(a) * sizeof(float) / sizeof(T);
+}
 
 /// Whether a batch is worth its lanes: LAPACK does matrices alone faster, unless they are tiny.
 inline bool lanes_take(const Matrices& a) {

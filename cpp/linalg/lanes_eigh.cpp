@@ -158,15 +158,12 @@ bool eigh_lanes(D d, const EighLanes<T>& eigh) {
   return false;
 }
 
-template <class T>
-bool with_width(const EighLanes<T>& eigh) {
-  if (eigh.narrow) return eigh_lanes(hn::CappedTag<T, kNarrowBytes / sizeof(T)>(), eigh);
-  return eigh_lanes(hn::ScalableTag<T>(), eigh);
+bool eigh_f32(const EighLanes<float>& eigh) {
+  return at_width<float>(eigh.narrow, [&](auto d) { return eigh_lanes(d, eigh); });
 }
-
-bool eigh_f32(const EighLanes<float>& eigh) { return with_width(eigh); }
-bool eigh_f64(const EighLanes<double>& eigh) { return with_width(eigh); }
-size_t lanes_f32(bool narrow) { return float_lanes(hn::Lanes(hn::ScalableTag<float>()), narrow); }
+bool eigh_f64(const EighLanes<double>& eigh) {
+  return at_width<double>(eigh.narrow, [&](auto d) { return eigh_lanes(d, eigh); });
+}
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -180,15 +177,9 @@ namespace {
 
 HWY_EXPORT(eigh_f32);
 HWY_EXPORT(eigh_f64);
-HWY_EXPORT(lanes_f32);
 
 bool diagonalise(const EighLanes<float>& eigh) { return HWY_DYNAMIC_DISPATCH(eigh_f32)(eigh); }
 bool diagonalise(const EighLanes<double>& eigh) { return HWY_DYNAMIC_DISPATCH(eigh_f64)(eigh); }
-
-template <class T>
-size_t lane_count(const Matrices& a) {
-  return HWY_DYNAMIC_DISPATCH(lanes_f32)(narrow_lanes(a)) * sizeof(float) / sizeof(T);
-}
 
 size_t work_vectors(size_t n) { return std::max(2 * n + padded(n), 3 * padded(n)); }
 

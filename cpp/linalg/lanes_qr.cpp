@@ -72,15 +72,12 @@ void factor(D d, const QrLanes<T>& qr) {
   multiply_reflections(d, Reflections<T>{qr.vectors, qr.taus, steps, qr.rows, 0}, qr.q, qr.inner, qr.work);
 }
 
-template <class T>
-void with_width(const QrLanes<T>& qr) {
-  if (qr.narrow) return factor(hn::CappedTag<T, kNarrowBytes / sizeof(T)>(), qr);
-  return factor(hn::ScalableTag<T>(), qr);
+void factor_f32(const QrLanes<float>& qr) {
+  return at_width<float>(qr.narrow, [&](auto d) { return factor(d, qr); });
 }
-
-void factor_f32(const QrLanes<float>& qr) { return with_width(qr); }
-void factor_f64(const QrLanes<double>& qr) { return with_width(qr); }
-size_t lanes_f32(bool narrow) { return float_lanes(hn::Lanes(hn::ScalableTag<float>()), narrow); }
+void factor_f64(const QrLanes<double>& qr) {
+  return at_width<double>(qr.narrow, [&](auto d) { return factor(d, qr); });
+}
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -94,15 +91,9 @@ namespace {
 
 HWY_EXPORT(factor_f32);
 HWY_EXPORT(factor_f64);
-HWY_EXPORT(lanes_f32);
 
 void factor_lanes(const QrLanes<float>& qr) { HWY_DYNAMIC_DISPATCH(factor_f32)(qr); }
 void factor_lanes(const QrLanes<double>& qr) { HWY_DYNAMIC_DISPATCH(factor_f64)(qr); }
-
-template <class T>
-size_t lane_count(const Matrices& a) {
-  return HWY_DYNAMIC_DISPATCH(lanes_f32)(narrow_lanes(a)) * sizeof(float) / sizeof(T);
-}
 
 size_t inner_of(const Matrices& a, bool full) { return full ? a.rows : a.rank(); }
 

@@ -188,15 +188,12 @@ bool svd_lanes(D d, const SvdLanes<T>& svd) {
   return false;
 }
 
-template <class T>
-bool with_width(const SvdLanes<T>& svd) {
-  if (svd.narrow) return svd_lanes(hn::CappedTag<T, kNarrowBytes / sizeof(T)>(), svd);
-  return svd_lanes(hn::ScalableTag<T>(), svd);
+bool svd_f32(const SvdLanes<float>& svd) {
+  return at_width<float>(svd.narrow, [&](auto d) { return svd_lanes(d, svd); });
 }
-
-bool svd_f32(const SvdLanes<float>& svd) { return with_width(svd); }
-bool svd_f64(const SvdLanes<double>& svd) { return with_width(svd); }
-size_t lanes_f32(bool narrow) { return float_lanes(hn::Lanes(hn::ScalableTag<float>()), narrow); }
+bool svd_f64(const SvdLanes<double>& svd) {
+  return at_width<double>(svd.narrow, [&](auto d) { return svd_lanes(d, svd); });
+}
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -210,15 +207,9 @@ namespace {
 
 HWY_EXPORT(svd_f32);
 HWY_EXPORT(svd_f64);
-HWY_EXPORT(lanes_f32);
 
 bool decompose(const SvdLanes<float>& svd) { return HWY_DYNAMIC_DISPATCH(svd_f32)(svd); }
 bool decompose(const SvdLanes<double>& svd) { return HWY_DYNAMIC_DISPATCH(svd_f64)(svd); }
-
-template <class T>
-size_t lane_count(const Matrices& a) {
-  return HWY_DYNAMIC_DISPATCH(lanes_f32)(narrow_lanes(a)) * sizeof(float) / sizeof(T);
-}
 
 /// A wide matrix is taken as its transpose, whose left and right vectors are swapped.
 struct Turned {

@@ -18,6 +18,13 @@ namespace heddle {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+/// body of the vectors that a group of matrices goes in.
+template <class T, class Body>
+HWY_INLINE auto at_width(bool narrow, const Body& body) {
+  if (narrow) return body(hn::CappedTag<T, kNarrowBytes / sizeof(T)>());
+  return body(hn::ScalableTag<T>());
+}
+
 /// Squares below this are far below rounding in a matrix of about 1, but near where they would lose digits themselves.
 template <class T>
 HWY_INLINE T vanishing() {
