@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "callers.h"
 #include "core/status.h"
 #include "core/tensor.h"
 #include "core/tile_pool.h"
@@ -24,24 +25,9 @@ namespace heddle {
 namespace {
 
 constexpr int kRounds = 40;
-constexpr size_t kCallers = 4;
 constexpr int64_t kRows = 64;
 constexpr int64_t kColumns = 640;
 constexpr size_t kElements = kRows * kColumns;
-
-void expect(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "failed: %s\n", what);
-  std::exit(1);
-}
-
-/// `body(caller)` on so many threads at once.
-template <class Body>
-void together(const Body& body) {
-  std::vector<std::thread> callers;
-  for (size_t caller = 0; caller < kCallers; ++caller) callers.emplace_back([&body, caller] { body(caller); });
-  for (std::thread& caller : callers) caller.join();
-}
 
 /// y = x · w with w [columns] packed, by way of each thread's scratch.
 CompiledKernel compile_scale(const KernelRequest& request) {

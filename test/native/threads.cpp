@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "callers.h"
 #include "core/status.h"
 #include "core/storage.h"
 #include "core/tile_pool.h"
@@ -19,21 +20,6 @@ using heddle::Storage;
 using heddle::TilePool;
 
 constexpr int kRounds = 200;
-constexpr size_t kCallers = 4;
-
-void expect(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "failed: %s\n", what);
-  std::exit(1);
-}
-
-/// `body(caller)` on so many threads at once.
-template <class Body>
-void together(const Body& body) {
-  std::vector<std::thread> callers;
-  for (size_t caller = 0; caller < kCallers; ++caller) callers.emplace_back([&body, caller] { body(caller); });
-  for (std::thread& caller : callers) caller.join();
-}
 
 /// Several programs run on one pool: every tile of each is taken once, whoever takes it.
 void tiles_are_taken_once() {
