@@ -3,7 +3,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
-import { lora } from '../lib/adapters/lora.js'
+import { lora } from '../lib/adapters/methods/lora.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { program } from '../lib/graph/program.js'
 import { read } from '../lib/graph/sym.js'

@@ -1,8 +1,8 @@
 // VeRA, and the random numbers of PyTorch that its bases are made of.
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
+import { vera } from '../lib/adapters/methods/vera.js'
 import { kaimingUniform, TorchGenerator, uniform } from '../lib/adapters/torch_random.js'
-import { vera } from '../lib/adapters/vera.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
 import { goldenJson, goldenLlama, goldenTensors } from './golden.js'
 import { gradientsAt, mergedWeight, near, numbers, oneSite, outputOf, setTensors } from './support/one_site.js'

@@ -1,7 +1,7 @@
 // RandLoRA: PEFT's random bases and pairing, full rank, and a step that keeps neither P nor the change of the weight.
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { type RandLoraOptions, randlora } from '../lib/adapters/randlora.js'
+import { type RandLoraOptions, randlora } from '../lib/adapters/methods/randlora.js'
 import { gradients } from '../lib/graph/grad.js'
 import { add, mul } from '../lib/graph/ops/elementwise.js'
 import { matmul } from '../lib/graph/ops/matmul.js'

@@ -1,9 +1,9 @@
 // OFT and BOFT by hand: rotations that are rotations, in PEFT's directions and order.
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { type BoftOptions, boft } from '../lib/adapters/boft.js'
-import { type OftOptions, oft } from '../lib/adapters/oft.js'
-import { rotated } from '../lib/adapters/rotation.js'
+import { type BoftOptions, boft } from '../lib/adapters/methods/boft.js'
+import { type OftOptions, oft } from '../lib/adapters/methods/oft.js'
+import { rotated } from '../lib/adapters/methods/rotation.js'
 import { computed } from '../lib/graph/computed.js'
 import { read } from '../lib/graph/sym.js'
 import { embedding } from '../lib/nn/site.js'

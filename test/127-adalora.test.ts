@@ -2,10 +2,10 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
-import { type AdaLoraOptions, adalora } from '../lib/adapters/adalora.js'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { asLora } from '../lib/adapters/as_lora.js'
-import { lora } from '../lib/adapters/lora.js'
+import { type AdaLoraOptions, adalora } from '../lib/adapters/methods/adalora.js'
+import { lora } from '../lib/adapters/methods/lora.js'
 import { computed } from '../lib/graph/computed.js'
 import { gradients } from '../lib/graph/grad.js'
 import { add, constant, tanh } from '../lib/graph/ops/elementwise.js'
@@ -291,7 +291,7 @@ test('a convolution computes what its merged kernel does', async (t) => {
 })
 
 test('LoRA variants that PEFT refuses here too are refused', async (t) => {
-  const { adaloraType } = await import('../lib/adapters/adalora.js')
+  const { adaloraType } = await import('../lib/adapters/methods/adalora.js')
   t.throws(() => adaloraType.restore({ use_dora: true }), { message: /use_dora/ })
   t.notThrows(() => adaloraType.restore({ use_dora: false, r: 8, megatron_core: 'megatron.core', loftq_config: {} }))
 })

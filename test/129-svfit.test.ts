@@ -4,7 +4,7 @@ import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { asLora } from '../lib/adapters/as_lora.js'
 import { changePath } from '../lib/adapters/low_rank_change.js'
-import { svfit } from '../lib/adapters/svfit.js'
+import { svfit } from '../lib/adapters/methods/svfit.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
 import {
   gradientsAt,

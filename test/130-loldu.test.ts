@@ -1,7 +1,7 @@
 // LoLDU: the sheet's numbers by hand, zero pivots, and which weight a file belongs to.
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { loldu } from '../lib/adapters/loldu.js'
+import { loldu } from '../lib/adapters/methods/loldu.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
 import { tensor } from '../lib/tensor/tensor.js'
 import {

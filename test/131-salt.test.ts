@@ -2,7 +2,7 @@
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { asLora } from '../lib/adapters/as_lora.js'
-import { type SaltOptions, salt } from '../lib/adapters/salt.js'
+import { type SaltOptions, salt } from '../lib/adapters/methods/salt.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
 import { computed } from '../lib/graph/computed.js'
 import { tensor } from '../lib/tensor/tensor.js'

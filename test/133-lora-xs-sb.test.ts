@@ -1,7 +1,7 @@
 // LoRA-XS and LoRA-SB: the core's place and transpose, projections of the gradient, and the first step of full training.
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { loraSb, loraXs } from '../lib/adapters/lora_xs.js'
+import { loraSb, loraXs } from '../lib/adapters/methods/lora_xs.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
 import { mul } from '../lib/graph/ops/elementwise.js'
 import { sum } from '../lib/graph/ops/reduce.js'

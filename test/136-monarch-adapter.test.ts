@@ -2,7 +2,7 @@
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { asLora } from '../lib/adapters/as_lora.js'
-import { monarchAdapter } from '../lib/adapters/monarch_adapter.js'
+import { monarchAdapter } from '../lib/adapters/methods/monarch_adapter.js'
 import { svd } from '../lib/linalg/factorise.js'
 import { tensor } from '../lib/tensor/tensor.js'
 import { disturb, gradientsAt, mergedWeight, near, numbers, oneSite, outputOf, setTensors } from './support/one_site.js'

@@ -1,7 +1,7 @@
 // Recomputing modules in the backward pass: the same numbers from less memory, planned before the run.
 import test, { type ExecutionContext } from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { lora } from '../lib/adapters/lora.js'
+import { lora } from '../lib/adapters/methods/lora.js'
 import type { RecomputePolicy } from '../lib/graph/compile.js'
 import { gradients } from '../lib/graph/grad.js'
 import { mul, tanh } from '../lib/graph/ops/elementwise.js'

@@ -2,7 +2,7 @@
 import { cp, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
-import { lora } from '../lib/adapters/lora.js'
+import { lora } from '../lib/adapters/methods/lora.js'
 import { type EncoderModel, loadEncoder } from '../lib/encoder_model.js'
 import { program } from '../lib/graph/program.js'
 import { pool } from '../lib/models/encoder.js'

@@ -1,7 +1,7 @@
 // Encoders and image classifiers against transformers, on tiny random checkpoints (test/golden/make_models.py).
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { lora } from '../lib/adapters/lora.js'
+import { lora } from '../lib/adapters/methods/lora.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { gradients } from '../lib/graph/grad.js'
 import { cast, cos, mul } from '../lib/graph/ops/elementwise.js'

@@ -1,7 +1,7 @@
 // LoRA at convolutions, against PEFT (test/golden/make_adapters_conv.py): outputs, gradients, merged kernels.
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { lora } from '../lib/adapters/lora.js'
+import { lora } from '../lib/adapters/methods/lora.js'
 import { gradients } from '../lib/graph/grad.js'
 import { relu, square } from '../lib/graph/ops/elementwise.js'
 import { mean, sum } from '../lib/graph/ops/reduce.js'

@@ -3,7 +3,7 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
-import { lora } from '../lib/adapters/lora.js'
+import { lora } from '../lib/adapters/methods/lora.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
 import { gradients } from '../lib/graph/grad.js'

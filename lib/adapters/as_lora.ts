@@ -6,8 +6,8 @@ import { pause } from '../graph/pause.js'
 import { assign, read } from '../graph/sym.js'
 import type { Tensor } from '../tensor/tensor.js'
 import { Adapter } from './adapter.js'
-import { lora } from './lora.js'
-import { namesAt, shapeAt } from './lora_site.js'
+import { lora } from './methods/lora.js'
+import { namesAt, shapeAt } from './methods/lora_site.js'
 import { escaped } from './target_modules.js'
 
 /** Factors of a site's change, ΔW = b a. */

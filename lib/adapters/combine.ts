@@ -30,9 +30,9 @@ import { seedTensor } from '../tensor/seed.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { Adapter, Attachment } from './adapter.js'
 import { type FactorTensors, loraOf } from './as_lora.js'
-import { scaleAt } from './lora.js'
-import type { LoraConfig } from './lora_config.js'
-import { type LoraShape, namesAt, shapeAt } from './lora_site.js'
+import { scaleAt } from './methods/lora.js'
+import type { LoraConfig } from './methods/lora_config.js'
+import { type LoraShape, namesAt, shapeAt } from './methods/lora_site.js'
 
 /** PEFT's names of the ways to combine adapters. */
 export type CombinationType =

@@ -2,7 +2,7 @@
 import { isAbsolute, relative } from 'node:path'
 import type { Command } from 'commander'
 import type { Adapter } from '../adapters/adapter.js'
-import { lora } from '../adapters/lora.js'
+import { lora } from '../adapters/methods/lora.js'
 import { readExamples } from '../data/examples.js'
 import type { Model } from '../model.js'
 import { causalLm } from '../objectives/causal_lm.js'

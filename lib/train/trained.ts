@@ -1,6 +1,6 @@
 /** What a run trains: an adapter's tensors, or all weights of the network, and the optimizer bound to them. */
 import type { Adapter } from '../adapters/adapter.js'
-import { lora } from '../adapters/lora.js'
+import { lora } from '../adapters/methods/lora.js'
 import { HeddleError } from '../errors.js'
 import { copied } from '../graph/computed.js'
 import { pause } from '../graph/pause.js'

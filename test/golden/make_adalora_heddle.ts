@@ -6,7 +6,7 @@
  *   python test/golden/check_adapters_in_peft.py
  */
 import { rm } from 'node:fs/promises'
-import { adalora } from '../../lib/adapters/adalora.js'
+import { adalora } from '../../lib/adapters/methods/adalora.js'
 import { Adapter } from '../../lib/adapters/adapter.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { golden, goldenJson, goldenLlama } from '../golden.js'

@@ -7,7 +7,7 @@
  */
 import { rm } from 'node:fs/promises'
 import { Adapter } from '../../lib/adapters/adapter.js'
-import { lora } from '../../lib/adapters/lora.js'
+import { lora } from '../../lib/adapters/methods/lora.js'
 import { golden, goldenLlama } from '../golden.js'
 import { goldens, shared, trainFiveSteps } from '../support/adapter_goldens.js'
 

@@ -3,7 +3,7 @@
  * computes: python test/golden/check_adapters_in_peft.py
  */
 import { Adapter } from '../../lib/adapters/adapter.js'
-import { eva } from '../../lib/adapters/eva.js'
+import { eva } from '../../lib/adapters/methods/eva.js'
 import { golden, goldenLlama } from '../golden.js'
 import { evaCalibration, evaGoldens } from '../support/eva_goldens.js'
 import { disturb } from '../support/one_site.js'

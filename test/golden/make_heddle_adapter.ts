@@ -9,7 +9,7 @@
 import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { writeFile } from 'node:fs/promises'
 import { Adapter } from '../../lib/adapters/adapter.js'
-import { lora } from '../../lib/adapters/lora.js'
+import { lora } from '../../lib/adapters/methods/lora.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { trainingStep } from '../../lib/train/training_step.js'
 import { golden, goldenLlama } from '../golden.js'

@@ -270,7 +270,7 @@ const KernelTable& cpu_kernels() {
 }  // namespace heddle
 
 int main() {
-  heddle::TilePool::shared().resize(heddle::kCallers);
+  heddle::TilePool::shared().resize(kCallers);
   heddle::programs_side_by_side();
   heddle::one_program_for_all();
   heddle::aborted_runs();

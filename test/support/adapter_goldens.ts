@@ -1,7 +1,7 @@
 /** The variants of LoRA that test/golden/make_adapters.py makes, and running a tiny model with them. */
 
 import type { Adapter } from '../../lib/adapters/adapter.js'
-import type { LoraOptions } from '../../lib/adapters/lora_config.js'
+import type { LoraOptions } from '../../lib/adapters/methods/lora_config.js'
 import type { Batch } from '../../lib/data/dataset.js'
 import { slice } from '../../lib/graph/ops/index.js'
 import { reshape } from '../../lib/graph/ops/reduce.js'

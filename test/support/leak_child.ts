@@ -4,7 +4,7 @@
  */
 import { setTimeout } from 'node:timers/promises'
 import { Adapter } from '../../lib/adapters/adapter.js'
-import { lora } from '../../lib/adapters/lora.js'
+import { lora } from '../../lib/adapters/methods/lora.js'
 import { openCheckpoint } from '../../lib/formats/checkpoint.js'
 import { loadModel } from '../../lib/model.js'
 import { buildNetwork } from '../../lib/models/build.js'
