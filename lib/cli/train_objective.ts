@@ -57,8 +57,10 @@ export function checkObjective({ name, ...options }: ObjectiveSection): void {
 /** Loads the model that the objective takes. @throws ERR_HEDDLE_ARGUMENT when no objective can be chosen */
 export async function trainingTask(session: Session, config: TrainConfig): Promise<TrainingTask> {
   const { name, ...options } = config.objective
-  const type = name === undefined ? await chosenFor(session, config) : objectiveType(name)
-  const section = type.loader === 'loadSequenceClassifier' ? await withLabels(session, config, options) : options
+  const modelConfig = once(() => configOf(session, config.model))
+  const type = name === undefined ? await chosenFor(session, config, modelConfig) : objectiveType(name)
+  const isClassifier = type.loader === 'loadSequenceClassifier'
+  const section = isClassifier ? await withLabels(session, config, options, modelConfig) : options
   const loaded = await session.fetched(config.model, (hub) => loaders[type.loader](config, section, hub))
   const { packing } = config.training
   const own = { ...loaded.defaults, ...section, ...(packing === undefined ? {} : { packing }) }
@@ -100,9 +102,13 @@ function objectiveOf(type: ObjectiveType, options: ObjectiveOptions): Objective 
 }
 
 /** The objective that rows and model leave no doubt about; next tokens where the rows are text to read, too. */
-async function chosenFor(session: Session, { data, model }: TrainConfig): Promise<ObjectiveType> {
+async function chosenFor(
+  session: Session,
+  { data }: TrainConfig,
+  modelConfig: () => Promise<Checkpoint['config']>,
+): Promise<ObjectiveType> {
   const rows = await recogniseRows(data, session.signal)
-  const base = await baseOf(session, model)
+  const base = baseOf(await modelConfig())
   const able = objectiveTypes.filter(({ bases }) => bases.includes(base))
   const fitting = objectivesFor(rows)
   const [first, ...others] = fitting.filter((type) => able.includes(type))
@@ -114,9 +120,16 @@ async function chosenFor(session: Session, { data, model }: TrainConfig): Promis
   return first
 }
 
-async function baseOf(session: Session, model: string): Promise<BaseNetwork> {
-  const { model_type: modelType } = await configOf(session, model)
-  return encoders.some((each) => each.modelType === modelType) ? 'encoder' : 'decoder'
+const baseOf = ({ model_type: modelType }: Checkpoint['config']): BaseNetwork =>
+  encoders.some((each) => each.modelType === modelType) ? 'encoder' : 'decoder'
+
+/** The model's files are opened for it when it is first asked for. */
+function once<T>(find: () => Promise<T>): () => Promise<T> {
+  let found: Promise<T> | undefined
+  return () => {
+    found ??= find()
+    return found
+  }
 }
 
 const configOf = (session: Session, model: string): Promise<Checkpoint['config']> =>
@@ -151,11 +164,16 @@ function undecided(
 const described = ({ descriptions }: RecognisedRows, { task }: ObjectiveType): string => descriptions[task]!
 
 /** The classes: as named, else a classifier's own where they are those of the data, else the data's. */
-async function withLabels(session: Session, config: TrainConfig, options: ObjectiveOptions): Promise<ObjectiveOptions> {
+async function withLabels(
+  session: Session,
+  config: TrainConfig,
+  options: ObjectiveOptions,
+  modelConfig: () => Promise<Checkpoint['config']>,
+): Promise<ObjectiveOptions> {
   if (options.labels !== undefined) return options
   const { textColumn, labelColumn } = parseConfig('objective', columnsSchema, options)
   const found = await labelsIn(config.data, { textColumn, labelColumn, signal: session.signal })
-  const stored = storedLabels(await configOf(session, config.model))
+  const stored = storedLabels(await modelConfig())
   const labels = stored && found.every((label) => stored.includes(label)) ? stored : found
   session.note(`Labels: ${labels.join(', ')}`)
   return { ...options, labels }
