@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import test from 'ava'
+import { settings } from '../bench/adapters/settings.js'
 import { parameterCount } from '../lib/adapters/parameter_count.js'
 import { parametrizations } from '../lib/adapters/registry.js'
 import { HeddleError } from '../lib/errors.js'
@@ -65,5 +66,13 @@ test('docs/adapters.md lists every method as the registry has it, and each has i
     const row = `| [${title}](adapters/${page}.md) | \`${name}\` | ${purpose} | ${changes[initialChange]} | ${folder} | ${source} |`
     t.true(overview.includes(row), row)
     await t.notThrowsAsync(access(join(root, 'docs', 'adapters', `${page}.md`)), name)
+  }
+})
+
+test('the comparison of bench/adapters has a setting of every method, which the method takes', (t) => {
+  for (const { name, create } of parametrizations) {
+    const own = settings.filter(({ method }) => method === name)
+    t.true(own.length > 0, name)
+    for (const { config } of own) t.notThrows(() => create(config), name)
   }
 })
