@@ -33,16 +33,11 @@ function panel(offset, title, x, y) {
     shapes.push(`<line x1="${x1}" x2="${x2}" y1="${vertical(tick)}" y2="${vertical(tick)}" stroke="#eee"/>`)
     shapes.push(`<text x="${x1 - 6}" y="${vertical(tick) + 4}" text-anchor="end">${y.text(tick)}</text>`)
   }
-  const taken = []
-  for (const point of points.toSorted((a, b) => vertical(y.of(a)) - vertical(y.of(b)))) {
+  for (const [index, point] of points.entries()) {
     const [cx, cy] = [horizontal(x.of(point)), vertical(y.of(point))]
-    // A label that would lie on another one moves down.
-    let at = cy + 4
-    while (taken.some((other) => Math.abs(other.at - at) < 11 && Math.abs(other.cx - cx) < 80)) at += 3
-    taken.push({ at, cx })
     const colour = point.label === 'LoRA' || point.label === 'full fine-tuning' ? '#c05621' : '#2b6cb0'
-    shapes.push(`<circle cx="${cx}" cy="${cy}" r="4" fill="${colour}"/>`)
-    shapes.push(`<text x="${cx + 7}" y="${at}" fill="${colour}">${point.label}</text>`)
+    shapes.push(`<circle cx="${cx}" cy="${cy}" r="8" fill="${colour}" fill-opacity="0.75"/>`)
+    shapes.push(`<text x="${cx}" y="${cy + 3}" text-anchor="middle" font-size="9" fill="#fff">${index + 1}</text>`)
   }
 }
 
@@ -60,14 +55,22 @@ panel(
   { of: ({ mebibytes }) => mebibytes, scale: scaleLinear(), margin: 0.05, title: 'peak memory of the process, MiB', text: String },
 )
 
-const head = `<svg xmlns="http://www.w3.org/2000/svg" width="${2 * width}" height="${height}" font-family="sans-serif" font-size="11">`
-const background = `<rect width="${2 * width}" height="${height}" fill="#fff"/>`
+// What the numbers in the dots stand for, column by column.
+const [perColumn, columnWidth] = [8, 270]
+for (const [index, { label }] of points.entries()) {
+  const [column, row] = [Math.floor(index / perColumn), index % perColumn]
+  shapes.push(`<text x="${left + column * columnWidth}" y="${height + 24 + 15 * row}">${index + 1}  ${label}</text>`)
+}
+const total = height + 30 + 15 * perColumn
+
+const head = `<svg xmlns="http://www.w3.org/2000/svg" width="${2 * width}" height="${total}" font-family="sans-serif" font-size="11">`
+const background = `<rect width="${2 * width}" height="${total}" fill="#fff"/>`
 writeFileSync(new URL('adapters.svg', import.meta.url), `${[head, background, ...shapes, '</svg>'].join('\n')}\n`)
 
-console.log('| method | trained numbers | accuracy | step | peak memory |\n|---|---|---|---|---|')
+console.log('| | method | trained numbers | accuracy | step | peak memory |\n|---|---|---|---|---|---|')
 const lora = points.find(({ label }) => label === 'LoRA')
-for (const { label, parameters, accuracy, milliseconds, mebibytes } of points) {
+for (const [index, { label, parameters, accuracy, milliseconds, mebibytes }] of points.entries()) {
   const ratio = (milliseconds / lora.milliseconds).toFixed(2)
-  const cells = [label, parameters.toLocaleString('en-US'), `${accuracy.toFixed(2)} %`, `${milliseconds.toFixed(0)} ms (${ratio}×)`]
+  const cells = [index + 1, label, parameters.toLocaleString('en-US'), `${accuracy.toFixed(2)} %`, `${milliseconds.toFixed(0)} ms (${ratio}×)`]
   console.log(`| ${[...cells, `${mebibytes.toFixed(0)} MiB`].join(' | ')} |`)
 }
