@@ -5,6 +5,7 @@ export type HeddleErrorCode =
   | 'ERR_HEDDLE_FORMAT'
   | 'ERR_HEDDLE_OOM'
   | 'ERR_HEDDLE_ABORTED'
+  | 'ERR_HEDDLE_BUSY'
   | 'ERR_HEDDLE_ARGUMENT'
   | 'ERR_HEDDLE_IO'
   | 'ERR_HEDDLE_DEVICE'

@@ -89,6 +89,15 @@ export {
   type LoadEncoderOptions,
   loadEncoder,
 } from './encoder_model.js'
+export { createEngine, type Engine } from './engine/engine.js'
+export type {
+  EndedRequest,
+  EngineListener,
+  EngineState,
+  EngineStep,
+  RequestEnd,
+} from './engine/events.js'
+export type { EngineMemory, EngineOptions, EngineRequestOptions } from './engine/options.js'
 export { HeddleError, type HeddleErrorCode, type HeddleErrorOptions } from './errors.js'
 export { type ExportGgufOptions, exportGguf, exportGgufLora } from './formats/gguf_export.js'
 export type { HubOptions, HubProgress } from './formats/hub.js'

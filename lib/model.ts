@@ -52,8 +52,8 @@ export type {
 export type { FinishReason } from './generate/text_in_progress.js'
 export type { DecoderPooling, GeneratedText, GeneratedToken }
 
-/** What can be asked: a text, or a conversation. */
-export type Prompt = string | readonly ChatMessage[]
+/** What can be asked: a text, a conversation, or tokens as they are. */
+export type Prompt = string | readonly ChatMessage[] | Int32Array
 
 /** What `model.embed` can be asked for. */
 export interface DecoderEmbedOptions {
@@ -158,6 +158,17 @@ export class Model extends AdaptedModel<CausalLm> {
     }
   }
 
+  /**
+   * The tokens that a prompt is for the model; a plain string is wrapped into the chat template as `generate` does.
+   * @throws ERR_HEDDLE_ARGUMENT when there are none, or more than the model can read
+   */
+  promptTokens(
+    prompt: Prompt,
+    { chat = this.tokenizer.hasChatTemplate }: Pick<GenerateOptions, 'chat'> = {},
+  ): Promise<Int32Array> {
+    return this.#promptIds('promptTokens', prompt, chat)
+  }
+
   /** Frees weights, caches and adapters, and ends the tokenizer's worker. */
   override async dispose(): Promise<void> {
     this.#sessions.close()
@@ -236,7 +247,15 @@ export class Model extends AdaptedModel<CausalLm> {
     return ids
   }
 
+  #expectWords(place: string, tokens: Int32Array): Int32Array {
+    const { vocabularySize } = this.network
+    const stranger = tokens.find((token) => token < 0 || token >= vocabularySize)
+    if (stranger !== undefined) throw misuse(`${place}.prompt`, `token ids below ${vocabularySize}`, `${stranger}`)
+    return tokens
+  }
+
   async #encode(place: string, prompt: Prompt, chat: boolean): Promise<Int32Array> {
+    if (prompt instanceof Int32Array) return this.#expectWords(place, prompt)
     if (typeof prompt === 'string' && !chat) return this.tokenizer.encode(prompt)
     const messages = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt
     if (!Array.isArray(messages) || messages.length === 0)
