@@ -9,6 +9,7 @@ import { blockDiagonal } from '../lib/graph/ops/block_diagonal.js'
 import { conv1d, conv2d } from '../lib/graph/ops/conv.js'
 import * as elementwise from '../lib/graph/ops/elementwise.js'
 import * as gather from '../lib/graph/ops/gather.js'
+import { groupedLowRank } from '../lib/graph/ops/grouped_low_rank.js'
 import { identity } from '../lib/graph/ops/identity.js'
 import * as index from '../lib/graph/ops/index.js'
 import { kroneckerMatmul } from '../lib/graph/ops/kronecker.js'
@@ -16,6 +17,7 @@ import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { monarch } from '../lib/graph/ops/monarch.js'
 import { layerNorm, rmsNorm } from '../lib/graph/ops/norm.js'
+import { pagedAttention, pagedCacheUpdate } from '../lib/graph/ops/paged_attention.js'
 import { adaptiveAvgPool2d, maxPool2d, upsample2d } from '../lib/graph/ops/pool.js'
 import { randomNormal, randomUniform } from '../lib/graph/ops/random.js'
 import * as reduce from '../lib/graph/ops/reduce.js'
@@ -551,6 +553,18 @@ const refusals: Readonly<Record<string, (x: Sym) => Sym>> = {
   cache_update: (x) => index.cacheUpdate(read(zeros([1, 4, 1, 2])), reduce.reshape(x, [1, 1, 1, 2]), ints([0])),
   attention_cached: (x) =>
     attentionCached(reduce.reshape(x, [1, 1, 1, 2]), read(zeros([1, 4, 1, 2])), read(zeros([1, 4, 1, 2])), ints([0])),
+  paged_cache_update: (x) => pagedCacheUpdate(read(zeros([1, 4, 1, 2])), reduce.reshape(x, [1, 1, 2]), ints([0])),
+  paged_attention: (x) =>
+    pagedAttention(reduce.reshape(x, [1, 1, 2]), read(zeros([1, 4, 1, 2])), read(zeros([1, 4, 1, 2])), {
+      tables: ints([0], [1, 1]),
+      starts: ints([0, 1]),
+      positions: ints([0]),
+    }),
+  grouped_low_rank: (x) =>
+    groupedLowRank(reduce.reshape(x, [1, 2]), reduce.reshape(x, [1, 2]), read(zeros([1, 2])), read(zeros([1, 2])), {
+      ranges: ints([0, 1], [1, 2]),
+      scales: read(tensor([1])),
+    }),
 }
 
 const samplingOf = () => ({

@@ -7,11 +7,13 @@ import { attention, attentionCached } from '../lib/graph/ops/attention.js'
 import { blockDiagonal } from '../lib/graph/ops/block_diagonal.js'
 import { conv2d } from '../lib/graph/ops/conv.js'
 import { add, cast, cos, div, exp, mul, relu, select, sin, square } from '../lib/graph/ops/elementwise.js'
+import { groupedLowRank } from '../lib/graph/ops/grouped_low_rank.js'
 import { kroneckerMatmul } from '../lib/graph/ops/kronecker.js'
 import { linearCrossEntropy } from '../lib/graph/ops/loss.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { monarch } from '../lib/graph/ops/monarch.js'
 import { layerNorm, rmsNorm } from '../lib/graph/ops/norm.js'
+import { pagedAttention } from '../lib/graph/ops/paged_attention.js'
 import { reshape, sum } from '../lib/graph/ops/reduce.js'
 import { rope, ropeTable } from '../lib/graph/ops/rope.js'
 import { logSumExp, softmax } from '../lib/graph/ops/softmax.js'
@@ -315,6 +317,35 @@ const calls: Readonly<Record<string, readonly Call[]>> = {
     fn: (q, k, v) => attentionCached(q!, k!, v!, ints(sequence(b, (i) => 9 - 4 * i))),
     forwardOnly: true,
   })),
+  paged_attention: [{}, { window: 5, softcap: 0.8 }].map((options) => ({
+    shapes: [
+      [9, 4, 8],
+      [5, 4, 2, 8],
+      [5, 4, 2, 8],
+    ],
+    // A prompt, a token, nothing, a token, padding.
+    fn: (q, k, v) =>
+      pagedAttention(
+        q!,
+        k!,
+        v!,
+        {
+          tables: ints([4, 1, 0, 2, -1, 3, -1, -1, -1, 0, 1, 4], [4, 3]),
+          starts: ints([0, 6, 7, 7, 8]),
+          positions: ints([2, 3, 5, 11]),
+        },
+        options,
+      ),
+    forwardOnly: true,
+  })),
+  grouped_low_rank: [
+    {
+      shapes: [[4, 20], [4, 33], [9, 33], [9, 20], [4]],
+      fn: (y, x, a, b, scales) =>
+        groupedLowRank(y!, x!, a!, b!, { ranges: ints([3, 4, 3, 4, 0, 0, 8, 1], [4, 2]), scales: scales! }),
+      forwardOnly: true,
+    },
+  ],
   linear_cross_entropy: (
     [
       [1, 4, 3],

@@ -15,3 +15,13 @@ export function randomNumbers(count: number, seed: number): Float32Array {
 /** A tensor of {@link randomNumbers}. */
 export const randomTensor = (shape: readonly number[], seed: number): Tensor =>
   tensor(randomNumbers(elementCount(shape), seed), shape)
+
+/** A tensor of these numbers, cut to bf16 if wanted. */
+export function tensorOf(values: Float32Array, shape: readonly number[], dtype: 'f32' | 'bf16'): Tensor {
+  if (dtype === 'f32') return tensor(values, shape)
+  const halves = new Uint16Array(values.buffer, values.byteOffset, 2 * values.length)
+  return tensor(
+    halves.filter((_, i) => i % 2 === 1),
+    shape,
+  )
+}

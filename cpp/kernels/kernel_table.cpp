@@ -11,6 +11,7 @@ const KernelTable& cpu_kernels() {
     register_conv(table);
     register_elementwise(table);
     register_gather(table);
+    register_grouped_low_rank(table);
     register_index(table);
     register_kronecker(table);
     register_layer_norm(table);
@@ -20,6 +21,7 @@ const KernelTable& cpu_kernels() {
     register_monarch(table);
     register_norm(table);
     register_orthogonal(table);
+    register_paged_attention(table);
     register_pool(table);
     register_random(table);
     register_reduce(table);

@@ -207,6 +207,24 @@ function attentionCached(random: Random): Call {
   }
 }
 
+function pagedAttention(random: Random): Call {
+  const [n, s, p, pages, page] = [small(random), small(random), small(random), 4 + small(random), 4 + small(random)]
+  const [kvHeads, group, d] = [small(random), small(random), random.pick([1, 3, 8, 16, 20, 64])]
+  const pool = { dtype: random.pick<DType>(['f32', 'bf16']), shape: [pages, page, kvHeads, d] }
+  const q = [n, kvHeads * group, d]
+  return {
+    inputs: [f32(...q), pool, { ...pool }, i32(s, p), i32(s + 1), i32(s)],
+    outputs: [f32(...q)],
+    attributes: [['scale', 0.25], ...bends(random, true)],
+  }
+}
+
+function groupedLowRank(random: Random): Call {
+  const [n, rows, inner, out] = [size(random), 4 + size(random), size(random), size(random)]
+  const pool = (width: number): Operand => ({ dtype: random.pick<DType>(['f32', 'bf16']), shape: [rows, width] })
+  return plain([f32(n, out), f32(n, inner), pool(inner), pool(out), i32(n, 2), f32(n)], [f32(n, out)])
+}
+
 function crossEntropy(random: Random): Call {
   const [n, d, v] = [size(random), size(random), random.pick([4, 16, 130, 700])]
   return {
@@ -417,6 +435,11 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
     const [b, t, h, d] = [small(random), small(random), small(random), size(random)]
     const cache: Operand = { dtype: random.pick(['f32', 'bf16']), shape: [b, t + size(random), h, d] }
     return plain([cache, f32(b, t, h, d), i32(b)], [cache])
+  },
+  paged_cache_update: (random) => {
+    const [n, page, h, d] = [small(random), 1 + size(random), small(random), size(random)]
+    const cache: Operand = { dtype: random.pick(['f32', 'bf16']), shape: [4, page, h, d] }
+    return plain([cache, f32(n, h, d), i32(n)], [cache])
   },
   matmul: inEither(matmul),
   low_rank_matmul: lowRankMatmul,
@@ -635,6 +658,8 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
   attention,
   attention_vjp: attentionVjp,
   attention_cached: attentionCached,
+  paged_attention: pagedAttention,
+  grouped_low_rank: groupedLowRank,
   random_uniform: (random) => ({
     inputs: [u32(2)],
     outputs: [f32(size(random), size(random))],

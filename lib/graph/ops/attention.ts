@@ -3,12 +3,10 @@ import { elementCount, sameShape, shapeText } from '../../tensor/dtype.js'
 import { pullbackOf } from '../grad.js'
 import { type Decomposition, defineOperator, misuse } from '../operator.js'
 import type { Attributes, Sym, SymType } from '../sym.js'
-import { add, cast, equal, exp, greaterEqual, less, mul, select, softcap, sub } from './elementwise.js'
+import { add, equal, mul } from './elementwise.js'
+import { explicitAttention, inReach } from './explicit_attention.js'
 import { arange } from './gather.js'
-import { transpose } from './index.js'
-import { matmul } from './matmul.js'
 import { reshape } from './reduce.js'
-import { logSumExp } from './softmax.js'
 
 /** Masking and scale of {@link attention}. */
 export interface AttentionOptions {
@@ -33,33 +31,6 @@ function checkHeads(op: string, q: Sym, k: Sym, v: Sym): void {
       'q [b, t, h, d] and k, v [b, s, hk, d] with h a multiple of hk',
       [q, k, v].map((x) => shapeText(x.shape)).join(', '),
     )
-}
-
-/** Queries see the keys where `visible`, of a shape that broadcasts to [b, hk, h / hk, t, s], is not 0. */
-function explicitAttention(
-  [q, k, v]: readonly [Sym, Sym, Sym],
-  { scale, softcap: cap }: Attributes,
-  visible: Sym | undefined,
-): Sym[] {
-  const [b, t, h, d] = q.shape as [number, number, number, number]
-  const [, s, kvHeads] = k.shape as [number, number, number]
-  const group = h / kvHeads
-  const perHead = (x: Sym): Sym => transpose(cast(x, q.dtype), [0, 2, 1, 3])
-  const queries = reshape(perHead(q), [b, kvHeads, group * t, d])
-  const products = matmul(queries, perHead(k), { transposeB: true, alpha: scale as number })
-  const capped = cap === 0 ? products : softcap(products, cap as number)
-  const scores = reshape(capped, [b, kvHeads, group, t, s])
-  const seen = visible ? select(visible, scores, -1e30) : scores
-  const lse = logSumExp(seen)
-  const weights = exp(sub(seen, reshape(lse, [b, kvHeads, group, t, 1])))
-  const mixed = matmul(reshape(weights, [b, kvHeads, group * t, s]), perHead(v))
-  return [transpose(reshape(mixed, [b, h, t, d]), [0, 2, 1, 3]), reshape(lse, [b, h, t])]
-}
-
-/** 1 where a key is at most `last`, and within the window that ends there. */
-function inReach(last: Sym, keys: number, window: number): Sym {
-  const before = greaterEqual(last, arange(keys))
-  return window === 0 ? before : mul(before, less(sub(last, window), arange(keys)))
 }
 
 const decompose: Decomposition = ([q, k, v, segments], attributes) => {
