@@ -210,7 +210,15 @@ export {
   type Prompt,
   type ResponseFormat,
 } from './model.js'
-export type { CausalLm, DecoderInputs, KeyValueCache, LengthDependence } from './models/causal_lm.js'
+export type {
+  CausalLm,
+  DecoderInputs,
+  FreshHeads,
+  KeyValueCache,
+  KeyValueShape,
+  LengthDependence,
+} from './models/causal_lm.js'
+export { ContiguousCache, type LayerCache } from './models/contiguous_cache.js'
 export { type Encoder, type EncoderInputs, type Pooling, pool } from './models/encoder.js'
 export type { ImageClassifier } from './models/image_classifier.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'

@@ -6,7 +6,8 @@ import { reshape } from '../graph/ops/reduce.js'
 import { type SampledToken, sampleToken, settingNames } from '../graph/ops/sample.js'
 import { type OperatorTime, type Program, program } from '../graph/program.js'
 import { read, type Sym } from '../graph/sym.js'
-import type { CausalLm, KeyValueCache } from '../models/causal_lm.js'
+import type { CausalLm } from '../models/causal_lm.js'
+import type { ContiguousCache } from '../models/contiguous_cache.js'
 import { type Forward, weightTensors } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
 
@@ -71,7 +72,7 @@ export class Session {
   readonly capacity: number
   readonly #model: CausalLm
   readonly #forward: Forward
-  readonly #cache: KeyValueCache
+  readonly #cache: ContiguousCache
   readonly #programs = new Map<string, Program<Sym[]>>()
   #reader: Program<Sym[]> | undefined
   #writer: Program<Sym[]> | undefined
@@ -82,7 +83,7 @@ export class Session {
   /** Of the first text's keys, where they are all of one; see {@link LengthDependence}. */
   #regime: number | undefined
 
-  private constructor(model: CausalLm, forward: Omit<Forward, 'training'>, cache: KeyValueCache, batch: number) {
+  private constructor(model: CausalLm, forward: Omit<Forward, 'training'>, cache: ContiguousCache, batch: number) {
     this.capacity = cache.capacity
     this.#model = model
     this.#forward = { ...forward, training: false }
@@ -109,10 +110,7 @@ export class Session {
 
   /** Bytes of the cache. */
   get byteLength(): number {
-    return this.#cache.layers.reduce(
-      (sum, { keys, values }) => sum + keys.native.byteLength + values.native.byteLength,
-      0,
-    )
+    return this.#cache.byteLength
   }
 
   /** Time per operator so far. */
@@ -214,10 +212,7 @@ export class Session {
 
   dispose(): void {
     for (const each of [...this.#programs.values(), this.#reader, this.#writer]) each?.dispose()
-    for (const { keys, values } of this.#cache.layers) {
-      keys.dispose()
-      values.dispose()
-    }
+    this.#cache.dispose()
   }
 
   /** The row, with the whole text before it where its keys have to be made anew for the length that it will have. */

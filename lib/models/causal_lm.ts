@@ -1,13 +1,35 @@
 /** What every decoder language model offers to training and generation, whatever its architecture. */
+import type { CachedAttentionOptions } from '../graph/ops/attention.js'
 import type { Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Forward, Site } from '../nn/site.js'
-import type { Tensor } from '../tensor/tensor.js'
+import type { ContiguousCache } from './contiguous_cache.js'
 
-/** Keys and values of earlier tokens, one pair per layer, `[b, capacity, kv heads, head dim]`. */
+/** What a layer has made of a call's tokens. */
+export interface FreshHeads {
+  /** `[b, t, h, d]` */
+  readonly q: Sym
+  /** `[b, t, hk, d]` */
+  readonly k: Sym
+  /** `[b, t, hk, d]` */
+  readonly v: Sym
+  /** Position of each text's first token, `i32 [b]`. */
+  readonly position: Sym
+}
+
+/** Keys and values of earlier tokens, wherever they lie: a seam with an implementation for each way of keeping them. */
 export interface KeyValueCache {
-  readonly layers: readonly { readonly keys: Tensor; readonly values: Tensor }[]
+  /** Most tokens of a text. */
   readonly capacity: number
+  /** Keeps a layer's keys and values and mixes those that each query sees → `[b, t, h, d]`. */
+  attend(layer: number, fresh: FreshHeads, options: CachedAttentionOptions): Sym
+}
+
+/** What each token leaves in a cache: keys and values of so many layers, `[heads, size]` each. */
+export interface KeyValueShape {
+  readonly layers: number
+  readonly heads: number
+  readonly size: number
 }
 
 /** How the keys of a text depend on its length, in networks whose rotation does. */
@@ -52,6 +74,7 @@ export interface CausalLm extends Network {
   logits(hidden: Sym, forward: Forward): Sym
   /** Logits are the output projection and nothing more: no bias, no cap. Losses may then fuse it. */
   readonly hasPlainLogits: boolean
+  readonly keyValues: KeyValueShape
   /** An empty cache for `batch` texts of at most `capacity` tokens; default `f32`. */
-  createCache(batch: number, capacity: number, dtype?: 'f32' | 'bf16'): Promise<KeyValueCache>
+  createCache(batch: number, capacity: number, dtype?: 'f32' | 'bf16'): Promise<ContiguousCache>
 }

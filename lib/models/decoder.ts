@@ -2,9 +2,9 @@
  * Decoder language models, built from a description: which norms, positions, projections and feed-forward part, where
  * they stand, and what the checkpoint calls them. One file per family says how its config.json maps to one.
  */
-import { attention, attentionCached } from '../graph/ops/attention.js'
+import { attention, type CachedAttentionOptions } from '../graph/ops/attention.js'
 import { add, cast, greaterEqual, mul, tanh } from '../graph/ops/elementwise.js'
-import { cacheUpdate, slice } from '../graph/ops/index.js'
+import { slice } from '../graph/ops/index.js'
 import { max, reshape } from '../graph/ops/reduce.js'
 import { type RopeTable, rope } from '../graph/ops/rope.js'
 import { pause } from '../graph/pause.js'
@@ -12,9 +12,10 @@ import { read, type Sym } from '../graph/sym.js'
 import { type ActivationName, activations } from '../nn/activation.js'
 import { type NormStyle, norm } from '../nn/norm.js'
 import { embedding, type Forward, linear, type Site } from '../nn/site.js'
-import { tensor, zeros } from '../tensor/tensor.js'
+import { tensor } from '../tensor/tensor.js'
 import type { CausalLm, DecoderInputs, KeyValueCache } from './causal_lm.js'
 import { refuseField } from './config_fields.js'
+import { ContiguousCache } from './contiguous_cache.js'
 import type { Rotary } from './rope_scaling.js'
 import { lengthDependenceOf, longestText, rotationTable } from './rotation.js'
 import { SiteBuilder, type WeightSource } from './weights.js'
@@ -145,6 +146,7 @@ export function decoder(spec: DecoderSpec, source: WeightSource, place: string):
     ? { path: output.path, kind: 'linear', weight: words.weight, isOutput: true }
     : builder.linear(output.path, [vocabulary, width], { bias: output.bias ?? false, isOutput: true })
 
+  const keyValues = { layers: spec.layers, heads: kvHeads, size: headDim }
   const rotaries = [...new Set(layers.flatMap(({ rotary }) => rotary ?? []))]
   return {
     config: spec.config,
@@ -157,14 +159,16 @@ export function decoder(spec: DecoderSpec, source: WeightSource, place: string):
     outputSite,
     hasPlainLogits: output.softcap === undefined && !output.bias,
     logits: (hidden, forward) => capped(linear(outputSite, hidden, forward), output.softcap),
-    createCache: (batch, capacity, dtype) => createCache(spec, batch, capacity, dtype),
+    keyValues,
+    createCache: (batch, capacity, dtype) => ContiguousCache.create(keyValues, batch, capacity, dtype),
     weights: () => builder.weights(),
     async hidden(inputs, forward) {
       const view = viewOf(inputs)
       let x = reshape(embed(inputs.ids, view, forward), [-1, dim])
       for (const [index, layer] of layers.entries()) {
         const { trace } = x.node
-        x = trace.within(layer.path, () => block(spec, layer, { x, view, cache: inputs.cache?.layers[index], forward }))
+        const attend = attendIn(index, view, inputs.cache)
+        x = trace.within(layer.path, () => block(spec, layer, { x, view, attend, forward }))
         await pause()
       }
       if (finalNorm) x = norm(finalNorm, x, spec.norm, forward)
@@ -176,29 +180,38 @@ export function decoder(spec: DecoderSpec, source: WeightSource, place: string):
 interface BlockInputs {
   readonly x: Sym
   readonly view: View
-  readonly cache: LayerCache | undefined
+  readonly attend: Attend
   readonly forward: Forward
 }
 
-function block(spec: DecoderSpec, layer: Layer, { x, view, cache, forward }: BlockInputs): Sym {
+/** Mixes values `[b, t, hk, d]` as queries `[b, t, h, d]` and keys say. */
+type Attend = (q: Sym, k: Sym, v: Sym, options: CachedAttentionOptions) => Sym
+
+function attendIn(layer: number, { position, segments }: View, cache: KeyValueCache | undefined): Attend {
+  return cache
+    ? (q, k, v, options) => cache.attend(layer, { q, k, v, position: position! }, options)
+    : (q, k, v, options) => attention(q, k, v, { causal: true, segments, ...options })
+}
+
+function block(spec: DecoderSpec, layer: Layer, { x, view, attend, forward }: BlockInputs): Sym {
   const { norms } = layer
   const normed = (site: Site | undefined, value: Sym): Sym => (site ? norm(site, value, spec.norm, forward) : value)
-  const attend = (value: Sym): Sym => attentionPart(spec, layer, { x: value, view, cache, forward })
+  const attended = (value: Sym): Sym => attentionPart(spec, layer, { x: value, view, attend, forward })
   if (spec.block.kind === 'post') {
-    const middle = normed(norms.attention, add(x, attend(x)))
+    const middle = normed(norms.attention, add(x, attended(x)))
     return normed(norms.feedForward, add(middle, layer.feed(middle, forward)))
   }
   const inner = normed(norms.attention, x)
-  const attended = add(x, normed(norms.attentionOut, attend(inner)))
+  const middle = add(x, normed(norms.attentionOut, attended(inner)))
   if (spec.block.kind === 'parallel') {
     const fed = layer.feed(norms.feedForward ? normed(norms.feedForward, x) : inner, forward)
-    return add(attended, fed)
+    return add(middle, fed)
   }
-  const fed = layer.feed(normed(norms.feedForward, attended), forward)
-  return add(attended, normed(norms.feedForwardOut, fed))
+  const fed = layer.feed(normed(norms.feedForward, middle), forward)
+  return add(middle, normed(norms.feedForwardOut, fed))
 }
 
-function attentionPart(spec: DecoderSpec, layer: Layer, { x, view, cache, forward }: BlockInputs): Sym {
+function attentionPart(spec: DecoderSpec, layer: Layer, { x, view, attend, forward }: BlockInputs): Sym {
   const { scale, softcap } = spec.attention
   const { window, rotary, headNorms } = layer
   const [queries, keys, values] = layer.project(x, view, forward)
@@ -208,16 +221,7 @@ function attentionPart(spec: DecoderSpec, layer: Layer, { x, view, cache, forwar
   }
   const q = turn(queries, headNorms?.[0])
   const k = turn(keys, headNorms?.[1])
-  const options = { scale, softcap, window }
-  const mixed = cache
-    ? attentionCached(
-        q,
-        cacheUpdate(read(cache.keys), k, view.position!),
-        cacheUpdate(read(cache.values), values, view.position!),
-        view.position!,
-        options,
-      )
-    : attention(q, k, values, { causal: true, segments: view.segments, ...options })
+  const mixed = attend(q, k, values, { scale, softcap, window })
   return linear(layer.attentionOutput, reshape(mixed, [view.batch * view.time, -1]), forward)
 }
 
@@ -332,8 +336,6 @@ const part = (x: Sym, axis: number, start: number, count: number): Sym =>
 
 const capped = (x: Sym, cap: number | undefined): Sym => (cap === undefined ? x : mul(tanh(mul(x, 1 / cap)), cap))
 
-type LayerCache = KeyValueCache['layers'][number]
-
 /** One call's inputs as the layers see them. */
 interface View {
   readonly batch: number
@@ -375,19 +377,4 @@ function textLengths({ ids, segments, position, positions }: DecoderInputs, plac
   if (!segments) return read(tensor(Int32Array.of(time)))
   const ends = mul(add(cast(positions ?? places, 'f32'), 1), greaterEqual(segments, 0))
   return cast(max(reshape(ends, [batch, time]), { axes: [1] }), 'i32')
-}
-
-async function createCache(
-  spec: DecoderSpec,
-  batch: number,
-  capacity: number,
-  dtype: 'f32' | 'bf16' = 'f32',
-): Promise<KeyValueCache> {
-  const shape = [batch, capacity, spec.kvHeads, spec.headDim]
-  const layers: LayerCache[] = []
-  while (layers.length < spec.layers) {
-    layers.push({ keys: zeros(shape, dtype), values: zeros(shape, dtype) })
-    await pause()
-  }
-  return { layers, capacity }
 }
