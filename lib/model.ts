@@ -19,12 +19,13 @@ import {
 } from './generate/options.js'
 import { SessionPool } from './generate/session_pool.js'
 import type { GeneratedToken } from './generate/text_in_progress.js'
+import { biasOf, constraintOf } from './generate/text_options.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { buildNetwork, siteStructures } from './models/build.js'
 import type { CausalLm } from './models/causal_lm.js'
 import { expectRoom } from './models/memory.js'
 import { decoders } from './models/registry.js'
-import { type Tensor, tensor } from './tensor/tensor.js'
+import { tensor } from './tensor/tensor.js'
 import type { Constraint } from './tokenize/constraint.js'
 import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
 
@@ -191,7 +192,8 @@ export class Model extends AdaptedModel<CausalLm> {
     const encoded = await Promise.all(given.map((prompt) => this.#promptIds('generate', prompt, chat)))
     const prompts = encoded.flatMap((tokens) => Array.from({ length: streams }, (_, stream) => ({ tokens, stream })))
     const longest = Math.max(...encoded.map(({ length }) => length))
-    const bias = this.#biasOf(settings)
+    const added = biasOf(settings, this.network)
+    const bias = added && tensor(added)
     const constraints = await this.#constraintsOf(settings, prompts.length, longest)
     const request = { tokens: longest + maxTokens, batch: prompts.length, adapter }
     try {
@@ -218,24 +220,10 @@ export class Model extends AdaptedModel<CausalLm> {
     }
   }
 
-  #biasOf({ logitBias }: GenerateSettings): Tensor | undefined {
-    if (!logitBias || Object.keys(logitBias).length === 0) return undefined
-    const bias = new Float32Array(this.network.vocabularySize)
-    for (const [id, value] of Object.entries(logitBias)) {
-      if (Number(id) >= bias.length) throw misuse('generate.logitBias', `token ids below ${bias.length}`, id)
-      bias[Number(id)] = value
-    }
-    return tensor(bias)
-  }
-
   async #constraintsOf(settings: GenerateSettings, count: number, longest: number): Promise<Constraint[] | undefined> {
-    const { responseFormat: form, minTokens } = settings
-    if (!form) return undefined
-    if (minTokens > 0) throw misuse('generate.minTokens', 'none together with responseFormat', `${minTokens}`)
-    const { maxPositions, vocabularySize } = this.network
-    const maxTokens = Math.min(settings.maxTokens, maxPositions - longest + 1)
-    const texts = Array.from({ length: count }, () => this.tokenizer.constrain({ form, maxTokens, vocabularySize }))
-    return Promise.all(texts)
+    if (!settings.responseFormat) return undefined
+    const made = Array.from({ length: count }, () => constraintOf(settings, this.network, this.tokenizer, longest))
+    return (await Promise.all(made)) as Constraint[]
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT when there is nothing to go on from, or too much */

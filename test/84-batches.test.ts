@@ -158,6 +158,27 @@ test('greedy choice heeds bias, penalties and mask, in that order', async (t) =>
   t.is(await greedy({}, { bias: [0, 0, 0, 0, 5, 0, 0, 0], allowed: [2, 3] }), 2)
 })
 
+test('texts of one step have biases of their own', async (t) => {
+  const run = program((x, draws, set, bias) => sampleToken(x!, { draws: draws!, settings: set!, bias: bias! }).token)
+  const rows = [0, 4, 7, 2]
+  const bias = rows.flatMap((wanted) => logits.map((_, token) => (token === wanted ? 9 : 0)))
+  const greedy = settingNames.map((name) => greedySettings[name])
+  const tokens = await run(
+    tensor(
+      rows.flatMap(() => logits),
+      [4, 8],
+    ),
+    tensor(new Uint32Array(16), [4, 4]),
+    tensor(
+      rows.flatMap(() => greedy),
+      [4, 7],
+    ),
+    tensor(bias, [4, 8]),
+  )
+  t.deepEqual([...(await tokens.data())], rows)
+  run.dispose()
+})
+
 test("log-probabilities are the model's own, whatever changes the choice", async (t) => {
   const { tokens, logProbabilities, topTokens, topLogProbabilities } = await draw(logits, { temperature: 2 }, 3, {
     bias: [0, 0, 0, 0, 9, 0, 0, 0],

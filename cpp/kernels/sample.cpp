@@ -294,6 +294,8 @@ enum Output : uint8_t { kToken, kLogProbability, kTop, kTopLogProbability, kOutp
 struct SamplePlan {
   size_t batch = 0;
   size_t width = 0;
+  /// Distance of the biases of two rows: 0 where they share one.
+  size_t bias_stride = 0;
   size_t mask_words = 0;
   size_t history = 0;
   size_t top = 0;
@@ -306,7 +308,7 @@ struct SamplePlan {
 
 Edits edits_of(const SamplePlan& plan, const RunArguments& arguments, size_t row) {
   Edits edits;
-  edits.bias = arguments.input<float>(kBias);
+  if (const auto* bias = arguments.input<float>(kBias)) edits.bias = bias + row * plan.bias_stride;
   if (const auto* mask = arguments.input<uint32_t>(kMask)) edits.mask = mask + row * plan.mask_words;
   if (const auto* history = arguments.input<int32_t>(kHistory)) {
     edits.history = {history + row * plan.history, plan.history};
@@ -351,8 +353,12 @@ void check_operand(const KernelRequest& request, const Operand& operand, DType d
 void check_edits(const KernelRequest& request, SamplePlan& plan) {
   const Operand& history = request.inputs[kHistory];
   const auto batch = static_cast<int64_t>(plan.batch);
-  if (request.inputs[kBias].present)
-    check_operand(request, request.inputs[kBias], DType::kF32, Shape({static_cast<int64_t>(plan.width)}), "a bias");
+  if (const Operand& bias = request.inputs[kBias]; bias.present) {
+    const auto width = static_cast<int64_t>(plan.width);
+    const bool has_rows = bias.shape.rank() == 2;
+    check_operand(request, bias, DType::kF32, has_rows ? Shape({batch, width}) : Shape({width}), "a bias");
+    plan.bias_stride = has_rows ? plan.width : 0;
+  }
   plan.mask_words = (plan.width + 31) / 32;
   if (request.inputs[kMask].present)
     check_operand(request, request.inputs[kMask], DType::kU32, Shape({batch, static_cast<int64_t>(plan.mask_words)}),

@@ -679,7 +679,7 @@ export const kernels: Readonly<Record<string, (random: Random) => Call>> = {
         f32(b, v),
         u32(b, 4),
         f32(b, 7),
-        maybe(random, f32(v)),
+        maybe(random, flag(random) === 1 ? f32(v) : f32(b, v)),
         maybe(random, u32(b, Math.ceil(v / 32))),
         history ? i32(b, small(random)) : null,
         history ? i32(b) : null,

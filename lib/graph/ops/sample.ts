@@ -19,7 +19,7 @@ export interface SampleOptions {
   readonly draws: Sym
   /** `f32 [b, 7]`: see {@link settingNames}; a temperature of 0 takes the most likely token. */
   readonly settings: Sym
-  /** `f32 [v]`, added to the logits. */
+  /** `f32 [v]` or `[b, v]`, added to the logits. */
   readonly bias?: Sym | undefined
   /** `i32 [b, h]`: tokens of the texts so far, -1 where there is none; what penalties look at. */
   readonly history?: Sym | undefined
