@@ -5,6 +5,7 @@ import type { Adapter, AttachOptions } from './adapters/adapter.js'
 import { AdapterPrograms } from './adapters/adapter_programs.js'
 import type { Parametrization } from './adapters/parametrization.js'
 import { parseConfig } from './config.js'
+import { HeddleError } from './errors.js'
 import { openCheckpoint } from './formats/checkpoint.js'
 import type { HubOptions } from './formats/hub.js'
 import { readSentenceTransformer } from './formats/sentence_transformer.js'
@@ -113,16 +114,16 @@ export class EncoderModel extends AdaptedModel<Encoder> {
   }
 
   /**
-   * One vector for each text, `f32 [dimensions]`, in the order given. Texts of about equal length share a forward pass,
-   * so that little of it is padding.
+   * One vector for each text, `f32 [dimensions]`, in the order given; texts may be given as tokens, special ones
+   * included. Texts of about equal length share a forward pass, so that little of it is padding.
    * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
    */
-  async embed(texts: readonly string[], options: EmbedOptions = {}): Promise<Float32Array[]> {
+  async embed(texts: readonly (string | Int32Array)[], options: EmbedOptions = {}): Promise<Float32Array[]> {
     const { adapter, signal, ...rest } = options
     const { batchSize } = parseConfig('embed', embedSchema, rest)
     this.expectUsable('embed.adapter', adapter)
     const { maxLength } = this.settings
-    const encoded = await Promise.all(texts.map((text) => encodedText(this.tokenizer, text, maxLength)))
+    const encoded = await Promise.all(texts.map((text) => this.#tokensOf(text)))
     const vectors = new Array<Float32Array>(texts.length)
     for (const batch of batchesOf(encoded, batchSize, maxLength)) {
       const rows = await this.#run(batch, adapter, signal)
@@ -130,6 +131,18 @@ export class EncoderModel extends AdaptedModel<Encoder> {
         vectors[index] = rows.slice(row * this.dimensions, (row + 1) * this.dimensions)
     }
     return vectors
+  }
+
+  async #tokensOf(text: string | Int32Array): Promise<Int32Array> {
+    const { maxLength } = this.settings
+    if (typeof text === 'string') return encodedText(this.tokenizer, text, maxLength)
+    const { vocabSize } = this.tokenizer
+    if (text.length > 0 && text.length <= maxLength && text.every((id) => id >= 0 && id < vocabSize)) return text
+    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+      place: 'embed.texts',
+      expected: `1 to ${maxLength} tokens below ${vocabSize}`,
+      got: `${text.length}, the highest ${text.reduce((most, id) => Math.max(most, id), -1)}`,
+    })
   }
 
   async #run(batch: Batch, adapter: Adapter | undefined, signal: AbortSignal | undefined): Promise<Float32Array> {

@@ -379,6 +379,7 @@ export {
   type EncodeBatchOptions,
   type EncodedBatch,
   type EncodedChat,
+  type RenderOptions,
   Tokenizer,
   type TokenizerInfo,
   type TokenizerSource,

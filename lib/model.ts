@@ -96,6 +96,7 @@ const misuse = (place: string, expected: string, got: string): HeddleError =>
 /** A causal language model; made by {@link loadModel}. */
 export class Model extends AdaptedModel<CausalLm> {
   readonly #sessions: SessionPool
+  readonly #embedders = new Map<string, DecoderEmbedder>()
 
   constructor(
     source: string,
@@ -139,24 +140,30 @@ export class Model extends AdaptedModel<CausalLm> {
   }
 
   /**
-   * One vector per text from the last hidden states, `[hidden size]` each; texts go in as they are, without a template.
+   * One vector per text from the last hidden states, `[hidden size]` each; texts go in as they are, without a template,
+   * or as tokens.
    * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_ABORTED
    */
-  async embed(texts: readonly string[], options: DecoderEmbedOptions = {}): Promise<Float32Array[]> {
+  async embed(texts: readonly (string | Int32Array)[], options: DecoderEmbedOptions = {}): Promise<Float32Array[]> {
     const { pooling = 'mean', normalize = true, signal } = options
     const adapter = activeOf(options.adapter)
     if (pooling !== 'mean' && pooling !== 'last')
       throw misuse('embed.pooling', '"mean" or "last"', JSON.stringify(pooling))
     this.expectUsable('embed.adapter', adapter)
-    const forward = { precision: this.precision, hook: adapter?.hook }
-    const embedder = new DecoderEmbedder(this.network, forward, pooling, normalize)
-    try {
-      const vectors: Float32Array[] = []
-      for (const text of texts) vectors.push(await embedder.embed(await this.#promptIds('embed', text, false), signal))
-      return vectors
-    } finally {
-      embedder.dispose()
-    }
+    const embedder = this.#embedder(pooling, normalize)
+    const vectors: Float32Array[] = []
+    for (const text of texts)
+      vectors.push(await embedder.embed(await this.#promptIds('embed', text, false), { adapter, signal }))
+    return vectors
+  }
+
+  #embedder(pooling: DecoderPooling, normalize: boolean): DecoderEmbedder {
+    const name = `${pooling} ${normalize}`
+    const known = this.#embedders.get(name)
+    if (known) return known
+    const made = new DecoderEmbedder(this.network, { precision: this.precision }, pooling, normalize)
+    this.#embedders.set(name, made)
+    return made
   }
 
   /**
@@ -178,6 +185,7 @@ export class Model extends AdaptedModel<CausalLm> {
 
   protected override forget(): void {
     this.#sessions.forget()
+    for (const embedder of this.#embedders.values()) embedder.dispose()
   }
 
   /** Tokens of `streams` texts per prompt, as they are made. */

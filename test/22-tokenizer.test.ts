@@ -6,6 +6,7 @@ import { HeddleError } from '../lib/errors.js'
 import { type ChatMessage, Tokenizer } from '../lib/tokenize/tokenizer.js'
 import { fetchModel } from './models/fetch.js'
 import { temporaryFolder } from './support/temporary_folder.js'
+import { tinyModelFolder } from './tiny_model.js'
 
 interface TextCase {
   readonly text: string
@@ -146,4 +147,26 @@ test('messages without a chat template are ERR_HEDDLE_ARGUMENT', async (t) => {
   })
   t.is((error as HeddleError).code, 'ERR_HEDDLE_ARGUMENT')
   await tokenizer.close()
+})
+
+test('tools reach the chat template', async (t) => {
+  const folder = await tinyModelFolder()
+  const chat_template =
+    '{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}'
+  writeFileSync(join(folder, 'tokenizer_config.json'), JSON.stringify({ eos_token: '<eos>', chat_template }))
+  const tokenizer = await Tokenizer.load({ kind: 'folder', path: folder })
+  const tools = [{ type: 'function', function: { name: 'weave' } }]
+  const messages = [{ role: 'user', content: 'Hi' }]
+  t.is(await tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true, tools }), '[weave]Hi>')
+  t.is(await tokenizer.applyChatTemplate(messages), 'Hi')
+  await tokenizer.close()
+})
+
+test('the bytes of tokens are those of the text, also where a token is no whole character', async (t) => {
+  const text = 'Köln 🧵 \n'
+  const ids = await smollm2.encode(text, { addSpecialTokens: false })
+  const bytes = await smollm2.tokenBytes(ids)
+  t.is(Buffer.concat(bytes.map((each) => each!)).toString(), text)
+  t.true(bytes.some((each) => each!.at(-1)! >= 0x80))
+  t.deepEqual(await smollm2.tokenBytes([smollm2.bosTokenId!]), [undefined])
 })

@@ -346,3 +346,25 @@ test('embed() gives the mean, or the last, of the hidden states, whatever they a
   t.true(Math.abs(Math.hypot(...unit!) - 1) < 1e-5)
   await t.throwsAsync(model.embed(['a', '']), { code: 'ERR_HEDDLE_ARGUMENT' })
 })
+
+test('embed() takes tokens for texts, and compiles once for all calls', async (t) => {
+  const text = '5. Still waters'
+  const { network } = model
+  const { hidden } = network
+  let traces = 0
+  network.hidden = (...given) => {
+    traces += 1
+    return hidden.apply(network, given)
+  }
+  try {
+    const options = { pooling: 'mean', normalize: true } as const
+    const [vector] = await model.embed([text], options)
+    const before = traces
+    const [same] = await model.embed([await model.tokenizer.encode(text)], options)
+    t.deepEqual(same, vector)
+    t.is(traces, before)
+  } finally {
+    network.hidden = hidden
+  }
+  await t.throwsAsync(model.embed([Int32Array.of(100_000)]), { code: 'ERR_HEDDLE_ARGUMENT' })
+})

@@ -4,11 +4,14 @@ import type { Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Forward } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
-import type { Adapter } from './adapter.js'
+import type { ActiveAdapter } from './active.js'
+
+/** Adapters whose programs are kept; the one that was used longest ago goes first. */
+const maxKept = 16
 
 /** Programs by adapter; made anew once the network's weights are others than those they hold. */
 export class AdapterPrograms {
-  readonly #programs = new Map<Adapter | undefined, Program<Sym>>()
+  readonly #programs = new Map<ActiveAdapter | undefined, Program<Sym>>()
   #weights: readonly Tensor[] = []
 
   constructor(
@@ -19,17 +22,26 @@ export class AdapterPrograms {
   ) {}
 
   /** The program for an adapter, or for the network alone. */
-  for(adapter: Adapter | undefined): Program<Sym> {
+  for(adapter: ActiveAdapter | undefined): Program<Sym> {
     const weights = this.network.weights().map(({ tensor }) => tensor)
     // Merging and training replace weights; a compiled program holds packed copies of the old ones.
     if (!weights.every((weight, index) => weight === this.#weights[index])) this.dispose()
     this.#weights = weights
-    const known = this.#programs.get(adapter)
-    if (known) return known
+    const found = this.#programs.get(adapter) ?? this.#make(adapter)
+    this.#programs.delete(adapter)
+    this.#programs.set(adapter, found)
+    if (this.#programs.size > maxKept) this.#drop(this.#programs.keys().next().value)
+    return found
+  }
+
+  #make(adapter: ActiveAdapter | undefined): Program<Sym> {
     const forward = { ...this.forward, training: false, hook: adapter?.hook }
-    const made = program((...inputs: readonly (Sym | undefined)[]) => this.pass(inputs as readonly Sym[], forward))
-    this.#programs.set(adapter, made)
-    return made
+    return program((...inputs: readonly (Sym | undefined)[]) => this.pass(inputs as readonly Sym[], forward))
+  }
+
+  #drop(adapter: ActiveAdapter | undefined): void {
+    this.#programs.get(adapter)?.dispose()
+    this.#programs.delete(adapter)
   }
 
   /** Lets all programs go. */

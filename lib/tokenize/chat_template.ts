@@ -22,8 +22,11 @@ export interface TextSpan {
   readonly end: number
 }
 
+/** How a conversation becomes a text. */
 export interface RenderOptions {
+  /** Ends with the opening of an assistant turn, for the model to go on; default false. */
   readonly addGenerationPrompt?: boolean
+  /** What the assistant may call, as JSON schemas of functions in OpenAI's form; templates that know no tools ignore it. */
   readonly tools?: readonly unknown[] | undefined
 }
 
@@ -61,8 +64,6 @@ export class ChatTemplate {
 
   /**
    * The conversation as one text.
-   * @param options.addGenerationPrompt ends with the opening of an assistant turn, for the model to go on
-   * @param options.tools what the assistant may call, as the template wants them described
    * @throws ERR_HEDDLE_ARGUMENT when the template refuses the messages
    */
   render(messages: readonly ChatMessage[], { addGenerationPrompt = false, tools }: RenderOptions = {}): string {

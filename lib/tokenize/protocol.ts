@@ -3,7 +3,7 @@ import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
 import type { RowBlock } from '../data/rows.js'
 import { HeddleError, type HeddleErrorCode } from '../errors.js'
 import type { GgufBlock } from '../formats/gguf_writer.js'
-import type { ChatMessage } from './chat_template.js'
+import type { ChatMessage, RenderOptions } from './chat_template.js'
 import type { ConstraintRequest } from './grammar/constraints.js'
 import type { EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo } from './text_encoder.js'
 
@@ -19,7 +19,9 @@ export interface Operations {
   load: { ask: { readonly source: TokenizerSource }; answer: TokenizerInfo }
   encode: { ask: { readonly text: string; readonly addSpecialTokens: boolean }; answer: Int32Array }
   decode: { ask: { readonly ids: readonly number[]; readonly skipSpecialTokens: boolean }; answer: string }
-  render: { ask: { readonly messages: readonly ChatMessage[]; readonly addGenerationPrompt: boolean }; answer: string }
+  /** Answers by token; undefined for special tokens. */
+  tokenBytes: { ask: { readonly ids: readonly number[] }; answer: (Uint8Array | undefined)[] }
+  render: { ask: { readonly messages: readonly ChatMessage[]; readonly options: RenderOptions }; answer: string }
   encodeChat: { ask: { readonly messages: readonly ChatMessage[] }; answer: EncodedChat }
   encodeBatch: {
     ask: { readonly texts: readonly string[]; readonly options: EncodeBatchOptions }

@@ -6,7 +6,7 @@ import { Tokenizer as Library } from '@huggingface/tokenizers'
 import { bucketLength } from '../data/collate.js'
 import { HeddleError } from '../errors.js'
 import { formatError } from '../formats/byte_source.js'
-import { type ChatMessage, ChatTemplate } from './chat_template.js'
+import { type ChatMessage, ChatTemplate, type RenderOptions } from './chat_template.js'
 import { tokenBytesOf } from './token_bytes.js'
 import type { Json, TokenizerFiles } from './tokenizer_files.js'
 
@@ -43,6 +43,8 @@ export interface TokenizerInfo {
   readonly bosTokenId: number | undefined
   readonly padTokenId: number | undefined
   readonly hasChatTemplate: boolean
+  /** The Jinja source of the chat template. */
+  readonly chatTemplate: string | undefined
 }
 
 const specialNames = ['bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token']
@@ -57,6 +59,7 @@ export class TextEncoding {
   readonly #template: ChatTemplate | undefined
   readonly #cleansUpSpaces: boolean
   readonly #frames = new Map<boolean, Frame>()
+  #bytes: readonly (Uint8Array | undefined)[] | undefined
   /** The normalizer without the space that it puts before a text; undefined where it puts none. */
   readonly #inner: Normalize | null | undefined
 
@@ -82,6 +85,7 @@ export class TextEncoding {
       bosTokenId: idOf('bos_token'),
       padTokenId: idOf('pad_token'),
       hasChatTemplate: this.#template !== undefined,
+      chatTemplate: files.chatTemplate,
     }
   }
 
@@ -122,13 +126,14 @@ export class TextEncoding {
   }
 
   /** The bytes that each token stands for, by id; undefined for special tokens. */
-  tokenBytes(): (Uint8Array | undefined)[] {
-    return tokenBytesOf(this.files.tokenizer)
+  tokenBytes(): readonly (Uint8Array | undefined)[] {
+    this.#bytes ??= tokenBytesOf(this.files.tokenizer)
+    return this.#bytes
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when it refuses the messages */
-  applyChatTemplate(messages: readonly ChatMessage[], addGenerationPrompt: boolean): string {
-    return this.#chatTemplate().render(messages, { addGenerationPrompt })
+  applyChatTemplate(messages: readonly ChatMessage[], options: RenderOptions): string {
+    return this.#chatTemplate().render(messages, options)
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT without a chat template, or when the assistant's part cannot be told from the rest */

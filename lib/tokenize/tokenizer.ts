@@ -2,14 +2,22 @@
 import type { EncodedChunk, EncodeOptions } from '../data/encode.js'
 import type { RowBlock } from '../data/rows.js'
 import type { GgufBlock } from '../formats/gguf_writer.js'
-import type { ChatMessage } from './chat_template.js'
+import type { ChatMessage, RenderOptions } from './chat_template.js'
 import { Constraint } from './constraint.js'
 import type { ConstraintRequest } from './grammar/constraints.js'
 import type { TokenizerSource } from './protocol.js'
 import type { EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo } from './text_encoder.js'
 import { WorkerClient } from './worker_client.js'
 
-export type { ChatMessage, EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo, TokenizerSource }
+export type {
+  ChatMessage,
+  EncodeBatchOptions,
+  EncodedBatch,
+  EncodedChat,
+  RenderOptions,
+  TokenizerInfo,
+  TokenizerSource,
+}
 
 /** A tokenizer of a checkpoint. An open one keeps a worker thread, but no process, alive; `close()` ends it. */
 export class Tokenizer {
@@ -72,14 +80,19 @@ export class Tokenizer {
   }
 
   /**
+   * The bytes that each token stands for, which need not be whole characters; undefined for special tokens, which are no
+   * text.
+   */
+  tokenBytes(ids: ArrayLike<number>): Promise<(Uint8Array | undefined)[]> {
+    return this.#client.call('tokenBytes', { ids: Array.from(ids) })
+  }
+
+  /**
    * The conversation as the text that the model was tuned on.
    * @throws ERR_HEDDLE_ARGUMENT without a chat template, or when it refuses the messages
    */
-  applyChatTemplate(
-    messages: readonly ChatMessage[],
-    { addGenerationPrompt = false }: { readonly addGenerationPrompt?: boolean } = {},
-  ): Promise<string> {
-    return this.#client.call('render', { messages, addGenerationPrompt })
+  applyChatTemplate(messages: readonly ChatMessage[], options: RenderOptions = {}): Promise<string> {
+    return this.#client.call('render', { messages, options })
   }
 
   /**

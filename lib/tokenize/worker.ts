@@ -69,8 +69,10 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
       return loaded().encode(request.ask.text, request.ask.addSpecialTokens)
     case 'decode':
       return loaded().decode(request.ask.ids, request.ask.skipSpecialTokens)
+    case 'tokenBytes':
+      return tokenBytes(request.ask.ids)
     case 'render':
-      return loaded().applyChatTemplate(request.ask.messages, request.ask.addGenerationPrompt)
+      return loaded().applyChatTemplate(request.ask.messages, request.ask.options)
     case 'encodeChat':
       return loaded().encodeChat(request.ask.messages)
     case 'encodeBatch':
@@ -101,6 +103,11 @@ async function load({ kind, path }: TokenizerSource): Promise<TextEncoding> {
 function loaded(): TextEncoding {
   if (encoding) return encoding
   throw new Error('the tokenizer has not been loaded')
+}
+
+function tokenBytes(ids: readonly number[]): (Uint8Array | undefined)[] {
+  const bytes = loaded().tokenBytes()
+  return ids.map((id) => bytes[id])
 }
 
 /** Made when first needed: sorting a vocabulary takes a while. */

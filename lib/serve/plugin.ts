@@ -1,0 +1,30 @@
+/** Heddle's server as a plugin of fastify, for an app of its own or one that there is already. */
+import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
+import fastifyPlugin from 'fastify-plugin'
+import type { ServerContext } from './context.js'
+import { answerError } from './openai_error.js'
+import { modelRoutes } from './routes/models.js'
+
+/** Options of {@link heddle}. */
+export interface ServeOptions extends ServerContext {
+  /** Where the routes begin, e.g. `/llm` for `/llm/v1/models`; default: at the root. */
+  readonly prefix?: string
+}
+
+/**
+ * Adds Heddle's routes to an app: `await app.register(heddle, { engine, modelName, folders })`. They live in a scope of
+ * their own, so that its hooks and its form of errors change nothing of the app's other routes. The engine stays the
+ * caller's: close it after the app.
+ */
+export const heddle: FastifyPluginAsync<ServeOptions> = fastifyPlugin(
+  (async (app, { prefix = '', ...options }) => {
+    await app.register((scope) => serveRoutes(scope, options), { prefix })
+  }) satisfies FastifyPluginAsync<ServeOptions>,
+  { name: 'heddle', fastify: '5.x' },
+)
+
+/** The order matters: hooks of `operations` reach the routes that are registered after them. */
+async function serveRoutes(scope: FastifyInstance, options: ServerContext): Promise<void> {
+  scope.setErrorHandler(answerError)
+  await scope.register(modelRoutes, options)
+}
