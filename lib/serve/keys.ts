@@ -158,7 +158,7 @@ function admit(ring: KeyRing, scope: Scope, request: FastifyRequest, reply: Fast
 /** What a request needs. A path that no one thought of needs a key, too. */
 function scopeOf({ routeOptions: { config, url = '' } }: FastifyRequest): Scope | 'public' {
   if (config.scope !== undefined) return config.scope
-  return /^\/v1\/(fine_tuning|files)(\/|$)/.test(url) ? 'train' : 'infer'
+  return /\/v1\/(fine_tuning|files)(\/|$)/.test(url) ? 'train' : 'infer'
 }
 
 /** @throws ERR_HEDDLE_ARGUMENT when others could reach the server and no one would ask them for a key */

@@ -2,7 +2,8 @@
 import { randomUUID } from 'node:crypto'
 import type { IncomingMessage, Server } from 'node:http'
 import { type FastifyHttpOptions, type FastifyInstance, LogController } from 'fastify'
-import { type Limits, parseLimits } from './limits.js'
+import type { DestinationStream, LoggerOptions } from 'pino'
+import type { Limits } from './limits.js'
 import { routeOf } from './metrics.js'
 
 /** How much is said. */
@@ -12,22 +13,18 @@ export const logLevels = ['fatal', 'error', 'warn', 'info', 'debug', 'silent'] a
 export type LogLevel = (typeof logLevels)[number]
 
 /** What a fastify app must be made with, as it cannot be told later: ids, log and the limits of connections. */
-export function serverOptions(options: {
-  readonly level?: LogLevel
-  readonly limits?: Partial<Limits>
-  /** Gets the log lines; default: stdout. */
-  readonly stream?: { write(line: string): void }
-}) {
-  const { level = 'info', limits, stream } = options
-  const { bodyBytes, headerSeconds, requestSeconds, idleSeconds } = parseLimits(limits)
+export function serverOptions(
+  limits: Limits,
+  logger: (LoggerOptions & { readonly stream?: DestinationStream }) | false = {},
+) {
   return {
-    logger: { level, redact, ...(stream ? { stream } : {}), serializers: { req: () => ({}) } },
+    logger: logger && { level: 'info', redact, ...logger, serializers: { req: () => ({}), ...logger.serializers } },
     logController: new LogController({ disableRequestLogging: true }),
     genReqId: requestId,
-    bodyLimit: bodyBytes,
-    requestTimeout: 1000 * requestSeconds,
-    keepAliveTimeout: 1000 * idleSeconds,
-    http: { headersTimeout: 1000 * headerSeconds, connectionsCheckingInterval: 1000 },
+    bodyLimit: limits.bodyBytes,
+    requestTimeout: 1000 * limits.requestSeconds,
+    keepAliveTimeout: 1000 * limits.idleSeconds,
+    http: { headersTimeout: 1000 * limits.headerSeconds, connectionsCheckingInterval: 1000 },
     forceCloseConnections: 'idle',
   } satisfies FastifyHttpOptions<Server>
 }

@@ -1,5 +1,6 @@
 /** Everything of a server that is not its API: keys, limits, ids, logs, metrics, health. */
 import cors from '@fastify/cors'
+import type { FastifyInstance } from 'fastify'
 import plugin from 'fastify-plugin'
 import type { ServerContext } from './context.js'
 import { tellHealth } from './health.js'
@@ -16,7 +17,7 @@ export interface OperationsOptions extends ServerContext {
   readonly limits?: Partial<Limits> | undefined
   /** Origins whose pages may ask, or '*'; default: none. */
   readonly cors?: '*' | readonly string[] | undefined
-  /** Host names under which the server may be asked; default: any. Keeps pages of others away that point their name at this machine. */
+  /** Host names under which the server may be asked; default: any. */
   readonly hosts?: readonly string[] | undefined
   /** Logs what clients send, prompts included. */
   readonly logBodies?: boolean | undefined
@@ -28,20 +29,9 @@ export interface OperationsOptions extends ServerContext {
 export const operations = plugin<OperationsOptions>(
   async (app, options) => {
     const limits = parseLimits(options.limits)
-    app.server.maxConnections = limits.connections
     logRequests(app, { logBodies: options.logBodies ?? false })
     if (options.cors !== undefined) await app.register(cors, { origin: options.cors === '*' ? '*' : [...options.cors] })
-    const { hosts } = options
-    if (hosts !== undefined)
-      app.addHook('onRequest', async (request, reply) =>
-        hosts.includes(request.hostname)
-          ? undefined
-          : refuse(reply, 403, {
-              type: 'invalid_request_error',
-              code: 'unknown_host',
-              message: `This server is not asked by the name "${request.hostname.slice(0, 100)}".`,
-            }),
-      )
+    answerOnlyTo(app, options.hosts)
     askForKeys(app, options.keys)
     holdToLimits(app, limits)
     measure(app, options.engine)
@@ -51,7 +41,23 @@ export const operations = plugin<OperationsOptions>(
   { name: 'heddle-operations', fastify: '5.x' },
 )
 
-function watchKeys(app: Parameters<typeof askForKeys>[0], ring: KeyRing | undefined): void {
+/**
+ * Refuses requests that name another host: a page elsewhere can point its own name at this machine, and would be answered
+ * as one of this server's.
+ */
+function answerOnlyTo(app: FastifyInstance, hosts: readonly string[] | undefined): void {
+  if (hosts === undefined) return
+  app.addHook('onRequest', async (request, reply) => {
+    if (hosts.includes(request.hostname)) return undefined
+    return refuse(reply, 403, {
+      type: 'invalid_request_error',
+      code: 'unknown_host',
+      message: `This server does not answer to the name "${request.hostname.slice(0, 100)}".`,
+    })
+  })
+}
+
+function watchKeys(app: FastifyInstance, ring: KeyRing | undefined): void {
   const stop = ring?.watch((error) => {
     if (error === undefined) app.log.info({ keys: ring.names.length }, 'keys were read again')
     else app.log.error({ err: error }, 'keys could not be read again; the earlier ones stay')

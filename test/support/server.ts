@@ -3,6 +3,7 @@ import { setImmediate as turn } from 'node:timers/promises'
 import fastify, { type FastifyInstance } from 'fastify'
 import type { EngineListener, EngineState } from '../../lib/engine/events.js'
 import { type Engine, HeddleError, type Model } from '../../lib/index.js'
+import { parseLimits } from '../../lib/serve/limits.js'
 import { type LogLevel, serverOptions } from '../../lib/serve/log.js'
 import { answerError, answerNotFound } from '../../lib/serve/openai_error.js'
 import { type OperationsOptions, operations } from '../../lib/serve/operations.js'
@@ -111,9 +112,7 @@ export async function testServer({
 } = {}): Promise<TestServer> {
   const log: Record<string, unknown>[] = []
   const stream = { write: (line: string) => void log.push(JSON.parse(line) as Record<string, unknown>) }
-  const app: FastifyInstance = fastify(
-    serverOptions({ level, stream, ...(options.limits ? { limits: options.limits } : {}) }),
-  ) as unknown as FastifyInstance
+  const app: FastifyInstance = fastify(serverOptions(parseLimits(options.limits), { level, stream }))
   app.setErrorHandler(answerError)
   app.setNotFoundHandler(answerNotFound)
   const folder = temporaryFolder()
