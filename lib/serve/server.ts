@@ -46,6 +46,10 @@ export interface RunningServer {
   readonly app: FastifyInstance
   /** Where it listens, e.g. `http://127.0.0.1:8000`. */
   readonly url: string
+  /** The name under which the model alone is asked for. */
+  readonly modelName: string
+  /** Names of the adapters that can be asked for now. */
+  readonly adapterNames: readonly string[]
   /** Stops listening, lets requests that run end (or aborts them once the signal is set), and frees what it made. */
   close(signal?: AbortSignal): Promise<void>
 }
@@ -92,7 +96,7 @@ async function serve(
     const modelName = options.modelName ?? basename(model.source)
     await app.register(heddle, { hosts, ...rest, keys, engine, modelName, folders: { data, adapters } })
     const url = await app.listen({ host, port: port ?? 8000 })
-    return { app, url, close }
+    return { app, url, modelName, adapterNames: engine.adapterNames, close }
   } catch (error) {
     await Promise.all([app.close(), engine.close()])
     throw error

@@ -21,32 +21,3 @@ export async function shutDown(app: FastifyInstance, engine: Engine, signal?: Ab
     signal?.removeEventListener('abort', onAbort)
   }
 }
-
-/** What {@link closeOnSignals} needs. */
-export interface ClosingOptions {
-  /** Must end soon after its signal is set. */
-  readonly close: (signal: AbortSignal) => Promise<void>
-  /** How long running requests may take. */
-  readonly seconds: number
-  /** Told when a signal came. */
-  readonly onSignal?: (name: NodeJS.Signals) => void
-}
-
-/** Waits for SIGTERM or SIGINT, then closes; a second signal ends the process at once. @returns the first signal */
-export async function closeOnSignals({ close, seconds, onSignal }: ClosingOptions): Promise<NodeJS.Signals> {
-  const name = await firstSignal()
-  onSignal?.(name)
-  await close(AbortSignal.timeout(1000 * seconds))
-  return name
-}
-
-const firstSignal = (): Promise<NodeJS.Signals> =>
-  new Promise((resolve) => {
-    let isFirst = true
-    const receive = (name: NodeJS.Signals): void => {
-      if (isFirst) resolve(name)
-      else process.exit(name === 'SIGINT' ? 130 : 143)
-      isFirst = false
-    }
-    for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, receive)
-  })
