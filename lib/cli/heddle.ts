@@ -13,6 +13,7 @@ import { inspectCommand } from './inspect.js'
 import { mergeCommand } from './merge.js'
 import { pullCommand } from './pull.js'
 import { quickstartCommand } from './quickstart.js'
+import { serveCommand } from './serve.js'
 import { packageVersion } from './session.js'
 import { trainCommand } from './train.js'
 
@@ -23,6 +24,7 @@ const commands = [
   evalCommand,
   generateCommand,
   chatCommand,
+  serveCommand,
   mergeCommand,
   exportCommand,
   inspectCommand,

@@ -18,5 +18,13 @@ export const numberFrom =
     throw new InvalidArgumentError(`Expected a number ${range}.`)
   }
 
+/** Bytes, such as 4096, 512M or 4G (powers of 1024). */
+export function bytesFrom(text: string): number {
+  const [, number, unit = ''] = /^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$/i.exec(text.trim()) ?? []
+  const bytes = Math.round(Number(number) * 1024 ** ' KMGT'.indexOf(unit.toUpperCase() || ' '))
+  if (Number.isSafeInteger(bytes) && bytes > 0) return bytes
+  throw new InvalidArgumentError('Expected bytes, such as 4096, 512M or 4G.')
+}
+
 /** An option that may be given several times. */
 export const repeated = (text: string, earlier: readonly string[] = []): readonly string[] => [...earlier, text]

@@ -42,6 +42,8 @@ export interface EndedRequest {
 
 /** What an engine holds at the moment. */
 export interface EngineState {
+  /** Takes no more requests. */
+  readonly isClosed: boolean
   /** Texts being made. */
   readonly running: number
   /** Requests without a place. */

@@ -105,6 +105,7 @@ export class SerialEngine implements Engine {
     const { cache, adapters } = this.#memory
     const loaded = [...this.#loaded.keys()]
     return {
+      isClosed: this.#isClosed,
       running: this.#running,
       waiting: this.#waiting,
       maxBatch: 1,

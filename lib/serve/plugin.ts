@@ -1,12 +1,13 @@
 /** Heddle's server as a plugin of fastify, for an app of its own or one that there is already. */
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
-import type { ServerContext } from './context.js'
+import { limitEngine, parseLimits } from './limits.js'
 import { answerError } from './openai_error.js'
+import { type OperationsOptions, operations } from './operations.js'
 import { modelRoutes } from './routes/models.js'
 
 /** Options of {@link heddle}. */
-export interface ServeOptions extends ServerContext {
+export interface ServeOptions extends OperationsOptions {
   /** Where the routes begin, e.g. `/llm` for `/llm/v1/models`; default: at the root. */
   readonly prefix?: string
 }
@@ -24,7 +25,10 @@ export const heddle: FastifyPluginAsync<ServeOptions> = fastifyPlugin(
 )
 
 /** The order matters: hooks of `operations` reach the routes that are registered after them. */
-async function serveRoutes(scope: FastifyInstance, options: ServerContext): Promise<void> {
+async function serveRoutes(scope: FastifyInstance, options: OperationsOptions): Promise<void> {
   scope.setErrorHandler(answerError)
-  await scope.register(modelRoutes, options)
+  await scope.register(operations, options)
+  const engine = limitEngine(options.engine, parseLimits(options.limits))
+  const context = { ...options, engine }
+  await scope.register(modelRoutes, context)
 }

@@ -6,11 +6,18 @@ import type { LoggerOptions } from 'pino'
 import { createEngine } from '../engine/engine.js'
 import type { EngineOptions } from '../engine/options.js'
 import { type LoadOptions, loadModel, type Model } from '../model.js'
+import { isLoopback, KeyRing, refusePublicAddress } from './keys.js'
+import { parseLimits } from './limits.js'
+import { serverOptions } from './log.js'
 import { answerNotFound } from './openai_error.js'
 import { heddle, type ServeOptions } from './plugin.js'
+import { shutDown } from './shutdown.js'
+
+const defaultHost = '127.0.0.1'
+const loopbackHosts = ['localhost', '127.0.0.1', '[::1]', '::1']
 
 /** Options of {@link startServer}. */
-export interface ServerOptions extends Omit<ServeOptions, 'engine' | 'modelName' | 'folders'> {
+export interface ServerOptions extends Omit<ServeOptions, 'engine' | 'modelName' | 'folders' | 'keys'> {
   /** A model, which stays the caller's; or what `loadModel` takes, loaded and disposed of by the server. */
   readonly model: Model | string
   /** How a model that is loaded here is loaded. */
@@ -22,6 +29,10 @@ export interface ServerOptions extends Omit<ServeOptions, 'engine' | 'modelName'
   /** Folder of adapters by name, made when there is none; default: `adapters` in the data folder. */
   readonly adapters?: string
   readonly engine?: Omit<EngineOptions, 'adapters'>
+  /** File of keys that clients must have (`heddle serve keys`); default: none are asked for. */
+  readonly keys?: string | undefined
+  /** Allows an address that others reach without keys. */
+  readonly insecure?: boolean
   /** Default `127.0.0.1`: only this machine reaches it. */
   readonly host?: string
   /** Default 8000; 0 takes a free one. */
@@ -35,6 +46,10 @@ export interface RunningServer {
   readonly app: FastifyInstance
   /** Where it listens, e.g. `http://127.0.0.1:8000`. */
   readonly url: string
+  /** The name under which the model alone is asked for. */
+  readonly modelName: string
+  /** Names of the adapters that can be asked for now. */
+  readonly adapterNames: readonly string[]
   /** Stops listening, lets requests that run end (or aborts them once the signal is set), and frees what it made. */
   close(signal?: AbortSignal): Promise<void>
 }
@@ -45,6 +60,8 @@ export interface RunningServer {
  *   sockets when the port is taken
  */
 export async function startServer(options: ServerOptions): Promise<RunningServer> {
+  const { keys, host = defaultHost, insecure = false } = options
+  refusePublicAddress(host, { hasKeys: keys !== undefined, insecure })
   const { model: given, load = {}, data = 'heddle-data', adapters = join(data, 'adapters') } = options
   await mkdir(adapters, { recursive: true })
   await mkdir(data, { recursive: true })
@@ -63,19 +80,23 @@ async function serve(
   options: ServerOptions & { readonly data: string; readonly adapters: string },
   stopModel: () => Promise<void>,
 ): Promise<RunningServer> {
-  const { engine: engineOptions, load: _, model: __, data, adapters, host, port, logger, ...rest } = options
+  const { engine: engineOptions, data, adapters, host = defaultHost, port, logger, ...rest } = options
+  const limits = parseLimits(options.limits)
+  const keys = options.keys === undefined ? undefined : await KeyRing.open(options.keys)
   const engine = await createEngine(model, { ...engineOptions, adapters })
-  const app = fastify({ logger: logger ?? { level: 'info' } })
+  const app = fastify(serverOptions(limits, logger))
+  app.server.maxConnections = limits.connections
   app.setNotFoundHandler(answerNotFound)
   const close = async (signal?: AbortSignal): Promise<void> => {
-    await Promise.all([app.close(), engine.close(signal)])
+    await shutDown(app, engine, signal)
     await stopModel()
   }
   try {
+    const hosts = isLoopback(host) && keys === undefined && !options.insecure ? loopbackHosts : undefined
     const modelName = options.modelName ?? basename(model.source)
-    await app.register(heddle, { ...rest, engine, modelName, folders: { data, adapters } })
-    const url = await app.listen({ host: host ?? '127.0.0.1', port: port ?? 8000 })
-    return { app, url, close }
+    await app.register(heddle, { hosts, ...rest, keys, engine, modelName, folders: { data, adapters } })
+    const url = await app.listen({ host, port: port ?? 8000 })
+    return { app, url, modelName, adapterNames: engine.adapterNames, close }
   } catch (error) {
     await Promise.all([app.close(), engine.close()])
     throw error

@@ -1,0 +1,203 @@
+/** `heddle serve`: a model and its adapters behind OpenAI's HTTP API; `heddle serve keys`: who may ask. */
+import { once } from 'node:events'
+import { basename } from 'node:path'
+import { type Command, InvalidArgumentError, Option } from 'commander'
+import { addKey, listKeys, refusePublicAddress, removeKey, type Scope, scopes } from '../serve/keys.js'
+import type { Limits } from '../serve/limits.js'
+import { type LogLevel, logLevels } from '../serve/log.js'
+import { type RunningServer, startServer } from '../serve/server.js'
+import {
+  type CommonFlags,
+  command,
+  inferencePrecisionOption,
+  inSession,
+  type ModelFlags,
+  modelOption,
+  type Session,
+} from './session.js'
+import { bytesFrom, integerFrom, numberFrom, repeated } from './values.js'
+
+interface Flags extends CommonFlags, Partial<ModelFlags> {
+  readonly name?: string
+  readonly adapters?: string
+  readonly data: string
+  readonly host: string
+  readonly port: number
+  readonly keys?: string
+  readonly insecure?: boolean
+  readonly cors?: readonly string[]
+  readonly maxBatch?: number
+  readonly maxQueue?: number
+  readonly cacheMemory?: number
+  readonly adapterMemory?: number
+  readonly maxBody?: number
+  readonly maxPromptTokens?: number
+  readonly maxNewTokens?: number
+  readonly maxConcurrency?: number
+  readonly maxRate?: number
+  readonly drainSeconds: number
+  readonly logLevel: LogLevel
+  readonly logPrompts?: boolean
+}
+
+export const serveCommand = (): Command =>
+  command('serve')
+    .usage('--model <source> [options]')
+    .addOption(modelOption())
+    .description("Serve a model and its adapters over HTTP, in the form of OpenAI's API.")
+    .addOption(inferencePrecisionOption())
+    .option('--name <name>', 'name under which the model alone is asked for (default: the last part of --model)')
+    .option('--adapters <folder>', 'folder whose subfolders are adapters by name (default: adapters in --data)')
+    .option('--data <folder>', 'uploaded files, training jobs and their database', 'heddle-data')
+    .optionsGroup('Who may ask:')
+    .option('--host <address>', 'address to listen on; others than loopback need --keys', '127.0.0.1')
+    .option('-p, --port <n>', 'port to listen on; 0: a free one', integerFrom(0), 8000)
+    .option('--keys <file>', 'keys that clients must have, as `heddle serve keys add` makes them')
+    .option('--insecure', 'allow a public address without keys')
+    .option('--cors <origin>', 'origin whose pages may ask, or *; may be given several times (default: none)', repeated)
+    .optionsGroup('How much at a time:')
+    .option('--max-batch <n>', 'texts made at the same time (default: 32)', integerFrom(1))
+    .option('--max-queue <n>', 'requests that may wait (default: 256)', integerFrom(0))
+    .option('--cache-memory <bytes>', 'keys and values, such as 512M or 4G (default: 512M)', bytesFrom)
+    .option('--adapter-memory <bytes>', 'adapters in memory (default: 256M)', bytesFrom)
+    .option('--max-body <bytes>', 'body of a request (default: 1M)', bytesFrom)
+    .option('--max-prompt-tokens <n>', "tokens of a prompt (default: the model's maximum)", integerFrom(1))
+    .option('--max-new-tokens <n>', 'tokens that a request may ask for (default: 4096)', integerFrom(1))
+    .option('--max-concurrency <n>', 'requests of one key at the same time (default: 64)', integerFrom(1))
+    .option('--max-rate <n>', 'requests of one key per minute (default: 600)', integerFrom(1))
+    .option('--drain-seconds <s>', 'time for running requests when the server is told to end', numberFrom(0), 30)
+    .optionsGroup('Log:')
+    .addOption(new Option('--log-level <level>', 'lines of JSON on stdout').choices(logLevels).default('info'))
+    .option('--log-prompts', 'log what clients send; default: never')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ heddle serve --model HuggingFaceTB/SmolLM2-135M-Instruct --adapters adapters
+  $ heddle serve keys add alice --keys keys.txt --scopes infer,train
+  $ heddle serve --model model.gguf --keys keys.txt --host 0.0.0.0 --port 8080
+
+/healthz, /readyz and /metrics are for whoever runs it (docs/guides/operating-a-server.md). SIGTERM or Ctrl-C ends it
+once running requests have ended; a second one ends it at once. SIGHUP reads the keys again.
+Exit codes: 0 ended as told, 1 failed, 2 wrong use, 130 or 143 ended at once.`,
+    )
+    .action((flags: Flags, action: Command) => {
+      if (flags.model === undefined) action.error("error: required option '-m, --model <source>' not specified")
+      const onInterrupt = `Running requests have ${flags.drainSeconds} s to end.`
+      return inSession(flags, { onInterrupt }, (session) => serve(session, { ...flags, model: flags.model! }))
+    })
+    .addCommand(keysCommand())
+
+async function serve(session: Session, flags: Flags & ModelFlags): Promise<void> {
+  const { host, port, keys, insecure = false, data, adapters, logLevel: level, logPrompts = false } = flags
+  refusePublicAddress(host, { hasKeys: keys !== undefined, insecure })
+  const model = await session.loadModel(flags)
+  const server = await startServer({
+    ...given({ adapters, keys, modelName: flags.name ?? basename(flags.model), cors: originsOf(flags.cors) }),
+    model,
+    data,
+    host,
+    port,
+    insecure,
+    logBodies: logPrompts,
+    logger: { level },
+    limits: limitsOf(flags),
+    engine: {
+      ...given({ maxBatch: flags.maxBatch, maxQueue: flags.maxQueue }),
+      memory: given({ cache: flags.cacheMemory, adapters: flags.adapterMemory }),
+    },
+  })
+  announce(session, server, keys !== undefined)
+  await aborted(session.signal)
+  await server.close(AbortSignal.timeout(1000 * flags.drainSeconds))
+}
+
+function announce(session: Session, { url, modelName, adapterNames }: RunningServer, hasKeys: boolean): void {
+  session.report('listening', { url, model: modelName, adapters: adapterNames })
+  const names = adapterNames.length === 0 ? 'No adapters yet.' : `Adapters: ${adapterNames.slice(0, 10).join(', ')}`
+  session.note(`Listening on ${url}
+${names}${adapterNames.length > 10 ? `, and ${adapterNames.length - 10} more` : ''}
+Next: curl ${url}/v1/chat/completions -H 'content-type: application/json'${hasKeys ? " -H 'authorization: Bearer <key>'" : ''} \\
+        -d '${JSON.stringify({ model: modelName, messages: [{ role: 'user', content: 'Hello' }] })}'`)
+}
+
+const limitsOf = (flags: Flags): Partial<Limits> =>
+  given({
+    bodyBytes: flags.maxBody,
+    promptTokens: flags.maxPromptTokens,
+    newTokens: flags.maxNewTokens,
+    concurrency: flags.maxConcurrency,
+    requestsPerMinute: flags.maxRate,
+  })
+
+const originsOf = (origins: readonly string[] | undefined): '*' | readonly string[] | undefined =>
+  origins?.includes('*') ? '*' : origins
+
+/** Without the fields that nothing was said about, so that defaults stay. */
+const given = <T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], undefined> } =>
+  Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as never
+
+const aborted = async (signal: AbortSignal): Promise<void> => {
+  if (!signal.aborted) await once(signal, 'abort')
+}
+
+interface KeyFlags extends CommonFlags {
+  readonly keys: string
+  readonly scopes: readonly Scope[]
+}
+
+/** `heddle serve` takes the flags that it has, too, wherever they stand. */
+const inKeySession = (action: Command, body: (session: Session, flags: KeyFlags) => Promise<void>): Promise<void> => {
+  const flags = action.optsWithGlobals<KeyFlags>()
+  return inSession(flags, {}, (session) => body(session, flags))
+}
+
+const keysOption = (): Option => new Option('--keys <file>', 'the file').default('keys.txt')
+
+function keysCommand(): Command {
+  const keys = command('keys').description(
+    'Make, list and remove the keys of a server. Running servers see the change.',
+  )
+  const commands = [
+    command('add')
+      .description('Make a key, print it, and add its hash to the file. It cannot be printed again.')
+      .argument('<name>', 'who has it')
+      .addOption(keysOption())
+      .addOption(new Option('--scopes <list>', `out of ${scopes.join(', ')}`).argParser(scopesFrom).default(['infer']))
+      .addHelpText('after', '\nExample:\n  $ heddle serve keys add alice --keys keys.txt --scopes infer,train')
+      .action((name: string, _, action: Command) =>
+        inKeySession(action, async (session, flags) => {
+          const key = await addKey(flags.keys, name, flags.scopes)
+          session.report('key', { name, scopes: flags.scopes, key }, key)
+          session.note(`Next: heddle serve --model <source> --keys ${flags.keys}`)
+        }),
+      ),
+    command('list')
+      .description('Print the names and scopes in the file.')
+      .addOption(keysOption())
+      .action((_, action: Command) =>
+        inKeySession(action, async (session, flags) => {
+          for (const { name, scopes: granted } of await listKeys(flags.keys))
+            session.report('key', { name, scopes: granted }, `${name} ${granted.join(',')}`)
+        }),
+      ),
+    command('remove')
+      .description('Take a key out of the file.')
+      .argument('<name>', 'who had it')
+      .addOption(keysOption())
+      .action((name: string, _, action: Command) =>
+        inKeySession(action, async (session, flags) => {
+          await removeKey(flags.keys, name)
+          session.report('removed', { name }, `Removed ${name}.`)
+        }),
+      ),
+  ]
+  for (const each of commands) keys.addCommand(each.showSuggestionAfterError().exitOverride())
+  return keys.exitOverride()
+}
+
+function scopesFrom(text: string): readonly Scope[] {
+  const names = text.split(',')
+  if (names.every((name): name is Scope => (scopes as readonly string[]).includes(name))) return names
+  throw new InvalidArgumentError(`Expected names out of ${scopes.join(', ')}, separated by commas.`)
+}

@@ -1,0 +1,66 @@
+/** Everything of a server that is not its API: keys, limits, ids, logs, metrics, health. */
+import cors from '@fastify/cors'
+import type { FastifyInstance } from 'fastify'
+import plugin from 'fastify-plugin'
+import type { ServerContext } from './context.js'
+import { tellHealth } from './health.js'
+import { askForKeys, type KeyRing } from './keys.js'
+import { holdToLimits, type Limits, parseLimits } from './limits.js'
+import { logRequests } from './log.js'
+import { measure } from './metrics.js'
+import { refuse } from './refusal.js'
+
+/** Options of {@link operations}. */
+export interface OperationsOptions extends ServerContext {
+  /** Default: none are asked for. */
+  readonly keys?: KeyRing | undefined
+  readonly limits?: Partial<Limits> | undefined
+  /** Origins whose pages may ask, or '*'; default: none. */
+  readonly cors?: '*' | readonly string[] | undefined
+  /** Host names under which the server may be asked; default: any. */
+  readonly hosts?: readonly string[] | undefined
+  /** Logs what clients send, prompts included. */
+  readonly logBodies?: boolean | undefined
+  /** Until then the server is not ready. */
+  readonly warmUp?: Promise<unknown> | undefined
+}
+
+/** Registers it all, for the routes that the app gets after it. */
+export const operations = plugin<OperationsOptions>(
+  async (app, options) => {
+    const limits = parseLimits(options.limits)
+    logRequests(app, { logBodies: options.logBodies ?? false })
+    if (options.cors !== undefined) await app.register(cors, { origin: options.cors === '*' ? '*' : [...options.cors] })
+    answerOnlyTo(app, options.hosts)
+    askForKeys(app, options.keys)
+    holdToLimits(app, limits)
+    measure(app, options.engine)
+    tellHealth(app, { warmUp: options.warmUp, isOpen: () => !options.engine.state().isClosed })
+    watchKeys(app, options.keys)
+  },
+  { name: 'heddle-operations', fastify: '5.x' },
+)
+
+/**
+ * Refuses requests that name another host: a page elsewhere can point its own name at this machine, and would be answered
+ * as one of this server's.
+ */
+function answerOnlyTo(app: FastifyInstance, hosts: readonly string[] | undefined): void {
+  if (hosts === undefined) return
+  app.addHook('onRequest', async (request, reply) => {
+    if (hosts.includes(request.hostname)) return undefined
+    return refuse(reply, 403, {
+      type: 'invalid_request_error',
+      code: 'unknown_host',
+      message: `This server does not answer to the name "${request.hostname.slice(0, 100)}".`,
+    })
+  })
+}
+
+function watchKeys(app: FastifyInstance, ring: KeyRing | undefined): void {
+  const stop = ring?.watch((error) => {
+    if (error === undefined) app.log.info({ keys: ring.names.length }, 'keys were read again')
+    else app.log.error({ err: error }, 'keys could not be read again; the earlier ones stay')
+  })
+  app.addHook('onClose', async () => stop?.())
+}

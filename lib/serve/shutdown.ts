@@ -1,0 +1,23 @@
+/** The end of a server: no new requests, running ones finish within a limit, and what outlasts it is cut off. */
+import type { FastifyInstance } from 'fastify'
+import type { Engine } from '../engine/engine.js'
+
+/**
+ * Stops listening, waits for requests that run, and closes the engine; once the signal is set, what still runs is
+ * aborted and its connections end. Jobs checkpoint in their own `preClose` hook.
+ */
+export async function shutDown(app: FastifyInstance, engine: Engine, signal?: AbortSignal): Promise<void> {
+  const cut = (): void => app.server.closeAllConnections()
+  // Texts that were aborted get a moment to say so on their streams.
+  const onAbort = (): void => void setTimeout(cut, 100).unref()
+  if (signal?.aborted) onAbort()
+  signal?.addEventListener('abort', onAbort, { once: true })
+  // A connection whose last answer ends after the server stopped to listen would rest until its client lets go of it.
+  const sweep = setInterval(() => app.server.closeIdleConnections(), 50)
+  try {
+    await Promise.all([app.close(), engine.close(signal)])
+  } finally {
+    clearInterval(sweep)
+    signal?.removeEventListener('abort', onAbort)
+  }
+}
