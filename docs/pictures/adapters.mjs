@@ -5,8 +5,10 @@ import { scaleLinear, scaleLog } from 'd3-scale'
 
 const { rows } = JSON.parse(readFileSync(new URL('adapters.json', import.meta.url), 'utf8'))
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length
-const points = rows.map(({ label, parameters, metric, stepSeconds, peakBytes }) => ({
+const points = rows.map(({ label, parameters, learningRate, metric, stepSeconds, peakBytes }) => ({
   label,
+  learningRate,
+  spread: 50 * (Math.max(...metric) - Math.min(...metric)),
   parameters,
   accuracy: 100 * mean(metric),
   milliseconds: 1000 * stepSeconds,
@@ -67,10 +69,13 @@ const head = `<svg xmlns="http://www.w3.org/2000/svg" width="${2 * width}" heigh
 const background = `<rect width="${2 * width}" height="${total}" fill="#fff"/>`
 writeFileSync(new URL('adapters.svg', import.meta.url), `${[head, background, ...shapes, '</svg>'].join('\n')}\n`)
 
-console.log('| | method | trained numbers | accuracy | step | peak memory |\n|---|---|---|---|---|---|')
-const lora = points.find(({ label }) => label === 'LoRA')
-for (const [index, { label, parameters, accuracy, milliseconds, mebibytes }] of points.entries()) {
-  const ratio = (milliseconds / lora.milliseconds).toFixed(2)
-  const cells = [index + 1, label, parameters.toLocaleString('en-US'), `${accuracy.toFixed(2)} %`, `${milliseconds.toFixed(0)} ms (${ratio}×)`]
+console.log('| | method | trained numbers | rate | accuracy | step | peak memory |\n|---|---|---|---|---|---|---|')
+// LoRA's own steps were disturbed; rsLoRA's are the same computation.
+const base = points.find(({ label }) => label === 'rsLoRA')
+for (const [index, point] of points.entries()) {
+  const { label, parameters, learningRate, accuracy, spread, milliseconds, mebibytes } = point
+  const ratio = (milliseconds / base.milliseconds).toFixed(2)
+  const cells = [index + 1, label, parameters.toLocaleString('en-US'), learningRate]
+  cells.push(`${accuracy.toFixed(1)} ± ${spread.toFixed(1)} %`, `${milliseconds.toFixed(0)} ms (${ratio}×)`)
   console.log(`| ${[...cells, `${mebibytes.toFixed(0)} MiB`].join(' | ')} |`)
 }
