@@ -132,6 +132,7 @@ export class BatchingEngine implements Engine {
     const { memory, maxBatch } = this.#settings
     const { running, waiting, adapters } = this.#adapted.state()
     return {
+      isClosed: this.#isClosed,
       running: this.#scheduler.running + running,
       waiting: this.#waiting + waiting,
       maxBatch,
