@@ -1,8 +1,8 @@
 /** Many requests on one model, each with an adapter of its own, chosen by name. */
 import type { GeneratedToken, Model, Prompt } from '../model.js'
+import { BatchingEngine } from './batching_engine.js'
 import type { EngineListener, EngineState } from './events.js'
-import type { EngineOptions, EngineRequestOptions } from './options.js'
-import { adaptersIn, SerialEngine } from './serial_engine.js'
+import { type EngineOptions, type EngineRequestOptions, parseEngineOptions } from './options.js'
 
 /** Serves requests of many callers with one model; made by {@link createEngine}. */
 export interface Engine {
@@ -39,4 +39,4 @@ export interface Engine {
 
 /** Makes an engine of a model, which it does not own. @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO */
 export const createEngine = async (model: Model, options: EngineOptions = {}): Promise<Engine> =>
-  new SerialEngine(model, options, await adaptersIn(options.adapters))
+  BatchingEngine.create(model, parseEngineOptions(options))

@@ -6,9 +6,7 @@ import { HeddleError } from '../errors.js'
 import type { GeneratedToken, Model, Prompt } from '../model.js'
 import type { Engine } from './engine.js'
 import type { EngineListener, EngineState, RequestEnd } from './events.js'
-import type { EngineOptions, EngineRequestOptions } from './options.js'
-
-const defaults = { maxQueue: 256, cache: 2 ** 29, adapters: 2 ** 28 }
+import type { EngineRequestOptions, EngineSettings } from './options.js'
 
 /** Folders with an adapter_config.json below `folder`, by name. */
 export async function adaptersIn(folder: string | undefined): Promise<Map<string, string>> {
@@ -36,12 +34,12 @@ export class SerialEngine implements Engine {
 
   constructor(
     readonly model: Model,
-    { maxQueue = defaults.maxQueue, memory = {} }: EngineOptions,
+    { maxQueue, memory }: EngineSettings,
     folders: Map<string, string>,
   ) {
     this.#folders = folders
     this.#maxQueue = maxQueue
-    this.#memory = { cache: memory.cache ?? defaults.cache, adapters: memory.adapters ?? defaults.adapters }
+    this.#memory = memory
   }
 
   get adapterNames(): readonly string[] {

@@ -61,6 +61,11 @@ export class TextInProgress {
     return this.#tokens.length - this.#parts.prompt.length
   }
 
+  /** The prompt and what was made so far. */
+  get tokens(): readonly number[] {
+    return this.#tokens
+  }
+
   /** What the next step gets. */
   async row(): Promise<Row> {
     const { stream, prompt } = this.#parts

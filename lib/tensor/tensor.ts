@@ -44,6 +44,14 @@ export class Tensor {
     return viewAs(this.dtype, await addon.tensorData(this.native))
   }
 
+  /**
+   * A copy of the elements of a tensor of at most 1 MiB, made here and now.
+   * @internal
+   */
+  smallData(): TypedArray {
+    return viewAs(this.dtype, addon.tensorDataSync(this.native))
+  }
+
   /** The single element of a tensor of size 1. */
   item(): number {
     if (this.size !== 1)
@@ -52,7 +60,7 @@ export class Tensor {
         expected: 'one element',
         got: `shape ${shapeText(this.shape)}`,
       })
-    return Number(viewAs(this.dtype, addon.tensorDataSync(this.native))[0])
+    return Number(this.smallData()[0])
   }
 
   /** Frees the native memory as soon as no running program uses it; the tensor is unusable from now on. */
