@@ -13,7 +13,7 @@ function storeOf() {
     read: async (folder) => {
       reads.push(folder)
       if (broken.has(folder)) throw new Error(`broken ${folder}`)
-      return { rank: Number(folder.at(-1)), write: async () => {} }
+      return { rank: Number(folder.at(-1)), write: async () => {}, dispose: () => {} }
     },
   })
   for (const name of ['a4', 'b4', 'c4', 'd8', 'e9']) store.add(name, name)

@@ -24,21 +24,40 @@ export interface FactorTensors {
  * @throws ERR_HEDDLE_ARGUMENT when the method has no such form, or trains tensors of the model besides
  */
 export async function asLora(adapter: Adapter): Promise<Adapter> {
+  const found = await factorsOf(adapter)
+  try {
+    return await loraOf(adapter, found)
+  } finally {
+    disposeFactors(found)
+  }
+}
+
+/**
+ * What an adapter changes, by module path; the caller owns the tensors.
+ * @throws ERR_HEDDLE_ARGUMENT as {@link asLora}
+ */
+export async function factorsOf(adapter: Adapter): Promise<Map<string, FactorTensors>> {
+  for (const { plan, site, trained } of adapter.attachments.values())
+    if (!plan?.factors || Object.keys(trained).length > 0)
+      throw misuse(`a method with low-rank factors at ${site.path}`, plan ? adapter.method.name : 'a trained module')
   const found = new Map<string, FactorTensors>()
   try {
-    for (const { plan, site, trained } of adapter.attachments.values())
-      if (!plan?.factors || Object.keys(trained).length > 0)
-        throw misuse(`a method with low-rank factors at ${site.path}`, plan ? adapter.method.name : 'a trained module')
     for (const attached of adapter.attachedSites) {
       const { path } = attached.site
       const { factors } = adapter.attachments.get(path)!.plan!
       found.set(path, await computed(() => ({ ...factors!(attached) })))
       await pause()
     }
-    return await loraOf(adapter, found)
-  } finally {
-    for (const { a, b } of found.values()) for (const used of [a, b]) used.dispose()
+    return found
+  } catch (error) {
+    disposeFactors(found)
+    throw error
   }
+}
+
+/** Frees what {@link factorsOf} gave. */
+export function disposeFactors(factors: ReadonlyMap<string, FactorTensors>): void {
+  for (const { a, b } of factors.values()) for (const used of [a, b]) used.dispose()
 }
 
 /** Fields of the config of {@link loraOf}. */
@@ -80,4 +99,4 @@ export async function loraOf(
 }
 
 const misuse = (expected: string, got: string): HeddleError =>
-  new HeddleError('ERR_HEDDLE_ARGUMENT', { place: 'asLora', expected, got })
+  new HeddleError('ERR_HEDDLE_ARGUMENT', { place: 'adapter', expected, got, hint: 'Merge it into the model instead.' })

@@ -1,4 +1,6 @@
 /** Adapters by name: loaded when first asked for, kept while there is room, evicted when idle. */
+import { readdir } from 'node:fs/promises'
+import { join } from 'node:path'
 import { HeddleError, throwIfAborted } from '../errors.js'
 import { type RowRange, RowRanges } from './adapter_ranges.js'
 
@@ -8,6 +10,8 @@ export interface ReadAdapter {
   readonly rank: number
   /** Fills its rows; a running step must not be disturbed. */
   write(range: RowRange): Promise<void>
+  /** Frees what was read. */
+  dispose(): void
 }
 
 /** See {@link AdapterStore}. */
@@ -17,6 +21,8 @@ export interface AdapterStoreOptions {
   /** Most bytes of all rows. */
   readonly bytes: number
   read(folder: string): Promise<ReadAdapter>
+  /** An adapter that nobody uses made room. */
+  readonly onEvict?: (name: string) => void
 }
 
 /** The use of an adapter by one request: until it is released, the rows stay as they are. */
@@ -61,6 +67,11 @@ export class AdapterStore {
   /** Names of the adapters that have rows. */
   get loaded(): readonly string[] {
     return [...this.#entries.values()].filter(({ isWritten }) => isWritten).map(({ name }) => name)
+  }
+
+  /** Whether the adapter of that name has rows. */
+  has(name: string): boolean {
+    return this.#entries.get(name)?.isWritten ?? false
   }
 
   get usedBytes(): number {
@@ -117,8 +128,9 @@ export class AdapterStore {
   async #load(entry: Entry): Promise<RowRange> {
     // A turn later, so that `loading` is set before a failure clears it.
     await Promise.resolve()
+    let adapter: ReadAdapter | undefined
     try {
-      const adapter = await this.options.read(entry.folder)
+      adapter = await this.options.read(entry.folder)
       entry.range = await this.#place(entry.name, adapter.rank)
       await adapter.write(entry.range)
       entry.isWritten = true
@@ -127,6 +139,7 @@ export class AdapterStore {
       this.#unload(entry)
       throw error
     } finally {
+      adapter?.dispose()
       this.#settle(entry)
     }
   }
@@ -142,7 +155,7 @@ export class AdapterStore {
         const range = this.#ranges.take(rank)
         if (range) return range
         const [oldest] = this.#idle
-        if (oldest) this.#unload(oldest)
+        if (oldest) this.#evict(oldest)
         else
           await new Promise<void>((resolve) => {
             this.#wake = resolve
@@ -162,6 +175,11 @@ export class AdapterStore {
     this.#wake()
   }
 
+  #evict(entry: Entry): void {
+    this.#unload(entry)
+    this.options.onEvict?.(entry.name)
+  }
+
   #unload(entry: Entry): void {
     if (entry.range) this.#ranges.give(entry.range)
     entry.range = undefined
@@ -172,9 +190,38 @@ export class AdapterStore {
   }
 }
 
+/** Folders with an adapter_config.json below `folder`, by name. @throws ERR_HEDDLE_IO */
+export async function adaptersIn(folder: string | undefined): Promise<Map<string, string>> {
+  const found = new Map<string, string>()
+  if (folder === undefined) return found
+  for (const entry of await entriesOf(folder)) {
+    if (!entry.isDirectory() || !isPlainName(entry.name)) continue
+    const path = join(folder, entry.name)
+    if ((await entriesOf(path)).some(({ name }) => name === 'adapter_config.json')) found.set(entry.name, path)
+  }
+  return found
+}
+
+/** @throws ERR_HEDDLE_IO when there is no adapter in the folder */
+export async function expectAdapter(folder: string): Promise<void> {
+  if ((await entriesOf(folder)).some(({ name }) => name === 'adapter_config.json')) return
+  throw new HeddleError('ERR_HEDDLE_IO', { place: folder, expected: 'adapter_config.json', got: 'no such file' })
+}
+
+async function entriesOf(folder: string) {
+  try {
+    return await readdir(folder, { withFileTypes: true })
+  } catch (cause) {
+    const got = (cause as Error).message
+    throw new HeddleError('ERR_HEDDLE_IO', { place: folder, expected: 'a folder that can be read', got, cause })
+  }
+}
+
+const isPlainName = (name: string): boolean => /^[\w-][\w.-]{0,127}$/.test(name)
+
 /** A name is one plain part of a path. @throws ERR_HEDDLE_ARGUMENT */
 export function checkName(name: string): void {
-  if (!/^[\w-][\w.-]{0,127}$/.test(name)) throw misuse('a plain file name', name)
+  if (!isPlainName(name)) throw misuse('a plain file name', name)
 }
 
 const unlessAborted = async <T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> => {

@@ -9,6 +9,9 @@ import { biasOf, constraintOf, tokenLimit } from '../generate/text_options.js'
 import type { OperatorTime } from '../graph/program.js'
 import type { GeneratedToken, Model, Prompt } from '../model.js'
 import type { Tensor } from '../tensor/tensor.js'
+import type { Constraint } from '../tokenize/constraint.js'
+import { AdapterPool, rowBytes } from './adapter_pool.js'
+import { AdapterStore, adaptersIn, checkName, expectAdapter, type Lease } from './adapter_store.js'
 import type { Engine } from './engine.js'
 import type { EngineListener, EngineState, RequestEnd } from './events.js'
 import type { EngineRequestOptions, EngineSettings } from './options.js'
@@ -16,7 +19,6 @@ import { PageTable } from './page_table.js'
 import { PagedCache, type PagedCacheOptions, pageBytes } from './paged_cache.js'
 import { EngineRequest } from './request.js'
 import { type Feed, Scheduler } from './scheduler.js'
-import { adaptersIn, SerialEngine } from './serial_engine.js'
 import { type StepDraw, type StepOptions, StepRunner } from './step.js'
 import { TextPages } from './text_pages.js'
 
@@ -33,8 +35,8 @@ export class BatchingEngine implements Engine {
   readonly #pageBytes: number
   readonly #table: PageTable
   readonly #cache: PagedCache
-  /** Serves requests for adapters, until steps can hold them, too. */
-  readonly #adapted: SerialEngine
+  readonly #pool: AdapterPool
+  readonly #adapters: AdapterStore
   readonly #scheduler: Scheduler<EngineRequest>
   readonly #stepOptions: StepOptions
   readonly #listeners = new Set<EngineListener>()
@@ -58,19 +60,25 @@ export class BatchingEngine implements Engine {
     settings: EngineSettings,
     layout: PagedCacheOptions,
     cache: PagedCache,
-    adapted: SerialEngine,
+    pool: AdapterPool,
   ) {
     const { network, precision } = model
     this.#settings = settings
     this.#pageBytes = pageBytes(network.keyValues, layout)
     this.#table = new PageTable(layout.pages, layout.pageTokens)
     this.#cache = cache
-    this.#adapted = adapted
+    this.#pool = pool
+    this.#adapters = new AdapterStore({
+      rowBytes: rowBytes(network, layout),
+      bytes: settings.memory.adapters,
+      read: (folder) => pool.read(folder),
+      onEvict: (name) => this.#tell('onEvict', { name }),
+    })
     this.#scheduler = new Scheduler(settings)
     const { maxBatch, stepTokens } = settings
     const textPages = Math.min(layout.pages, Math.ceil(network.maxPositions / pageTokens))
     const forward = { precision, training: false }
-    this.#stepOptions = { network, forward, cache, maxBatch, stepTokens, textPages }
+    this.#stepOptions = { network, forward, cache, adapters: pool, maxBatch, stepTokens, textPages }
     this.#runner = new StepRunner(this.#stepOptions)
     this.#weights = weightsOf(network)
     this.#weightVersions = versionsOf(this.#weights)
@@ -91,12 +99,17 @@ export class BatchingEngine implements Engine {
     const pages = Math.floor(settings.memory.cache / bytes)
     if (pages < 1) throw misuse('createEngine.memory.cache', `at least ${bytes} bytes, one page`, settings.memory.cache)
     const layout = { ...format, pages }
-    const adapted = new SerialEngine(model, settings, await adaptersIn(settings.adapters))
-    return new BatchingEngine(model, settings, layout, await PagedCache.create(network.keyValues, layout), adapted)
+    const found = await adaptersIn(settings.adapters)
+    const rows = Math.max(1, Math.floor(settings.memory.adapters / rowBytes(network, format)))
+    const pool = await AdapterPool.create(network, { rows, dtype: format.dtype })
+    const cache = await PagedCache.create(network.keyValues, layout)
+    const engine = new BatchingEngine(model, settings, layout, cache, pool)
+    for (const [name, folder] of found) engine.#adapters.add(name, folder)
+    return engine
   }
 
   get adapterNames(): readonly string[] {
-    return this.#adapted.adapterNames
+    return this.#adapters.names
   }
 
   async *generate(prompt: Prompt, options: EngineRequestOptions = {}): AsyncGenerator<string, void, void> {
@@ -107,7 +120,6 @@ export class BatchingEngine implements Engine {
     prompt: Prompt,
     options: EngineRequestOptions = {},
   ): AsyncGenerator<GeneratedToken, void, void> {
-    if (options.adapter !== undefined) return yield* this.#adapted.generateTokens(prompt, options)
     const request = await this.#enter(prompt, options)
     try {
       for (let token = await request.next(); token; token = await request.next()) yield token
@@ -120,34 +132,32 @@ export class BatchingEngine implements Engine {
     return this.model.promptTokens(prompt, chat === undefined ? {} : { chat })
   }
 
-  addAdapter(name: string, folder: string): Promise<void> {
-    return this.#adapted.addAdapter(name, folder)
+  async addAdapter(name: string, folder: string): Promise<void> {
+    checkName(name)
+    await expectAdapter(folder)
+    this.#adapters.add(name, folder)
   }
 
   removeAdapter(name: string): void {
-    this.#adapted.removeAdapter(name)
+    this.#adapters.remove(name)
   }
 
   state(): EngineState {
     const { memory, maxBatch } = this.#settings
-    const { running, waiting, adapters } = this.#adapted.state()
+    const { usedBytes, loaded } = this.#adapters
     return {
       isClosed: this.#isClosed,
-      running: this.#scheduler.running + running,
-      waiting: this.#waiting + waiting,
+      running: this.#scheduler.running,
+      waiting: this.#waiting,
       maxBatch,
       cache: { usedBytes: this.#table.used * this.#pageBytes, bytes: memory.cache },
-      adapters,
+      adapters: { usedBytes, bytes: memory.adapters, loaded },
     }
   }
 
   watch(listener: EngineListener): () => void {
     this.#listeners.add(listener)
-    const stop = this.#adapted.watch(listener)
-    return () => {
-      this.#listeners.delete(listener)
-      stop()
-    }
+    return () => this.#listeners.delete(listener)
   }
 
   /** Time per operator so far. */
@@ -163,11 +173,11 @@ export class BatchingEngine implements Engine {
     }
     signal?.addEventListener('abort', stop, { once: true })
     if (signal?.aborted) stop()
-    await this.#adapted.close(signal)
     if (!this.#isIdle) await new Promise<void>((resolve) => this.#onIdle.push(resolve))
     signal?.removeEventListener('abort', stop)
     this.#runner.dispose()
     this.#cache.dispose()
+    this.#pool.dispose()
   }
 
   get #waiting(): number {
@@ -189,9 +199,16 @@ export class BatchingEngine implements Engine {
       const bias = biasOf(settings, this.model.network)
       const tokens = await this.promptTokens(prompt, options)
       this.#expectRoom(tokens.length, settings)
-      const constraint = await constraintOf(settings, this.model.network, this.model.tokenizer, tokens.length)
-      const parts = { adapter, prompt: tokens, settings, constraint, bias, started }
-      const root = `model/${this.model.network.lengthDependence?.regime(tokens.length) ?? 0}`
+      const lease = await this.#lease(adapter, settings.signal)
+      let constraint: Constraint | undefined
+      try {
+        constraint = await constraintOf(settings, this.model.network, this.model.tokenizer, tokens.length)
+      } catch (error) {
+        lease?.release()
+        throw error
+      }
+      const parts = { adapter: lease, prompt: tokens, settings, constraint, bias, started }
+      const root = `${lease?.version ?? 'model'}/${this.model.network.lengthDependence?.regime(tokens.length) ?? 0}`
       const pages = new TextPages(this.#table)
       const { network, tokenizer } = this.model
       const request = new EngineRequest({ ...parts, arrival: this.#arrivals++, root, pages }, network, tokenizer)
@@ -201,6 +218,13 @@ export class BatchingEngine implements Engine {
       this.#entering -= 1
       this.#settle()
     }
+  }
+
+  /** The adapter's rows, once it is in memory. */
+  async #lease(name: string | undefined, signal: AbortSignal | undefined): Promise<Lease | undefined> {
+    if (name === undefined) return undefined
+    this.#tell('onAdapter', { name, isLoaded: this.#adapters.has(name) })
+    return await this.#adapters.acquire(name, AbortSignal.any([this.#stop.signal, ...(signal ? [signal] : [])]))
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_BUSY */
@@ -238,6 +262,7 @@ export class BatchingEngine implements Engine {
     signal?.addEventListener('abort', onAbort, { once: true })
     request.onEnd = () => {
       signal?.removeEventListener('abort', onAbort)
+      request.parts.adapter?.release()
       // Closing waits for the worker, which may be gone.
       request.parts.constraint?.close().catch(() => {})
     }
@@ -316,7 +341,7 @@ export class BatchingEngine implements Engine {
       if (request.isEnded) return
       const { adapter, started } = request.parts
       if (request.newTokens === 0)
-        this.#tell('onFirstToken', { adapter, seconds: (performance.now() - started) / 1000 })
+        this.#tell('onFirstToken', { adapter: adapter?.name, seconds: (performance.now() - started) / 1000 })
       request.push(token)
       if (token.finishReason) this.#end(request, token.finishReason)
       else if (request.isFull) this.#scheduler.rest(request)
@@ -345,7 +370,14 @@ export class BatchingEngine implements Engine {
     const { cachedTokens, newTokens } = request
     const { adapter, prompt, started } = request.parts
     const seconds = (performance.now() - started) / 1000
-    this.#tell('onEnd', { adapter, reason, promptTokens: prompt.length, cachedTokens, newTokens, seconds })
+    this.#tell('onEnd', {
+      adapter: adapter?.name,
+      reason,
+      promptTokens: prompt.length,
+      cachedTokens,
+      newTokens,
+      seconds,
+    })
     this.#settle()
   }
 

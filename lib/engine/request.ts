@@ -5,6 +5,7 @@ import { tokenLimit } from '../generate/text_options.js'
 import type { CausalLm } from '../models/causal_lm.js'
 import type { Constraint } from '../tokenize/constraint.js'
 import type { Tokenizer } from '../tokenize/tokenizer.js'
+import type { Lease } from './adapter_store.js'
 import type { Feed, Task } from './scheduler.js'
 import type { StepDraw, StepPart } from './step.js'
 import type { TextPages } from './text_pages.js'
@@ -15,7 +16,8 @@ export const mostUnread = 32
 /** What a request is made of. */
 export interface RequestParts {
   readonly arrival: number
-  readonly adapter: string | undefined
+  /** The adapter, which the request holds until it ends. */
+  readonly adapter: Lease | undefined
   /** Stands for the weights that the text's keys and values are computed with. */
   readonly root: string
   readonly prompt: Int32Array
@@ -64,7 +66,7 @@ export class EngineRequest implements Task {
   }
 
   get group(): string {
-    return this.parts.adapter ?? ''
+    return this.parts.adapter?.name ?? ''
   }
 
   get root(): string {
@@ -101,10 +103,10 @@ export class EngineRequest implements Task {
 
   /** What a feed takes of the text. */
   part({ start, count }: Feed, draw: StepDraw | undefined): StepPart {
-    const { prompt, pages } = this.parts
+    const { adapter, prompt, pages } = this.parts
     // Tokens of the prompt turn as the prompt's length says, each later one as it did when it was the last.
     const lengthAt = (position: number): number => Math.max(prompt.length, position + 1)
-    return { tokens: this.tokens, start, count, pages, lengthAt, draw }
+    return { tokens: this.tokens, start, count, pages, adapter, lengthAt, draw }
   }
 
   /** Takes note of what a feed computes. @returns how many of its tokens are the prompt's */

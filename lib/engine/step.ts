@@ -11,6 +11,8 @@ import type { Sym } from '../graph/sym.js'
 import type { CausalLm } from '../models/causal_lm.js'
 import type { Forward } from '../nn/site.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
+import type { AdapterPool } from './adapter_pool.js'
+import type { RowRange } from './adapter_ranges.js'
 import type { PagedCache } from './paged_cache.js'
 import type { TextPages } from './text_pages.js'
 
@@ -21,6 +23,8 @@ export interface StepPart {
   readonly start: number
   readonly count: number
   readonly pages: TextPages
+  /** The text's rows in the adapter pool, if it has an adapter. */
+  readonly adapter?: RowRange | undefined
   /** Tokens of the text for the rotation of the one at `position`; see `LengthDependence`. */
   lengthAt(position: number): number
   /** How the token behind the part's last one is drawn; undefined where that is not wanted. */
@@ -43,6 +47,7 @@ export interface StepOptions {
   readonly network: CausalLm
   readonly forward: Forward
   readonly cache: PagedCache
+  readonly adapters: AdapterPool
   /** Most texts of a step. */
   readonly maxBatch: number
   /** Most tokens of a step. */
@@ -72,6 +77,8 @@ export class StepRunner {
   readonly #options: StepOptions
   /** The last hidden states of the rows that draw, `[maxBatch, dim]`. */
   readonly #body: Program<Sym>
+  /** The same with the updates of adapters. */
+  readonly #adapted: Program<Sym>
   readonly #draws = new Map<string, Program<Sym[]>>()
   readonly #tables: Int32Array
   readonly #counts: readonly number[]
@@ -82,18 +89,26 @@ export class StepRunner {
     this.#tables = new Int32Array(options.maxBatch * options.textPages)
     this.#counts = sizesUpTo(options.stepTokens)
     this.#rowCounts = sizesUpTo(options.maxBatch)
-    this.#body = program((...inputs) => this.#hidden(inputs), { cacheSize: this.#counts.length })
+    const { forward, adapters } = options
+    const cacheSize = this.#counts.length
+    this.#body = program((...inputs) => this.#hidden(inputs, forward), { cacheSize })
+    this.#adapted = program(
+      (ranges, scales, ...inputs) =>
+        this.#hidden(inputs, { ...forward, hook: adapters.hook({ ranges: ranges!, scales: scales! }) }),
+      { cacheSize },
+    )
   }
 
   /** Time per operator so far. */
   profile(): readonly OperatorTime[] {
-    return [this.#body, ...this.#draws.values()].flatMap((each) => each.profile())
+    return [this.#body, this.#adapted, ...this.#draws.values()].flatMap((each) => each.profile())
   }
 
   /** Runs a step. @returns the drawn tokens, by part; undefined for parts that draw none */
   async run(parts: readonly StepPart[]): Promise<(Drawn | undefined)[]> {
-    const inputs = this.#inputs(parts)
-    const hidden = await disposing(inputs, () => this.#body.run(inputs))
+    const isAdapted = parts.some(({ adapter }) => adapter !== undefined)
+    const inputs = isAdapted ? [...this.#adapterInputs(parts), ...this.#inputs(parts)] : this.#inputs(parts)
+    const hidden = await disposing(inputs, () => (isAdapted ? this.#adapted : this.#body).run(inputs))
     try {
       const drawn = await this.#draw(hidden, rowsThatDraw(parts))
       return parts.map(({ draw }) => (draw ? drawn.shift() : undefined))
@@ -103,11 +118,11 @@ export class StepRunner {
   }
 
   dispose(): void {
-    for (const each of [this.#body, ...this.#draws.values()]) each.dispose()
+    for (const each of [this.#body, this.#adapted, ...this.#draws.values()]) each.dispose()
   }
 
-  async #hidden(inputs: readonly Sym[]): Promise<Sym> {
-    const { network, forward, cache } = this.#options
+  async #hidden(inputs: readonly Sym[], forward: Forward): Promise<Sym> {
+    const { network, cache } = this.#options
     const [ids, position, lengths, slots, tables, starts, positions, last] = inputs as Sym[]
     const view = cache.at(
       { slots: slots!, tables: tables!, starts: starts!, positions: positions! },
@@ -117,10 +132,20 @@ export class StepRunner {
     return gatherRows(await network.hidden(call, forward), last!)
   }
 
+  /** Ranges and scales by token. */
+  #adapterInputs(parts: readonly StepPart[]): Tensor[] {
+    const size = sizeFor(this.#counts, tokenCount(parts))
+    const ranges = new Int32Array(2 * size)
+    let row = 0
+    for (const { adapter, count } of parts)
+      for (const end = row + count; row < end; row += 1) if (adapter) ranges.set([adapter.first, adapter.rank], 2 * row)
+    return [tensor(ranges, [size, 2]), tensor(new Float32Array(size).fill(1))]
+  }
+
   /** The inputs of {@link StepRunner.#hidden}; tokens of padding are written nowhere and belong to no text. */
   #inputs(parts: readonly StepPart[]): Tensor[] {
     const { maxBatch, textPages } = this.#options
-    const count = parts.reduce((sum, part) => sum + part.count, 0)
+    const count = tokenCount(parts)
     const size = sizeFor(this.#counts, count)
     const [ids, position, lengths] = [0, 1, 2].map(() => new Int32Array(size)) as [Int32Array, Int32Array, Int32Array]
     const slots = new Int32Array(size).fill(-1)
@@ -213,6 +238,8 @@ function sizesUpTo(limit: number): number[] {
   }
   return sizes.sort((a, b) => a - b)
 }
+
+const tokenCount = (parts: readonly StepPart[]): number => parts.reduce((sum, { count }) => sum + count, 0)
 
 const sizeFor = (sizes: readonly number[], count: number): number => sizes.find((size) => size >= count)!
 
