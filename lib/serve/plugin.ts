@@ -4,6 +4,7 @@ import fastifyPlugin from 'fastify-plugin'
 import { limitEngine, parseLimits } from './limits.js'
 import { answerError } from './openai_error.js'
 import { type OperationsOptions, operations } from './operations.js'
+import { chatRoutes } from './routes/chat.js'
 import { modelRoutes } from './routes/models.js'
 
 /** Options of {@link heddle}. */
@@ -28,7 +29,8 @@ export const heddle: FastifyPluginAsync<ServeOptions> = fastifyPlugin(
 async function serveRoutes(scope: FastifyInstance, options: OperationsOptions): Promise<void> {
   scope.setErrorHandler(answerError)
   await scope.register(operations, options)
-  const engine = limitEngine(options.engine, parseLimits(options.limits))
-  const context = { ...options, engine }
+  const limits = parseLimits(options.limits)
+  const context = { ...options, engine: limitEngine(options.engine, limits), newTokens: limits.newTokens }
   await scope.register(modelRoutes, context)
+  await scope.register(chatRoutes, context)
 }
