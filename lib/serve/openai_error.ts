@@ -80,7 +80,8 @@ const serverError = (status: number, message: string): OpenAiError =>
 /** For `setErrorHandler`. */
 export function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   const { statusCode, body, retryAfter } = toOpenAiError(error)
-  if (statusCode >= 500) request.log.error({ err: error }, 'request failed')
+  // A client that is gone is no failure.
+  if (statusCode >= 500 && !reply.raw.destroyed) request.log.error({ err: error }, 'request failed')
   if (retryAfter !== undefined) reply.header('retry-after', retryAfter)
   return reply.code(statusCode).send({ error: body })
 }

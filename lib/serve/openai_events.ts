@@ -18,11 +18,13 @@ export async function sendEvents(
     'cache-control': 'no-cache',
     'x-accel-buffering': 'no',
   })
-  return reply.send(Readable.from(lines(request, first, events), { objectMode: false, highWaterMark: 2 ** 14 }))
+  return reply.send(
+    Readable.from(lines({ request, reply }, first, events), { objectMode: false, highWaterMark: 2 ** 14 }),
+  )
 }
 
 async function* lines(
-  request: FastifyRequest,
+  { request, reply }: { readonly request: FastifyRequest; readonly reply: FastifyReply },
   first: IteratorResult<unknown, void>,
   events: AsyncGenerator<unknown, void, void>,
 ): AsyncGenerator<string, void, void> {
@@ -31,7 +33,7 @@ async function* lines(
     yield 'data: [DONE]\n\n'
   } catch (error) {
     const { statusCode, body } = toOpenAiError(error)
-    if (statusCode >= 500) request.log.error({ err: error }, 'request failed')
+    if (statusCode >= 500 && !reply.raw.destroyed) request.log.error({ err: error }, 'request failed')
     yield eventOf({ error: body })
   } finally {
     await events.return()

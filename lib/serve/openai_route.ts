@@ -1,6 +1,7 @@
 /** What the routes that make text have in common. */
 import { randomBytes } from 'node:crypto'
 import type { EngineRequestOptions } from '../engine/options.js'
+import { HeddleError } from '../errors.js'
 import type { ServerContext } from './context.js'
 import { invalidRequest, modelNotFound } from './openai_error.js'
 import { type SamplingFields, samplingOf } from './openai_sampling.js'
@@ -19,8 +20,12 @@ export function adapterOf({ engine, modelName }: ServerContext, name: string): s
   throw modelNotFound(name)
 }
 
-/** New tokens that there is room for. @throws OpenAiError 400 when the prompt is too long or there is none */
-export function roomBehind({ engine }: ServerContext, prompt: Int32Array, param: 'messages' | 'prompt'): number {
+/** New tokens that there is room for. @throws OpenAiError 400 when the prompt is too long, or none that the model knows */
+export async function roomBehind(
+  { engine }: ServerContext,
+  prompt: Int32Array,
+  param: 'messages' | 'prompt',
+): Promise<number> {
   const { maxPositions } = engine.model.network
   if (prompt.length === 0) throw invalidRequest(`Invalid '${param}': it has no tokens.`, param)
   if (prompt.length > maxPositions)
@@ -29,6 +34,12 @@ export function roomBehind({ engine }: ServerContext, prompt: Int32Array, param:
       param,
       'context_length_exceeded',
     )
+  try {
+    await engine.promptTokens(prompt)
+  } catch (error) {
+    if (!(error instanceof HeddleError) || error.code !== 'ERR_HEDDLE_ARGUMENT') throw error
+    throw invalidRequest(`Invalid '${param}': expected ${error.expected}, got ${error.got}.`, param)
+  }
   // The last token needs no room: it is not fed again.
   return maxPositions - prompt.length + 1
 }

@@ -100,7 +100,7 @@ async function openChat(context: RouteContext, body: Body, signal: AbortSignal):
     )
   const text = await rendered(context, body, use)
   const tokens = await tokenizer.encode(text, { addSpecialTokens: false })
-  const room = roomBehind(context, tokens, 'messages')
+  const room = await roomBehind(context, tokens, 'messages')
   const count = { completion: 0 }
   const turns = range(body.n ?? 1).map((choice) =>
     turn(engine, {
