@@ -45,10 +45,10 @@ export function toOpenAiError(error: unknown): OpenAiError {
     : serverError(500, 'The server had an error while processing your request.')
 }
 
-function ofHeddle({ code, place, message }: HeddleError): OpenAiError {
-  switch (code) {
+function ofHeddle(error: HeddleError): OpenAiError {
+  switch (error.code) {
     case 'ERR_HEDDLE_ARGUMENT':
-      return invalidRequest(message, place.split('.').at(-1) ?? null)
+      return ofArgument(error)
     case 'ERR_HEDDLE_BUSY':
       return new OpenAiError(
         429,
@@ -64,13 +64,24 @@ function ofHeddle({ code, place, message }: HeddleError): OpenAiError {
   }
 }
 
+/** Options of the engine have the same names as fields of requests, but in camel case. */
+function ofArgument({ place, expected, got, hint }: HeddleError): OpenAiError {
+  const [, name] = /^(?:[a-z]\w*\.)?(\w+)$/.exec(place.replace(/\.(schema|pattern)\b.*/, '')) ?? []
+  const param = name === undefined ? null : snakeCase(name)
+  const what = param === null ? 'Invalid request' : `Invalid '${param}'`
+  return invalidRequest(`${what}: expected ${expected}, got ${got}.${hint === undefined ? '' : ` ${hint}.`}`, param)
+}
+
+const snakeCase = (name: string): string => name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
+
 const serverError = (status: number, message: string): OpenAiError =>
   new OpenAiError(status, { message, type: 'server_error', param: null, code: null })
 
 /** For `setErrorHandler`. */
 export function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   const { statusCode, body, retryAfter } = toOpenAiError(error)
-  if (statusCode >= 500) request.log.error({ err: error }, 'request failed')
+  // A client that is gone is no failure.
+  if (statusCode >= 500 && !reply.raw.destroyed) request.log.error({ err: error }, 'request failed')
   if (retryAfter !== undefined) reply.header('retry-after', retryAfter)
   return reply.code(statusCode).send({ error: body })
 }

@@ -2,14 +2,20 @@
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import { limitEngine, parseLimits } from './limits.js'
+import type { NamedEncoder } from './openai_embedder.js'
 import { answerError } from './openai_error.js'
 import { type OperationsOptions, operations } from './operations.js'
+import { chatRoutes } from './routes/chat.js'
+import { completionRoutes } from './routes/completions.js'
+import { embeddingRoutes } from './routes/embeddings.js'
 import { modelRoutes } from './routes/models.js'
 
 /** Options of {@link heddle}. */
 export interface ServeOptions extends OperationsOptions {
   /** Where the routes begin, e.g. `/llm` for `/llm/v1/models`; default: at the root. */
   readonly prefix?: string
+  /** Makes the vectors of `/v1/embeddings` for requests with its name; the served model makes those with other names. */
+  readonly encoder?: NamedEncoder | undefined
 }
 
 /**
@@ -25,10 +31,13 @@ export const heddle: FastifyPluginAsync<ServeOptions> = fastifyPlugin(
 )
 
 /** The order matters: hooks of `operations` reach the routes that are registered after them. */
-async function serveRoutes(scope: FastifyInstance, options: OperationsOptions): Promise<void> {
+async function serveRoutes(scope: FastifyInstance, options: Omit<ServeOptions, 'prefix'>): Promise<void> {
   scope.setErrorHandler(answerError)
   await scope.register(operations, options)
-  const engine = limitEngine(options.engine, parseLimits(options.limits))
-  const context = { ...options, engine }
+  const limits = parseLimits(options.limits)
+  const context = { ...options, engine: limitEngine(options.engine, limits), newTokens: limits.newTokens }
   await scope.register(modelRoutes, context)
+  await scope.register(chatRoutes, context)
+  await scope.register(completionRoutes, context)
+  await scope.register(embeddingRoutes, context)
 }

@@ -1,0 +1,79 @@
+/** What the routes that make text have in common. */
+import { randomBytes } from 'node:crypto'
+import type { EngineRequestOptions } from '../engine/options.js'
+import { HeddleError } from '../errors.js'
+import type { ServerContext } from './context.js'
+import { invalidRequest, modelNotFound } from './openai_error.js'
+import { type SamplingFields, samplingOf } from './openai_sampling.js'
+import type { TokenCount } from './openai_text.js'
+
+/** What these routes are given. */
+export interface RouteContext extends ServerContext {
+  /** Most new tokens of a request that does not say how many. */
+  readonly newTokens: number
+}
+
+/** The adapter that a name stands for; undefined for the model alone. @throws OpenAiError 404 */
+export function adapterOf({ engine, modelName }: ServerContext, name: string): string | undefined {
+  if (name === modelName) return undefined
+  if (engine.adapterNames.includes(name)) return name
+  throw modelNotFound(name)
+}
+
+/** New tokens that there is room for. @throws OpenAiError 400 when the prompt is too long, or none that the model knows */
+export async function roomBehind(
+  { engine }: ServerContext,
+  prompt: Int32Array,
+  param: 'messages' | 'prompt',
+): Promise<number> {
+  const { maxPositions } = engine.model.network
+  if (prompt.length === 0) throw invalidRequest(`Invalid '${param}': it has no tokens.`, param)
+  if (prompt.length > maxPositions)
+    throw invalidRequest(
+      `This model's maximum context length is ${maxPositions} tokens. However, your ${param} resulted in ${prompt.length} tokens. Please reduce the length of the ${param}.`,
+      param,
+      'context_length_exceeded',
+    )
+  try {
+    await engine.promptTokens(prompt)
+  } catch (error) {
+    if (!(error instanceof HeddleError) || error.code !== 'ERR_HEDDLE_ARGUMENT') throw error
+    throw invalidRequest(`Invalid '${param}': expected ${error.expected}, got ${error.got}.`, param)
+  }
+  // The last token needs no room: it is not fed again.
+  return maxPositions - prompt.length + 1
+}
+
+/** What the engine is told for one of the texts. */
+export const engineOptions = (
+  context: ServerContext,
+  body: SamplingFields,
+  { choice, signal }: { readonly choice: number; readonly signal: AbortSignal },
+): EngineRequestOptions => ({
+  ...samplingOf(body, choice),
+  chat: false,
+  adapter: adapterOf(context, body.model),
+  signal,
+})
+
+/** @throws OpenAiError 400 */
+export function expectStreamOptions({ stream, stream_options }: SamplingFields): void {
+  if (stream_options !== undefined && stream !== true)
+    throw invalidRequest("The 'stream_options' parameter is only allowed when 'stream' is enabled.", 'stream_options')
+}
+
+/** The field `usage`. */
+export const usageOf = (promptTokens: number, { completion }: TokenCount) => ({
+  prompt_tokens: promptTokens,
+  completion_tokens: completion,
+  total_tokens: promptTokens + completion,
+})
+
+/** A new name, e.g. of an answer: chatcmpl-… */
+export const newId = (kind: string, separator = '-'): string => `${kind}${separator}${randomBytes(12).toString('hex')}`
+
+/** Now, in OpenAI's unit. */
+export const seconds = (): number => Math.floor(Date.now() / 1000)
+
+/** The numbers from 0 to below `count`. */
+export const range = (count: number): number[] => Array.from({ length: count }, (_, index) => index)
