@@ -24,7 +24,10 @@ export function serverOptions(
     bodyLimit: limits.bodyBytes,
     requestTimeout: 1000 * limits.requestSeconds,
     keepAliveTimeout: 1000 * limits.idleSeconds,
-    http: { headersTimeout: 1000 * limits.headerSeconds, connectionsCheckingInterval: 1000 },
+    http: {
+      headersTimeout: 1000 * Math.min(limits.headerSeconds, limits.requestSeconds),
+      connectionsCheckingInterval: 1000,
+    },
     forceCloseConnections: 'idle',
   } satisfies FastifyHttpOptions<Server>
 }

@@ -92,24 +92,29 @@ export class HandEngine implements Engine {
   }
 }
 
-export interface TestServer {
+export interface TestServer<E extends Engine> {
   readonly app: FastifyInstance
-  readonly engine: HandEngine
+  readonly engine: E
   /** Its log, line by line. */
   readonly log: Record<string, unknown>[]
 }
 
-/** An app with the operations and what `routes` adds. */
+/** What {@link testServer} is told. */
+export interface TestServerOptions<E extends Engine> extends Partial<Omit<OperationsOptions, 'engine'>> {
+  readonly engine: E
+  readonly routes?: (app: FastifyInstance) => void
+  readonly level?: LogLevel
+}
+
+/** An app with the operations and what `routes` adds, around an engine, or a {@link HandEngine} of its own. */
+export function testServer(options?: Partial<TestServerOptions<HandEngine>>): Promise<TestServer<HandEngine>>
+export function testServer<E extends Engine>(options: TestServerOptions<E>): Promise<TestServer<E>>
 export async function testServer({
   routes = () => {},
   engine = new HandEngine(),
   level = 'info',
   ...options
-}: Partial<Omit<OperationsOptions, 'engine'>> & {
-  readonly routes?: (app: FastifyInstance) => void
-  readonly engine?: HandEngine
-  readonly level?: LogLevel
-} = {}): Promise<TestServer> {
+}: Partial<TestServerOptions<Engine>> = {}): Promise<TestServer<Engine>> {
   const log: Record<string, unknown>[] = []
   const stream = { write: (line: string) => void log.push(JSON.parse(line) as Record<string, unknown>) }
   const app: FastifyInstance = fastify(serverOptions(parseLimits(options.limits), { level, stream }))
