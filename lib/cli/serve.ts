@@ -112,7 +112,8 @@ async function serve(session: Session, flags: Flags & ModelFlags): Promise<void>
   await server.close(AbortSignal.timeout(1000 * flags.drainSeconds))
 }
 
-function announce(session: Session, { url, modelName, adapterNames }: RunningServer, hasKeys: boolean): void {
+function announce(session: Session, { url, modelName, engine }: RunningServer, hasKeys: boolean): void {
+  const { adapterNames } = engine
   session.report('listening', { url, model: modelName, adapters: adapterNames })
   const names = adapterNames.length === 0 ? 'No adapters yet.' : `Adapters: ${adapterNames.slice(0, 10).join(', ')}`
   session.note(`Listening on ${url}

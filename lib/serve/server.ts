@@ -3,8 +3,9 @@ import { mkdir } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import fastify, { type FastifyInstance } from 'fastify'
 import type { LoggerOptions } from 'pino'
-import { createEngine } from '../engine/engine.js'
+import { createEngine, type Engine } from '../engine/engine.js'
 import type { EngineOptions } from '../engine/options.js'
+import { HeddleError } from '../errors.js'
 import { type LoadOptions, loadModel, type Model } from '../model.js'
 import { isLoopback, KeyRing, refusePublicAddress } from './keys.js'
 import { parseLimits } from './limits.js'
@@ -48,16 +49,15 @@ export interface RunningServer {
   readonly url: string
   /** The name under which the model alone is asked for. */
   readonly modelName: string
-  /** Names of the adapters that can be asked for now. */
-  readonly adapterNames: readonly string[]
+  /** Closed with the server. */
+  readonly engine: Engine
   /** Stops listening, lets requests that run end (or aborts them once the signal is set), and frees what it made. */
   close(signal?: AbortSignal): Promise<void>
 }
 
 /**
  * Loads a model and serves it.
- * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, ERR_HEDDLE_NETWORK, ERR_HEDDLE_OOM; errors of Node's
- *   sockets when the port is taken
+ * @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, ERR_HEDDLE_NETWORK, ERR_HEDDLE_OOM
  */
 export async function startServer(options: ServerOptions): Promise<RunningServer> {
   const { keys, host = defaultHost, insecure = false } = options
@@ -95,10 +95,27 @@ async function serve(
     const hosts = isLoopback(host) && keys === undefined && !options.insecure ? loopbackHosts : undefined
     const modelName = options.modelName ?? basename(model.source)
     await app.register(heddle, { hosts, ...rest, keys, engine, modelName, folders: { data, adapters } })
-    const url = await app.listen({ host, port: port ?? 8000 })
-    return { app, url, modelName, adapterNames: engine.adapterNames, close }
+    const url = await listen(app, host, port ?? 8000)
+    return { app, url, modelName, engine, close }
   } catch (error) {
     await Promise.all([app.close(), engine.close()])
     throw error
+  }
+}
+
+/** @throws ERR_HEDDLE_IO when the address cannot be had */
+async function listen(app: FastifyInstance, host: string, port: number): Promise<string> {
+  try {
+    return await app.listen({ host, port })
+  } catch (cause) {
+    const { code, syscall } = cause as NodeJS.ErrnoException
+    if (syscall === undefined) throw cause
+    throw new HeddleError('ERR_HEDDLE_IO', {
+      place: `${host}:${port}`,
+      expected: 'an address that is free and this machine has',
+      got: code ?? 'neither',
+      hint: 'Choose another --port or --host.',
+      cause,
+    })
   }
 }
