@@ -94,11 +94,16 @@ class EmbeddingAdapters {
 
   async #read(folder: string): Promise<ReadAdapter> {
     const adapter = await Adapter.load(this.#model.network, folder, { baseModel: this.#model.source })
+    let isPlaced = false
     return {
       rank: 1,
       write: async ({ first }) => {
         this.#places[first]?.dispose()
         this.#places[first] = adapter
+        isPlaced = true
+      },
+      dispose: () => {
+        if (!isPlaced) adapter.dispose()
       },
     }
   }
