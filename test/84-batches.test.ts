@@ -18,7 +18,7 @@ import {
 import { zeros } from '../lib/tensor/tensor.js'
 import { train } from '../lib/train/train.js'
 import { greedySettings, nextToken } from './support/next_token.js'
-import { proverbs, textFile, tinyModelFolder } from './tiny_model.js'
+import { proverbs, textFile, tinyModel, tinyModelFolder } from './tiny_model.js'
 
 let model: Model
 test.before('train a tiny model', async () => {
@@ -349,7 +349,9 @@ test('embed() gives the mean, or the last, of the hidden states, whatever they a
 
 test('embed() takes tokens for texts, and compiles once for all calls', async (t) => {
   const text = '5. Still waters'
-  const { network } = model
+  // The model of the other tests is in use at the same time.
+  const own = await tinyModel()
+  const { network } = own
   const { hidden } = network
   let traces = 0
   network.hidden = (...given) => {
@@ -358,13 +360,14 @@ test('embed() takes tokens for texts, and compiles once for all calls', async (t
   }
   try {
     const options = { pooling: 'mean', normalize: true } as const
-    const [vector] = await model.embed([text], options)
+    const [vector] = await own.embed([text], options)
     const before = traces
-    const [same] = await model.embed([await model.tokenizer.encode(text)], options)
+    const [same] = await own.embed([await own.tokenizer.encode(text)], options)
     t.deepEqual(same, vector)
     t.is(traces, before)
   } finally {
     network.hidden = hidden
   }
-  await t.throwsAsync(model.embed([Int32Array.of(100_000)]), { code: 'ERR_HEDDLE_ARGUMENT' })
+  await t.throwsAsync(own.embed([Int32Array.of(100_000)]), { code: 'ERR_HEDDLE_ARGUMENT' })
+  await own.dispose()
 })
