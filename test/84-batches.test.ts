@@ -347,7 +347,7 @@ test('embed() gives the mean, or the last, of the hidden states, whatever they a
   await t.throwsAsync(model.embed(['a', '']), { code: 'ERR_HEDDLE_ARGUMENT' })
 })
 
-test('embed() takes tokens for texts, and compiles once for all calls', async (t) => {
+test.serial('embed() takes tokens for texts, and compiles once for all calls', async (t) => {
   const text = '5. Still waters'
   // The model of the other tests is in use at the same time.
   const own = await tinyModel()

@@ -13,7 +13,7 @@ import type { Constraint } from '../tokenize/constraint.js'
 import { AdapterPool, rowBytes } from './adapter_pool.js'
 import { AdapterStore, adaptersIn, checkName, expectAdapter, type Lease } from './adapter_store.js'
 import type { Engine } from './engine.js'
-import type { EngineListener, EngineState, RequestEnd } from './events.js'
+import type { EngineListener, EngineState, EngineStep, RequestEnd } from './events.js'
 import type { EngineRequestOptions, EngineSettings } from './options.js'
 import { PageTable } from './page_table.js'
 import { PagedCache, type PagedCacheOptions, pageBytes } from './paged_cache.js'
@@ -52,6 +52,9 @@ export class BatchingEngine implements Engine {
   #entering = 0
   /** The weights have changed since the last step. */
   #isStale = false
+  /** The last step's tokens on their way to the callers. */
+  #telling: Promise<void> = Promise.resolve()
+  #isTelling = false
   #isWorking = false
   #isClosed = false
 
@@ -285,8 +288,10 @@ export class BatchingEngine implements Engine {
       for (;;) {
         if (this.#isStale) this.#renew()
         const feeds = this.#scheduler.plan()
-        if (feeds.length === 0) break
-        await this.#step(feeds)
+        if (feeds.length > 0) await this.#step(feeds)
+        // Telling may have ended a rest.
+        else if (this.#isTelling) await this.#telling
+        else break
       }
     } catch (error) {
       for (const request of [...this.#scheduler.tasks]) this.#end(request, 'failed', error)
@@ -301,18 +306,14 @@ export class BatchingEngine implements Engine {
     if (planned.length === 0) return
     try {
       const drawn = await this.#runner.run(planned.map(({ feed, draw }) => feed.task.part(feed, draw)))
-      let promptTokens = 0
-      for (const { feed } of planned) {
-        promptTokens += feed.task.fed(feed)
-        if (!feed.task.isEnded) this.#scheduler.advance(feed)
-      }
-      this.#tell('onStep', {
-        texts: planned.length,
-        promptTokens,
-        newTokens: drawn.filter((each) => each !== undefined).length,
-        seconds: (performance.now() - started) / 1000,
+      const seconds = (performance.now() - started) / 1000
+      this.#tell('onStep', { ...this.#advance(planned, drawn), texts: planned.length, seconds })
+      // Tokens become text while the next step runs, but never more than one step behind.
+      await this.#telling
+      this.#isTelling = true
+      this.#telling = Promise.all(planned.map(({ feed }, index) => this.#deliver(feed.task, drawn[index]))).then(() => {
+        this.#isTelling = false
       })
-      await Promise.all(planned.map(({ feed }, index) => this.#take(feed.task, drawn[index])))
     } catch (error) {
       for (const { feed } of planned) this.#end(feed.task, 'failed', error)
     }
@@ -320,6 +321,7 @@ export class BatchingEngine implements Engine {
 
   /** How each text draws; one that cannot ends alone. */
   async #withDraws(feeds: readonly Feed<EngineRequest>[]): Promise<Planned[]> {
+    if (feeds.some(({ task }) => task.text.isConstrained)) await this.#telling
     const planned = await Promise.all(
       feeds.map(async (feed) => {
         try {
@@ -333,11 +335,30 @@ export class BatchingEngine implements Engine {
     return planned.filter(({ feed }) => !feed.task.isEnded)
   }
 
+  /** Texts go on by what was computed and drawn; those that want no more leave. */
+  #advance(
+    planned: readonly Planned[],
+    drawn: readonly (Drawn | undefined)[],
+  ): Pick<EngineStep, 'promptTokens' | 'newTokens'> {
+    let [promptTokens, newTokens] = [0, 0]
+    for (const [index, { feed }] of planned.entries()) {
+      const { task } = feed
+      promptTokens += task.fed(feed)
+      if (drawn[index]) newTokens += 1
+      if (task.isEnded) continue
+      this.#scheduler.advance(feed)
+      if (!drawn[index]) continue
+      task.text.accept(drawn[index])
+      if (!task.text.wantsMore) this.#scheduler.remove(task)
+    }
+    return { promptTokens, newTokens }
+  }
+
   /** What was drawn for a text, if anything, goes to its caller. */
-  async #take(request: EngineRequest, drawn: Drawn | undefined): Promise<void> {
+  async #deliver(request: EngineRequest, drawn: Drawn | undefined): Promise<void> {
     if (!drawn || request.isEnded) return
     try {
-      const token = await request.text.take(drawn)
+      const token = await request.text.tell(drawn)
       if (request.isEnded) return
       const { adapter, started } = request.parts
       if (request.newTokens === 0)

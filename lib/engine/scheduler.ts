@@ -215,8 +215,10 @@ export class Scheduler<T extends Task> {
   #charge(task: T, tokens: number): void {
     const charged = this.#charged.get(task)!
     if (tokens <= charged) return
-    this.#groups.get(task.group)!.time += tokens - charged
     this.#charged.set(task, tokens)
+    const group = this.#groups.get(task.group)
+    // Absent where a text began to rest while its step ran, and was the last of its group.
+    if (group) group.time += tokens - charged
   }
 }
 

@@ -40,6 +40,9 @@ export class TextInProgress {
   readonly #filter: StopFilter
   readonly #tokens: number[]
   #fed: Int32Array
+  /** Tokens of the text that {@link TextInProgress.tell} has seen. */
+  #told = 0
+  #wantsMore = true
   #finished = false
 
   constructor(parts: TextParts, tokenizer: Tokenizer, settings: GenerateSettings) {
@@ -54,6 +57,11 @@ export class TextInProgress {
 
   get isFinished(): boolean {
     return this.#finished
+  }
+
+  /** The next draw depends on what was said of the last token. */
+  get isConstrained(): boolean {
+    return this.#parts.constraint !== undefined
   }
 
   /** Tokens made so far. */
@@ -76,17 +84,37 @@ export class TextInProgress {
   }
 
   /** Takes the token that was drawn. */
-  async take(drawn: Drawn): Promise<GeneratedToken> {
+  take(drawn: Drawn): Promise<GeneratedToken> {
+    this.accept(drawn)
+    return this.tell(drawn)
+  }
+
+  /** False once an end token was accepted, or as many tokens as there may be: nothing is to be drawn any more. */
+  get wantsMore(): boolean {
+    return this.#wantsMore
+  }
+
+  /** Makes the token that was drawn a part of the text, so that the next one can be drawn. */
+  accept({ token }: Drawn): void {
+    const isEnd = this.#ends.has(token)
+    if (!isEnd) {
+      this.#tokens.push(token)
+      this.#fed = Int32Array.of(token)
+    }
+    this.#wantsMore = !isEnd && this.count < this.#parts.limit
+  }
+
+  /** What there is to say of a token that was accepted; to be called for one after the other. */
+  async tell(drawn: Drawn): Promise<GeneratedToken> {
     const { index, limit, constraint } = this.#parts
     const isEnd = this.#ends.has(drawn.token)
     if (!isEnd) {
-      this.#tokens.push(drawn.token)
-      this.#fed = Int32Array.of(drawn.token)
+      this.#told += 1
       await constraint?.advance(drawn.token)
     }
     let text = isEnd ? '' : this.#filter.push(await this.#decoder.push(drawn.token))
     const stops = isEnd || this.#filter.stopped || (constraint?.isComplete ?? false)
-    this.#finished = stops || this.count >= limit
+    this.#finished = stops || this.#told >= limit
     if (!this.#finished) return { index, text, ...drawn }
     text += this.#filter.push(await this.#decoder.flush()) + this.#filter.flush()
     // What was held back may have completed a stop string.

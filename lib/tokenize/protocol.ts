@@ -18,7 +18,8 @@ export interface TokenizerSource {
 export interface Operations {
   load: { ask: { readonly source: TokenizerSource }; answer: TokenizerInfo }
   encode: { ask: { readonly text: string; readonly addSpecialTokens: boolean }; answer: Int32Array }
-  decode: { ask: { readonly ids: readonly number[]; readonly skipSpecialTokens: boolean }; answer: string }
+  /** Answers one by one: a text that cannot be decoded fails alone. */
+  decode: { ask: readonly DecodeRequest[]; answer: (string | PlainError)[] }
   /** Answers by token; undefined for special tokens. */
   tokenBytes: { ask: { readonly ids: readonly number[] }; answer: (Uint8Array | undefined)[] }
   render: { ask: { readonly messages: readonly ChatMessage[]; readonly options: RenderOptions }; answer: string }
@@ -38,6 +39,12 @@ export interface Operations {
   ggufVocabulary: { ask: { readonly size: number }; answer: GgufBlock }
   /** Answers in parts, then ends. */
   encodeRows: { ask: EncodeRows; answer: EncodedChunk }
+}
+
+/** Tokens to make a text of. */
+export interface DecodeRequest {
+  readonly ids: readonly number[]
+  readonly skipSpecialTokens: boolean
 }
 
 /** Rows of one reading, block after block; without a block, its end. */

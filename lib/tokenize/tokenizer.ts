@@ -4,8 +4,9 @@ import type { RowBlock } from '../data/rows.js'
 import type { GgufBlock } from '../formats/gguf_writer.js'
 import type { ChatMessage, RenderOptions } from './chat_template.js'
 import { Constraint } from './constraint.js'
+import { Gathered } from './gathered.js'
 import type { ConstraintRequest } from './grammar/constraints.js'
-import type { TokenizerSource } from './protocol.js'
+import type { DecodeRequest, TokenizerSource } from './protocol.js'
 import type { EncodeBatchOptions, EncodedBatch, EncodedChat, TokenizerInfo } from './text_encoder.js'
 import { WorkerClient } from './worker_client.js'
 
@@ -23,10 +24,12 @@ export type {
 export class Tokenizer {
   readonly info: TokenizerInfo
   readonly #client: WorkerClient
+  readonly #decoding: Gathered<DecodeRequest, string>
   #readings = 0
 
   private constructor(client: WorkerClient, info: TokenizerInfo) {
     this.#client = client
+    this.#decoding = new Gathered((asked) => client.call('decode', asked))
     this.info = info
   }
 
@@ -76,7 +79,7 @@ export class Tokenizer {
     ids: ArrayLike<number>,
     { skipSpecialTokens = false }: { readonly skipSpecialTokens?: boolean } = {},
   ): Promise<string> {
-    return this.#client.call('decode', { ids: Array.from(ids), skipSpecialTokens })
+    return this.#decoding.ask({ ids: Array.from(ids), skipSpecialTokens })
   }
 
   /**

@@ -7,7 +7,9 @@ import { ggufVocabulary } from './gguf_vocabulary.js'
 import { Constraints } from './grammar/constraints.js'
 import {
   type Cancel,
+  type DecodeRequest,
   type EncodeRows,
+  type PlainError,
   type Reply,
   type Request,
   type TokenizerSource,
@@ -68,7 +70,7 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
     case 'encode':
       return loaded().encode(request.ask.text, request.ask.addSpecialTokens)
     case 'decode':
-      return loaded().decode(request.ask.ids, request.ask.skipSpecialTokens)
+      return request.ask.map(decoded)
     case 'tokenBytes':
       return tokenBytes(request.ask.ids)
     case 'render':
@@ -93,6 +95,14 @@ async function answer(request: Exclude<Request, { readonly name: 'encodeRows' }>
       return null
     case 'ggufVocabulary':
       return ggufVocabulary(origin!, loaded().files, request.ask.size)
+  }
+}
+
+function decoded({ ids, skipSpecialTokens }: DecodeRequest): string | PlainError {
+  try {
+    return loaded().decode(ids, skipSpecialTokens)
+  } catch (error) {
+    return toPlainError(error)
   }
 }
 
