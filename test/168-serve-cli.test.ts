@@ -46,7 +46,7 @@ const events = ({ stdout }: Ended): Record<string, unknown>[] =>
     .split('\n')
     .map((line) => JSON.parse(line) as Record<string, unknown>)
 
-test('it says where it listens and what to do next, and is ready', async (t) => {
+test.serial('it says where it listens and what to do next, and is ready', async (t) => {
   const { url, child, ended } = await serveProcess(...(await flags()), '--name', 'base')
   t.is((await fetch(`${url}/readyz`)).status, 200)
   const { data } = (await (await fetch(`${url}/v1/models`)).json()) as { readonly data: { readonly id: string }[] }
@@ -60,7 +60,7 @@ test('it says where it listens and what to do next, and is ready', async (t) => 
   t.regex(stderr, new RegExp(`Listening on ${url}\\nNo adapters yet.\\nNext: curl ${url}`))
 })
 
-test('SIGTERM lets a running stream finish, takes no new one, and ends with 0', async (t) => {
+test.serial('SIGTERM lets a running stream finish, takes no new one, and ends with 0', async (t) => {
   const { url, child, ended } = await serveProcess(...(await flags()))
   const { first, text } = reading(await stream(url, { n: 8 }))
   await first
@@ -75,7 +75,7 @@ test('SIGTERM lets a running stream finish, takes no new one, and ends with 0', 
   t.is((await ended).code, 0)
 })
 
-test('with no time to drain, SIGTERM cuts streams off and still ends with 0', async (t) => {
+test.serial('with no time to drain, SIGTERM cuts streams off and still ends with 0', async (t) => {
   const { url, child, ended } = await serveProcess(...(await flags()), '--drain-seconds', '0')
   const readings = await Promise.all(Array.from({ length: 30 }, async () => reading(await stream(url, { n: 16 }))))
   await readings[0]!.first
@@ -85,7 +85,7 @@ test('with no time to drain, SIGTERM cuts streams off and still ends with 0', as
   t.true(texts.some((text) => !text.includes('[DONE]')))
 })
 
-test('a second signal ends it at once', async (t) => {
+test.serial('a second signal ends it at once', async (t) => {
   const { url, child, ended } = await serveProcess(...(await flags()))
   const readings = await Promise.all(Array.from({ length: 30 }, async () => reading(await stream(url, { n: 16 }))))
   await readings[0]!.first
@@ -100,7 +100,7 @@ test('a second signal ends it at once', async (t) => {
   t.is((await ended).code, 130)
 })
 
-test('killed under load, it starts again on the same folder and serves', async (t) => {
+test.serial('killed under load, it starts again on the same folder and serves', async (t) => {
   const args = await flags()
   const killed = await serveProcess(...args)
   const { first } = reading(await stream(killed.url, { n: 8 }))
@@ -113,7 +113,7 @@ test('killed under load, it starts again on the same folder and serves', async (
   t.is((await again.ended).code, 0)
 })
 
-test('a key made by the command opens the server; neither key nor prompt is logged', async (t) => {
+test.serial('a key made by the command opens the server; neither key nor prompt is logged', async (t) => {
   const keys = join(temporaryFolder(), 'keys.txt')
   const made = await heddle('serve', 'keys', 'add', 'alice', '--keys', keys, '--scopes', 'infer')
   const key = made.stdout.trim()
@@ -130,7 +130,7 @@ test('a key made by the command opens the server; neither key nor prompt is logg
   t.false((outcome.stdout + outcome.stderr).includes(key))
 })
 
-test('a server reads its keys again on SIGHUP', async (t) => {
+test.serial('a server reads its keys again on SIGHUP', async (t) => {
   const keys = join(temporaryFolder(), 'keys.txt')
   await heddle('serve', 'keys', 'add', 'alice', '--keys', keys)
   const { url, child, ended } = await serveProcess(...(await flags()), '--keys', keys)
@@ -143,13 +143,13 @@ test('a server reads its keys again on SIGHUP', async (t) => {
   t.is((await ended).code, 0)
 })
 
-test('a public address without keys is wrong use', async (t) => {
+test.serial('a public address without keys is wrong use', async (t) => {
   const { code, stderr } = await heddle('serve', ...(await flags()), '--host', '0.0.0.0')
   t.is(code, 2)
   t.regex(stderr, /--keys <file>, or say --insecure/)
 })
 
-test('keys that cannot be read, and a port that is taken, are failures that say so', async (t) => {
+test.serial('keys that cannot be read, and a port that is taken, are failures that say so', async (t) => {
   const missing = await heddle('serve', ...(await flags()), '--keys', join(temporaryFolder(), 'none'))
   t.is(missing.code, 1)
   t.regex(missing.stderr, /none: expected a file of keys.*ENOENT/)
@@ -162,7 +162,7 @@ test('keys that cannot be read, and a port that is taken, are failures that say 
   t.regex(taken.stderr, new RegExp(`127.0.0.1:${port}: expected an address that is free.*EADDRINUSE.*--port`))
 })
 
-test('--help explains itself with examples, and a mistyped flag is wrong use', async (t) => {
+test.serial('--help explains itself with examples, and a mistyped flag is wrong use', async (t) => {
   const { code, stdout } = await heddle('serve', '--help')
   t.is(code, 0)
   t.regex(stdout, /Examples:\n {2}\$ heddle serve --model/)

@@ -6,6 +6,11 @@ import { fileURLToPath } from 'node:url'
 
 const script = fileURLToPath(new URL('../../lib/cli/heddle.js', import.meta.url))
 
+const children = new Set<ChildProcess>()
+process.on('exit', () => {
+  for (const child of children) child.kill('SIGKILL')
+})
+
 /** How a process ended. */
 export interface Ended {
   /** Null when a signal ended it. */
@@ -38,9 +43,8 @@ export async function serveProcess(...args: readonly string[]): Promise<ServePro
 
 const started = (args: readonly string[]): ChildProcess => {
   const child = spawn(process.execPath, [script, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
-  const kill = (): boolean => child.kill('SIGKILL')
-  process.on('exit', kill)
-  child.once('exit', () => process.off('exit', kill))
+  children.add(child)
+  child.once('exit', () => children.delete(child))
   return child
 }
 
