@@ -23,8 +23,12 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 using F = hn::CappedTag<float, kPad>;
-using I = hn::RebindToSigned<F>;
 using VF = hn::Vec<F>;
+
+// Scores lie as [key, row] with kRowStride rows side by side, as many as one row block has at most: a few rows go
+// through short vectors, of which processors compute more at a time.
+template <size_t kRowStride>
+using RowTag = hn::CappedTag<float, HWY_MIN(kRowStride, kPad)>;
 
 // Vectors side by side in a register tile: 16 accumulators where there are 32 registers, else 8.
 constexpr size_t kTileVectors = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM ? 4 : 2;
@@ -37,17 +41,17 @@ constexpr float kLn2 = 0.693147180559945309F;
 size_t lanes() { return hn::Lanes(F()); }
 
 /// 2^x for x <= 0, about 1 ulp; below 2^-126 it is 0. Arguments of Max in this order keep NaN on x86.
-HWY_INLINE VF exp2_nonpositive(VF x) {
-  const F d;
-  const hn::RebindToUnsigned<F> du;
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V exp2_nonpositive(D d, V x) {
+  const hn::RebindToUnsigned<D> du;
   x = hn::Max(hn::Set(d, -127.0F), x);
   // Adding 1.5 * 2^23 rounds to an integer and leaves it, with the exponent's bias, in the low bits.
-  const VF magic = hn::Set(d, 12582912.0F + 127.0F);
-  const VF shifted = hn::Add(x, magic);
-  const VF f = hn::Sub(x, hn::Sub(shifted, magic));
-  const VF power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, shifted)));
+  const V magic = hn::Set(d, 12582912.0F + 127.0F);
+  const V shifted = hn::Add(x, magic);
+  const V f = hn::Sub(x, hn::Sub(shifted, magic));
+  const V power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, shifted)));
   // Interpolates 2^f at the Chebyshev points of [-1/2, 1/2]: relative error 2e-8 before rounding.
-  VF y = hn::Set(d, 0.000154614446986F);
+  V y = hn::Set(d, 0.000154614446986F);
   y = hn::MulAdd(y, f, hn::Set(d, 0.00134004281776F));
   y = hn::MulAdd(y, f, hn::Set(d, 0.00961805667852F));
   y = hn::MulAdd(y, f, hn::Set(d, 0.0555032722667F));
@@ -155,7 +159,8 @@ void zero(float* tile, size_t count) {
   for (size_t i = 0; i < count; i += lanes()) hn::Store(hn::Zero(F()), F(), tile + i);
 }
 
-/// Rows [0, width) of tile [.., padded] -> transposed [dim, kRows], times factor. width is a multiple of 4.
+/// Rows [0, width) of tile [.., padded] -> transposed [dim, kRowStride], times factor. width is a multiple of 4.
+template <size_t kRowStride>
 HWY_NOINLINE void transpose(const float* HWY_RESTRICT tile, size_t padded, size_t dim, size_t width, float factor,
                             float* HWY_RESTRICT transposed) {
   for (size_t r = 0; r < width; r += 4) {
@@ -173,22 +178,22 @@ HWY_NOINLINE void transpose(const float* HWY_RESTRICT tile, size_t padded, size_
       const auto ac_high = hn::InterleaveUpper(d4, a, c);
       const auto be_low = hn::InterleaveLower(d4, b, e);
       const auto be_high = hn::InterleaveUpper(d4, b, e);
-      float* to = transposed + i * kRows + r;
+      float* to = transposed + i * kRowStride + r;
       hn::StoreU(hn::InterleaveLower(d4, ac_low, be_low), d4, to);
-      hn::StoreU(hn::InterleaveUpper(d4, ac_low, be_low), d4, to + kRows);
-      hn::StoreU(hn::InterleaveLower(d4, ac_high, be_high), d4, to + 2 * kRows);
-      hn::StoreU(hn::InterleaveUpper(d4, ac_high, be_high), d4, to + 3 * kRows);
+      hn::StoreU(hn::InterleaveUpper(d4, ac_low, be_low), d4, to + kRowStride);
+      hn::StoreU(hn::InterleaveLower(d4, ac_high, be_high), d4, to + 2 * kRowStride);
+      hn::StoreU(hn::InterleaveUpper(d4, ac_high, be_high), d4, to + 3 * kRowStride);
     }
 #endif
     for (; i < dim; ++i)
-      for (size_t j = 0; j < 4; ++j) transposed[i * kRows + r + j] = rows[j * padded + i] * factor;
+      for (size_t j = 0; j < 4; ++j) transposed[i * kRowStride + r + j] = rows[j * padded + i] * factor;
   }
 }
 
 /// One block of rows and which keys each of them may see.
 struct RowBlock {
   size_t b, kv_head, first, count;
-  // count rounded up to kPad; the rows beyond count are computed and dropped.
+  // count rounded up to whole vectors; the rows beyond count are computed and dropped.
   size_t width;
   // Row r sees keys below limit[r], which never falls as r rises.
   HWY_ALIGN int32_t limit[kRows] = {};
@@ -199,12 +204,12 @@ struct RowBlock {
   // The last key that query 0 sees, where queries see different keys.
   size_t last_of_first;
 
-  RowBlock(const AttentionProblem& p, size_t b_, size_t kv_head_, size_t block)
+  RowBlock(const AttentionProblem& p, size_t b_, size_t kv_head_, size_t block, size_t pad = kPad)
       : b(b_),
         kv_head(kv_head_),
         first(block * kRows),
         count(HWY_MIN(kRows, p.rows(b_) - first)),
-        width(round_up(count, kPad)) {
+        width(round_up(count, pad)) {
     last_of_first = p.visibility == Visibility::kFromPosition ? static_cast<size_t>(p.position[b]) : 0;
     segment_low = std::numeric_limits<int32_t>::max();
     segment_high = std::numeric_limits<int32_t>::min();
@@ -257,21 +262,23 @@ struct KeyBlock {
   }
 
   /// Whether some lane of the rows from `column` on may not see some of the keys j .. j + kStep.
-  bool masked(const RowBlock& rows, size_t j, size_t column) const {
+  template <class D>
+  bool masked(D d, const RowBlock& rows, size_t j, size_t column) const {
     return check_segments || static_cast<size_t>(rows.limit[column]) < first + j + kStep ||
-           static_cast<size_t>(rows.floor[column + lanes() - 1]) > first + j;
+           static_cast<size_t>(rows.floor[column + hn::Lanes(d) - 1]) > first + j;
   }
 
   /// Lanes of rows column.. that may see key j.
-  HWY_INLINE auto mask(const RowBlock& rows, size_t j, size_t column) const {
-    const I di;
+  template <class D>
+  HWY_INLINE auto mask(D d, const RowBlock& rows, size_t j, size_t column) const {
+    const hn::RebindToSigned<D> di;
     const auto key = hn::Set(di, static_cast<int32_t>(first + j));
     auto seen =
         hn::AndNot(hn::Gt(hn::Load(di, rows.floor + column), key), hn::Gt(hn::Load(di, rows.limit + column), key));
     // Keys beyond count are beyond every limit; their segment must not be read.
     if (check_segments && j < count)
       seen = hn::And(seen, hn::Eq(hn::Load(di, rows.segment + column), hn::Set(di, segment[j])));
-    return hn::RebindMask(F(), seen);
+    return hn::RebindMask(d, seen);
   }
 
   /// Keys of this block that row `row` sees, segments aside.
@@ -319,16 +326,18 @@ HWY_INLINE void score(const AttentionProblem& p, const RowBlock& rows, const Key
 }
 
 /// Scores x, base 2 logarithms as the cap is -> cap * tanh(x / cap).
+template <size_t kRowStride>
 HWY_NOINLINE void cap_scores(const RowBlock& rows, const KeyBlock& keys, float cap, float* HWY_RESTRICT scores) {
-  const F d;
-  const VF one = hn::Set(d, 1.0F);
-  const VF steepness = hn::Set(d, -2.0F * kLog2E / cap);
+  const RowTag<kRowStride> d;
+  using V = hn::Vec<decltype(d)>;
+  const V one = hn::Set(d, 1.0F);
+  const V steepness = hn::Set(d, -2.0F * kLog2E / cap);
   for (size_t j = 0; j < round_up(keys.count, kStep); ++j) {
-    for (size_t column = keys.start[j / kStep]; column < rows.width; column += lanes()) {
-      float* s = scores + j * kRows + column;
-      const VF x = hn::Load(d, s);
-      const VF e = exp2_nonpositive(hn::Mul(hn::Abs(x), steepness));
-      const VF y = hn::Div(hn::Sub(one, e), hn::Add(one, e));
+    for (size_t column = keys.start[j / kStep]; column < rows.width; column += hn::Lanes(d)) {
+      float* s = scores + j * kRowStride + column;
+      const V x = hn::Load(d, s);
+      const V e = exp2_nonpositive(d, hn::Mul(hn::Abs(x), steepness));
+      const V y = hn::Div(hn::Sub(one, e), hn::Add(one, e));
       hn::Store(hn::CopySign(hn::Mul(y, hn::Set(d, cap)), x), d, s);
     }
   }
@@ -336,38 +345,40 @@ HWY_NOINLINE void cap_scores(const RowBlock& rows, const KeyBlock& keys, float c
 
 /// Turns scores (base 2 logarithms) into weights relative to the running maximum, and keeps maximum, sum and the
 /// factor that earlier sums must shrink by.
+template <size_t kRowStride>
 HWY_NOINLINE void softmax_step(const RowBlock& rows, const KeyBlock& keys, float* HWY_RESTRICT scores,
                                float* HWY_RESTRICT maximum, float* HWY_RESTRICT sum, float* HWY_RESTRICT factor) {
-  const F d;
-  const VF hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
-  for (size_t column = 0; column < rows.width; column += lanes()) {
-    const VF old = hn::Load(d, maximum + column);
-    VF top = old;
+  const RowTag<kRowStride> d;
+  using V = hn::Vec<decltype(d)>;
+  const V hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
+  for (size_t column = 0; column < rows.width; column += hn::Lanes(d)) {
+    const V old = hn::Load(d, maximum + column);
+    V top = old;
     size_t end = 0;
     for (; end < keys.count && keys.start[end / kStep] <= column; end += kStep) {
-      float* s = scores + end * kRows + column;
-      VF x[kStep];
+      float* s = scores + end * kRowStride + column;
+      V x[kStep];
 #pragma GCC unroll 4
-      for (size_t i = 0; i < kStep; ++i) x[i] = hn::Load(d, s + i * kRows);
-      if (keys.masked(rows, end, column)) {
+      for (size_t i = 0; i < kStep; ++i) x[i] = hn::Load(d, s + i * kRowStride);
+      if (keys.masked(d, rows, end, column)) {
 #pragma GCC unroll 4
         for (size_t i = 0; i < kStep; ++i) {
-          x[i] = hn::IfThenElse(keys.mask(rows, end + i, column), x[i], hidden);
-          hn::Store(x[i], d, s + i * kRows);
+          x[i] = hn::IfThenElse(keys.mask(d, rows, end + i, column), x[i], hidden);
+          hn::Store(x[i], d, s + i * kRowStride);
         }
       }
       top = hn::Max(top, hn::Max(hn::Max(x[0], x[1]), hn::Max(x[2], x[3])));
     }
-    const VF shrink = exp2_nonpositive(hn::Sub(old, top));
-    VF total0 = hn::Mul(hn::Load(d, sum + column), shrink);
-    VF total1 = hn::Zero(d);
+    const V shrink = exp2_nonpositive(d, hn::Sub(old, top));
+    V total0 = hn::Mul(hn::Load(d, sum + column), shrink);
+    V total1 = hn::Zero(d);
     for (size_t j = 0; j < end; j += kStep) {
-      float* s = scores + j * kRows + column;
-      VF w[kStep];
+      float* s = scores + j * kRowStride + column;
+      V w[kStep];
 #pragma GCC unroll 4
       for (size_t i = 0; i < kStep; ++i) {
-        w[i] = exp2_nonpositive(hn::Sub(hn::Load(d, s + i * kRows), top));
-        hn::Store(w[i], d, s + i * kRows);
+        w[i] = exp2_nonpositive(d, hn::Sub(hn::Load(d, s + i * kRowStride), top));
+        hn::Store(w[i], d, s + i * kRowStride);
       }
       total0 = hn::Add(total0, hn::Add(w[0], w[1]));
       total1 = hn::Add(total1, hn::Add(w[2], w[3]));
@@ -388,10 +399,33 @@ HWY_INLINE void gather_keys(const AttentionProblem& p, const RowBlock& rows, con
                                          0, p.padded_dim);
 }
 
-/// One (batch, kv head, row block) of the forward pass.
-void attention_forward(const AttentionProblem& p, size_t b, size_t kv_head, size_t block, float* scratch) {
+/// A row block before its first key.
+template <size_t kRowStride>
+void start_rows(const AttentionProblem& p, const RowBlock& rows, float* maximum, float* sum, float* out) {
+  const RowTag<kRowStride> d;
+  zero(out, rows.width * p.padded_dim);
+  for (size_t r = 0; r < kRowStride; r += hn::Lanes(d)) {
+    hn::Store(hn::Zero(d), d, sum + r);
+    hn::Store(hn::Set(d, kFloor), d, maximum + r);
+  }
+}
+
+/// Sums -> results, after the last key.
+void finish_rows(const AttentionProblem& p, const RowBlock& rows, const float* maximum, const float* sum, float* out) {
   const F d;
-  const RowBlock rows(p, b, kv_head, block);
+  for (size_t r = 0; r < rows.count; ++r) {
+    // A row that saw no key (only possible when there are none) is 0, as an empty sum is.
+    const VF norm = hn::Set(d, sum[r] == 0.0F ? 0.0F : 1.0F / sum[r]);
+    float* from = out + r * p.padded_dim;
+    for (size_t i = 0; i < p.padded_dim; i += lanes()) hn::Store(hn::Mul(hn::Load(d, from + i), norm), d, from + i);
+    std::copy_n(from, p.dim, p.o + p.row_offset(rows.b, rows.kv_head, rows.first + r));
+    if (p.lse != nullptr)
+      p.lse[p.statistic_offset(rows.b, rows.kv_head, rows.first + r)] = maximum[r] * kLn2 + std::log(sum[r]);
+  }
+}
+
+/// One row block of the forward pass.
+void forward_many(const AttentionProblem& p, const RowBlock& rows, float* scratch) {
   float* q_transposed = scratch;
   float* scores = q_transposed + kRows * p.dim;
   float* key_tile = scores + kKeys * kRows;
@@ -402,30 +436,19 @@ void attention_forward(const AttentionProblem& p, size_t b, size_t kv_head, size
   HWY_ALIGN float factor[kRows];
 
   load_rows(p, p.q, rows, out);
-  transpose(out, p.padded_dim, p.dim, rows.width, p.scale * kLog2E, q_transposed);
-  zero(out, rows.width * p.padded_dim);
-  zero(sum, kRows);
-  for (size_t r = 0; r < kRows; r += lanes()) hn::Store(hn::Set(d, kFloor), d, maximum + r);
-
+  transpose<kRows>(out, p.padded_dim, p.dim, rows.width, p.scale * kLog2E, q_transposed);
+  start_rows<kRows>(p, rows, maximum, sum, out);
   for (size_t first = rows.key_begin(); first < rows.key_end(); first += kKeys) {
     const KeyBlock keys(p, rows, first);
     if (!keys.visible) continue;
     load_keys(p, p.k, rows, keys, key_tile);
     load_keys(p, p.v, rows, keys, value_tile);
     score(p, rows, keys, key_tile, q_transposed, scores);
-    if (p.softcap != 0.0F) cap_scores(rows, keys, p.softcap * kLog2E, scores);
-    softmax_step(rows, keys, scores, maximum, sum, factor);
+    if (p.softcap != 0.0F) cap_scores<kRows>(rows, keys, p.softcap * kLog2E, scores);
+    softmax_step<kRows>(rows, keys, scores, maximum, sum, factor);
     gather_keys<Finish::kScaleAdd>(p, rows, keys, scores, value_tile, out, factor);
   }
-
-  for (size_t r = 0; r < rows.count; ++r) {
-    // A row that saw no key (only possible when there are none) is 0, as an empty sum is.
-    const VF norm = hn::Set(d, sum[r] == 0.0F ? 0.0F : 1.0F / sum[r]);
-    float* from = out + r * p.padded_dim;
-    for (size_t i = 0; i < p.padded_dim; i += lanes()) hn::Store(hn::Mul(hn::Load(d, from + i), norm), d, from + i);
-    std::copy_n(from, p.dim, p.o + p.row_offset(b, kv_head, rows.first + r));
-    if (p.lse != nullptr) p.lse[p.statistic_offset(b, kv_head, rows.first + r)] = maximum[r] * kLn2 + std::log(sum[r]);
-  }
+  finish_rows(p, rows, maximum, sum, out);
 }
 
 }  // namespace

@@ -21,7 +21,7 @@
 #define HWY_TARGET_INCLUDE "kernels/attention.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "kernels/attention-inl.h"
+#include "kernels/attention_few-inl.h"
 
 #ifndef HEDDLE_KERNELS_ATTENTION_ONCE
 #define HEDDLE_KERNELS_ATTENTION_ONCE
@@ -60,14 +60,14 @@ HWY_NOINLINE void softmax_slopes(const RowBlock& rows, const KeyBlock& keys, con
     const VF row_lse = hn::Load(d, lse + column);
     const VF row_delta = hn::Load(d, delta + column);
     for (size_t j = 0; j < keys.count && keys.start[j / kStep] <= column; j += kStep) {
-      const bool masked = keys.masked(rows, j, column);
+      const bool masked = keys.masked(d, rows, j, column);
 #pragma GCC unroll 4
       for (size_t i = 0; i < kStep; ++i) {
         float* w = weights + (j + i) * kRows + column;
         float* s = slopes + (j + i) * kRows + column;
         const VF x = hn::Load(d, w);
-        VF p = exp2_nonpositive(hn::Sub(x, row_lse));
-        if (masked) p = hn::IfThenElseZero(keys.mask(rows, j + i, column), p);
+        VF p = exp2_nonpositive(d, hn::Sub(x, row_lse));
+        if (masked) p = hn::IfThenElseZero(keys.mask(d, rows, j + i, column), p);
         hn::Store(p, d, w);
         VF slope = hn::Mul(p, hn::Sub(hn::Load(d, s), row_delta));
         if constexpr (kCapped) {
@@ -127,9 +127,9 @@ void backward_rows(const AttentionProblem& p, const RowBlock& rows, size_t key_b
   HWY_ALIGN float delta[kRows] = {};
   load_rows(p, p.q, rows, t.q);
   load_rows(p, p.g, rows, t.g);
-  transpose(t.q, p.padded_dim, p.dim, rows.width, p.scale * kLog2E, t.q_transposed);
+  transpose<kRows>(t.q, p.padded_dim, p.dim, rows.width, p.scale * kLog2E, t.q_transposed);
   // Scaling g here and delta below scales every slope, as both dq and dk need.
-  transpose(t.g, p.padded_dim, p.dim, rows.width, p.scale, t.g_transposed);
+  transpose<kRows>(t.g, p.padded_dim, p.dim, rows.width, p.scale, t.g_transposed);
   for (size_t r = 0; r < rows.count; ++r) {
     lse[r] = p.saved_lse[p.statistic_offset(rows.b, rows.kv_head, rows.first + r)] * kLog2E;
     const float* o = p.saved_o + p.row_offset(rows.b, rows.kv_head, rows.first + r);
@@ -153,7 +153,7 @@ void backward_rows(const AttentionProblem& p, const RowBlock& rows, size_t key_b
     score(p, rows, keys, t.key, t.q_transposed, t.weights);
     score(p, rows, keys, t.value, t.g_transposed, t.slopes);
     if (cap != 0.0F) {
-      cap_scores(rows, keys, cap, t.weights);
+      cap_scores<kRows>(rows, keys, cap, t.weights);
       softmax_slopes<true>(rows, keys, lse, delta, cap, t.weights, t.slopes);
     } else {
       softmax_slopes<false>(rows, keys, lse, delta, 1.0F, t.weights, t.slopes);
@@ -262,7 +262,7 @@ void run_forward(const AttentionProblem& p, const RunArguments& arguments) {
     const size_t block = blocks - 1 - tile / (p.batch * p.kv_heads);
     const size_t head = tile % (p.batch * p.kv_heads);
     HWY_DYNAMIC_DISPATCH(attention_forward)
-    (p, head / p.kv_heads, head % p.kv_heads, block, arguments.thread_scratch<float>(thread));
+    (p, head / p.kv_heads, head % p.kv_heads, head % p.kv_heads + 1, block, arguments.thread_scratch<float>(thread));
   });
 }
 

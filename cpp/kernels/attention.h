@@ -1,6 +1,7 @@
 // What the forms of attention share: the problem as their inner code (attention-inl.h) sees it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -11,6 +12,8 @@ namespace heddle {
 
 constexpr size_t kRows = 64;
 constexpr size_t kKeys = 64;
+// Up to so many rows go through code of their own.
+constexpr size_t kFewRows = 8;
 // Output rows of one register tile; divides kRows and kKeys.
 constexpr size_t kStep = 4;
 // Row counts and head dimensions are padded to this, a multiple of every vector length in use.
@@ -83,8 +86,14 @@ struct AttentionProblem {
   }
 };
 
-inline size_t forward_scratch_floats(const AttentionProblem& p) {
-  return (kRows * p.dim) + kKeys * kRows + 3 * kKeys * p.padded_dim;
+/// What a kv head of a few rows keeps.
+inline size_t few_rows_floats(const AttentionProblem& p) { return 2 * kFewRows * (1 + p.padded_dim); }
+
+/// For tiles of at most `kv_heads` kv heads.
+inline size_t forward_scratch_floats(const AttentionProblem& p, size_t kv_heads = 1) {
+  const size_t many = kRows * p.dim + kKeys * kRows + 3 * kKeys * p.padded_dim;
+  const size_t few = kKeys * kFewRows + kFewRows * p.padded_dim + kv_heads * few_rows_floats(p);
+  return std::max(many, few);
 }
 
 /// Heads and head dimension from the last two dimensions of q and k, and the attributes scale, softcap and window.

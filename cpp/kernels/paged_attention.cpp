@@ -16,7 +16,7 @@
 #define HWY_TARGET_INCLUDE "kernels/paged_attention.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "kernels/attention-inl.h"
+#include "kernels/attention_few-inl.h"
 #include "kernels/bf16-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -24,8 +24,8 @@ namespace heddle {
 namespace HWY_NAMESPACE {
 namespace {
 
-void paged_rows(const AttentionProblem& p, size_t b, size_t kv_head, size_t block, float* scratch) {
-  attention_forward(p, b, kv_head, block, scratch);
+void paged_rows(const AttentionProblem& p, size_t b, size_t kv_begin, size_t kv_end, size_t block, float* scratch) {
+  attention_forward(p, b, kv_begin, kv_end, block, scratch);
 }
 
 void narrow_row(const float* HWY_RESTRICT from, size_t count, uint16_t* HWY_RESTRICT to) {
@@ -47,6 +47,10 @@ namespace {
 
 HWY_EXPORT(paged_rows);
 HWY_EXPORT(narrow_row);
+
+// Kv heads in one tile, and tiles that there must be for a thread before tiles are made as large.
+constexpr size_t kHeadsTogether = 8;
+constexpr size_t kTilesPerThread = 4;
 
 enum Input : size_t { kQ, kKeyPages, kValuePages, kTables, kStarts, kPositions };
 
@@ -141,10 +145,14 @@ void run_paged(const AttentionProblem& p, const RunArguments& arguments) {
   const auto tokens = static_cast<size_t>(p.paged.starts[p.batch]);
   std::fill_n(p.o + tokens * row, (p.queries - tokens) * row, 0.0F);
   const std::vector<RowTile> tiles = row_tiles(p);
-  arguments.pool.run(tiles.size() * p.kv_heads, [&](size_t tile, size_t thread) {
-    const RowTile& rows = tiles[tile / p.kv_heads];
+  // Kv heads lie side by side: together they are one pass over memory, but there must be tiles for all threads.
+  const size_t together = tiles.size() >= kTilesPerThread * arguments.pool.threads() ? kHeadsTogether : 1;
+  const size_t parts = (p.kv_heads + together - 1) / together;
+  arguments.pool.run(tiles.size() * parts, [&](size_t tile, size_t thread) {
+    const RowTile& rows = tiles[tile / parts];
+    const size_t head = tile % parts * together;
     HWY_DYNAMIC_DISPATCH(paged_rows)
-    (p, rows.b, tile % p.kv_heads, rows.block, arguments.thread_scratch<float>(thread));
+    (p, rows.b, head, std::min(p.kv_heads, head + together), rows.block, arguments.thread_scratch<float>(thread));
   });
 }
 
@@ -153,7 +161,7 @@ CompiledKernel compile_paged_attention(const KernelRequest& request) {
   const AttentionProblem p = read_paged(request);
   const auto pages = static_cast<size_t>(request.inputs[kKeyPages].shape[0]);
   CompiledKernel kernel;
-  kernel.scratch_per_thread = forward_scratch_floats(p) * sizeof(float);
+  kernel.scratch_per_thread = forward_scratch_floats(p, std::min(p.kv_heads, kHeadsTogether)) * sizeof(float);
   kernel.run = [p, pages](const RunArguments& arguments) {
     AttentionProblem bound = p;
     bound.q = arguments.input<float>(kQ);
