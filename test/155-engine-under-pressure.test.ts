@@ -62,6 +62,7 @@ for (const [name, more] of [
 
 test('a text that could never fit is refused, with what would help; one that just fits is made', async (t) => {
   const engine = await engineOf(4)
+  t.is(engine.state().maxTokens, 65)
   await t.throwsAsync(served(engine, { prompt: ids(30, 1), options: { maxTokens: 36 } }), {
     code: 'ERR_HEDDLE_OOM',
     message: /at most 65 tokens.*got 30 and 36.*memory\.cache/,

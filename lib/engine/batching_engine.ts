@@ -153,6 +153,8 @@ export class BatchingEngine implements Engine {
       running: this.#scheduler.running,
       waiting: this.#waiting,
       maxBatch,
+      // The last token of a text is never fed.
+      maxTokens: Math.min(this.model.network.maxPositions, this.#room) + 1,
       cache: { usedBytes: this.#table.used * this.#pageBytes, bytes: memory.cache },
       adapters: { usedBytes, bytes: memory.adapters, loaded },
     }
@@ -249,14 +251,18 @@ export class BatchingEngine implements Engine {
   #expectRoom(promptLength: number, settings: GenerateSettings): void {
     // The last token of a text is never fed.
     const most = promptLength + tokenLimit(settings, this.model.network, promptLength) - 1
-    const room = this.#table.pages * pageTokens
-    if (most > room)
+    if (most > this.#room)
       throw new HeddleError('ERR_HEDDLE_OOM', {
         place: 'generate',
-        expected: `a prompt and maxTokens of together at most ${room + 1} tokens, which the cache has room for`,
+        expected: `a prompt and maxTokens of together at most ${this.#room + 1} tokens, which the cache has room for`,
         got: `${promptLength} and ${most - promptLength + 1}`,
         hint: 'Lower maxTokens, or raise memory.cache.',
       })
+  }
+
+  /** Tokens that the cache has room for. */
+  get #room(): number {
+    return this.#table.pages * pageTokens
   }
 
   #admit(request: EngineRequest): void {

@@ -49,6 +49,8 @@ export interface EngineState {
   /** Requests without a place. */
   readonly waiting: number
   readonly maxBatch: number
+  /** Most tokens of a prompt and its text together: what the model can read and the cache has room for. */
+  readonly maxTokens: number
   readonly cache: { readonly usedBytes: number; readonly bytes: number }
   readonly adapters: {
     readonly usedBytes: number

@@ -15,6 +15,7 @@ const idle: EngineState = {
   running: 0,
   waiting: 0,
   maxBatch: 8,
+  maxTokens: 1000,
   cache: { usedBytes: 0, bytes: 1000 },
   adapters: { usedBytes: 0, bytes: 100, loaded: [] },
 }
