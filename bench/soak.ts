@@ -61,8 +61,7 @@ async function soak({ model, folder, seconds }: { model: string; folder: string;
   ]
   const fares = await sampled(server.ask, isOver, counts)
   await Promise.all(clients)
-  while ((await server.ask()).state.running > 0) await after(100)
-  const end = await server.ask()
+  const end = await settled(server.ask)
   server.stop()
   summarise(fares, end, counts)
 }
@@ -208,6 +207,17 @@ function summarise(fares: readonly Fare[], end: Fare, counts: Counts): void {
       machine,
     }),
   )
+}
+
+/** How the server fares once nothing runs, or after a while in which something still does. */
+async function settled(ask: () => Promise<Fare>): Promise<Fare> {
+  const until = performance.now() + 1000 * stallSeconds
+  let fare = await ask()
+  while (fare.state.running + fare.state.waiting > 0 && performance.now() < until) {
+    await after(100)
+    fare = await ask()
+  }
+  return fare
 }
 
 /** A reproducible sequence (Park and Miller's). */
