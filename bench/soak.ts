@@ -136,34 +136,28 @@ async function streamer({ url, names, counts, isOver, random }: ClientOptions): 
     const lengthBeforeHangUp = 500 + 3000 * random()
     let seen = ''
     let stalled = false
+    const stall = (): void => {
+      stalled = true
+      hangUp.abort()
+    }
+    let timer = setTimeout(stall, 1000 * stallSeconds)
     try {
       const answer = await fetch(`${url}/v1/completions`, { ...post(body), signal: hangUp.signal })
-      if (!answer.ok) {
-        counts.refused += 1
-        await answer.text()
-        continue
-      }
-      const stall = (): void => {
-        stalled = true
-        hangUp.abort()
-      }
-      let timer = setTimeout(stall, 1000 * stallSeconds)
-      try {
-        for await (const chunk of answer.body!.pipeThrough(new TextDecoderStream())) {
-          clearTimeout(timer)
-          timer = setTimeout(stall, 1000 * stallSeconds)
-          seen += chunk
-          if (willHangUp && seen.length > lengthBeforeHangUp) hangUp.abort()
-        }
-      } finally {
+      for await (const chunk of answer.body!.pipeThrough(new TextDecoderStream())) {
         clearTimeout(timer)
+        timer = setTimeout(stall, 1000 * stallSeconds)
+        seen += chunk
+        if (willHangUp && seen.length > lengthBeforeHangUp) hangUp.abort()
       }
-      if (seen.endsWith('data: [DONE]\n\n')) counts.finished += 1
+      if (!answer.ok) counts.refused += 1
+      else if (seen.endsWith('data: [DONE]\n\n')) counts.finished += 1
       else counts.broken += 1
     } catch {
       if (stalled) counts.stalled += 1
       else if (hangUp.signal.aborted) counts.aborted += 1
       else counts.broken += 1
+    } finally {
+      clearTimeout(timer)
     }
   }
 }
@@ -171,10 +165,18 @@ async function streamer({ url, names, counts, isOver, random }: ClientOptions): 
 async function embedder({ url, counts, isOver, random }: ClientOptions): Promise<void> {
   while (!isOver()) {
     await after(200 + 600 * random())
-    const answer = await fetch(`${url}/v1/embeddings`, post({ model: 'base', input: ['A loom', 'holds the warp'] }))
-    await answer.text()
-    if (answer.ok) counts.embedded += 1
-    else counts.refused += 1
+    const request = post({ model: 'base', input: ['A loom', 'holds the warp'] })
+    try {
+      const answer = await fetch(`${url}/v1/embeddings`, {
+        ...request,
+        signal: AbortSignal.timeout(1000 * stallSeconds),
+      })
+      await answer.text()
+      if (answer.ok) counts.embedded += 1
+      else counts.refused += 1
+    } catch {
+      counts.stalled += 1
+    }
   }
 }
 
