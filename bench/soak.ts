@@ -143,13 +143,18 @@ async function streamer({ url, names, counts, isOver, random }: ClientOptions): 
     let timer = setTimeout(stall, 1000 * stallSeconds)
     try {
       const answer = await fetch(`${url}/v1/completions`, { ...post(body), signal: hangUp.signal })
-      for await (const chunk of answer.body!.pipeThrough(new TextDecoderStream())) {
+      const decoder = new TextDecoder()
+      for await (const chunk of answer.body!) {
         clearTimeout(timer)
         timer = setTimeout(stall, 1000 * stallSeconds)
-        seen += chunk
-        if (willHangUp && seen.length > lengthBeforeHangUp) hangUp.abort()
+        seen += decoder.decode(chunk as Uint8Array, { stream: true })
+        if (willHangUp && seen.length > lengthBeforeHangUp) {
+          hangUp.abort()
+          break
+        }
       }
-      if (!answer.ok) counts.refused += 1
+      if (hangUp.signal.aborted) counts.aborted += 1
+      else if (!answer.ok) counts.refused += 1
       else if (seen.endsWith('data: [DONE]\n\n')) counts.finished += 1
       else counts.broken += 1
     } catch {
