@@ -61,8 +61,7 @@ async function soak({ model, folder, seconds }: { model: string; folder: string;
   ]
   const fares = await sampled(server.ask, isOver, counts)
   await Promise.all(clients)
-  while ((await server.ask()).state.running > 0) await after(100)
-  const end = await server.ask()
+  const end = await settled(server.ask)
   server.stop()
   summarise(fares, end, counts)
 }
@@ -137,34 +136,33 @@ async function streamer({ url, names, counts, isOver, random }: ClientOptions): 
     const lengthBeforeHangUp = 500 + 3000 * random()
     let seen = ''
     let stalled = false
+    const stall = (): void => {
+      stalled = true
+      hangUp.abort()
+    }
+    let timer = setTimeout(stall, 1000 * stallSeconds)
     try {
       const answer = await fetch(`${url}/v1/completions`, { ...post(body), signal: hangUp.signal })
-      if (!answer.ok) {
-        counts.refused += 1
-        await answer.text()
-        continue
-      }
-      const stall = (): void => {
-        stalled = true
-        hangUp.abort()
-      }
-      let timer = setTimeout(stall, 1000 * stallSeconds)
-      try {
-        for await (const chunk of answer.body!.pipeThrough(new TextDecoderStream())) {
-          clearTimeout(timer)
-          timer = setTimeout(stall, 1000 * stallSeconds)
-          seen += chunk
-          if (willHangUp && seen.length > lengthBeforeHangUp) hangUp.abort()
-        }
-      } finally {
+      const decoder = new TextDecoder()
+      for await (const chunk of answer.body!) {
         clearTimeout(timer)
+        timer = setTimeout(stall, 1000 * stallSeconds)
+        seen += decoder.decode(chunk as Uint8Array, { stream: true })
+        if (willHangUp && seen.length > lengthBeforeHangUp) {
+          hangUp.abort()
+          break
+        }
       }
-      if (seen.endsWith('data: [DONE]\n\n')) counts.finished += 1
+      if (hangUp.signal.aborted) counts.aborted += 1
+      else if (!answer.ok) counts.refused += 1
+      else if (seen.endsWith('data: [DONE]\n\n')) counts.finished += 1
       else counts.broken += 1
     } catch {
       if (stalled) counts.stalled += 1
       else if (hangUp.signal.aborted) counts.aborted += 1
       else counts.broken += 1
+    } finally {
+      clearTimeout(timer)
     }
   }
 }
@@ -172,10 +170,18 @@ async function streamer({ url, names, counts, isOver, random }: ClientOptions): 
 async function embedder({ url, counts, isOver, random }: ClientOptions): Promise<void> {
   while (!isOver()) {
     await after(200 + 600 * random())
-    const answer = await fetch(`${url}/v1/embeddings`, post({ model: 'base', input: ['A loom', 'holds the warp'] }))
-    await answer.text()
-    if (answer.ok) counts.embedded += 1
-    else counts.refused += 1
+    const request = post({ model: 'base', input: ['A loom', 'holds the warp'] })
+    try {
+      const answer = await fetch(`${url}/v1/embeddings`, {
+        ...request,
+        signal: AbortSignal.timeout(1000 * stallSeconds),
+      })
+      await answer.text()
+      if (answer.ok) counts.embedded += 1
+      else counts.refused += 1
+    } catch {
+      counts.stalled += 1
+    }
   }
 }
 
@@ -208,6 +214,17 @@ function summarise(fares: readonly Fare[], end: Fare, counts: Counts): void {
       machine,
     }),
   )
+}
+
+/** How the server fares once nothing runs, or after a while in which something still does. */
+async function settled(ask: () => Promise<Fare>): Promise<Fare> {
+  const until = performance.now() + 1000 * stallSeconds
+  let fare = await ask()
+  while (fare.state.running + fare.state.waiting > 0 && performance.now() < until) {
+    await after(100)
+    fare = await ask()
+  }
+  return fare
 }
 
 /** A reproducible sequence (Park and Miller's). */
