@@ -204,6 +204,7 @@ export class BatchingEngine implements Engine {
       const bias = biasOf(settings, this.model.network)
       const tokens = await this.promptTokens(prompt, options)
       this.#expectRoom(tokens.length, settings)
+      this.#isStale ||= !this.#hasSameWeights()
       const lease = await this.#lease(adapter, settings.signal)
       let constraint: Constraint | undefined
       try {
@@ -280,7 +281,6 @@ export class BatchingEngine implements Engine {
       this.#work()
     }
     this.#scheduler.add(request)
-    this.#isStale ||= !this.#hasSameWeights()
     if (signal?.aborted) onAbort()
     else if (this.#stop.signal.aborted) this.#abort(request, abortedBy(this.#stop.signal))
     else this.#work()
