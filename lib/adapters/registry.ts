@@ -1,4 +1,5 @@
 /** Every adapter method by name. A new method is one file and one line here. */
+import { unknownName } from '../config.js'
 import { HeddleError } from '../errors.js'
 import { adaloraType } from './methods/adalora.js'
 import { boftType } from './methods/boft.js'
@@ -21,7 +22,7 @@ import { s2ftType } from './methods/s2ft.js'
 import { saltType } from './methods/salt.js'
 import { svfitType } from './methods/svfit.js'
 import { veraType } from './methods/vera.js'
-import type { ParametrizationType } from './parametrization.js'
+import type { Parametrization, ParametrizationType } from './parametrization.js'
 
 /** Registered adapter methods; where several share PEFT's type, the first is the one that reads its folders. */
 export const parametrizations: readonly ParametrizationType[] = [
@@ -60,4 +61,26 @@ export function byPeftType(peftType: unknown, place: string): ParametrizationTyp
     expected: [...new Set(parametrizations.map((candidate) => candidate.peftType))].join(' or '),
     got: JSON.stringify(peftType) ?? 'nothing',
   })
+}
+
+/**
+ * A method by its name, with the fields of its config. LoRA is like PEFT's, but with the rank and scale that suit small
+ * data: r 16, alpha twice the rank, all linear layers.
+ * @throws ERR_HEDDLE_ARGUMENT naming the field, with the nearest known name for an unknown one
+ */
+export function methodOf({
+  method,
+  ...fields
+}: Readonly<Record<string, unknown>> & { readonly method: string }): Parametrization {
+  const type = parametrizations.find(({ name }) => name === method)
+  if (!type)
+    throw unknownName(
+      'adapter.method',
+      method,
+      parametrizations.map(({ name }) => name),
+    )
+  if (method !== 'lora') return type.create(fields)
+  const { r = 16, target_modules = 'all-linear', ...others } = fields
+  const lora_alpha = typeof r === 'number' ? 2 * r : undefined
+  return type.create({ lora_alpha, ...others, r, target_modules })
 }

@@ -3,8 +3,8 @@ import { readFile } from 'node:fs/promises'
 import { parse } from 'yaml'
 import { z } from 'zod'
 import type { Parametrization } from '../adapters/parametrization.js'
-import { parametrizations } from '../adapters/registry.js'
-import { parseConfig, unknownName } from '../config.js'
+import { methodOf } from '../adapters/registry.js'
+import { parseConfig } from '../config.js'
 import { HeddleError } from '../errors.js'
 import type { GradientTransform } from '../optim/gradient_transform.js'
 import { optimizerNamed } from '../optim/registry.js'
@@ -116,24 +116,6 @@ export function trainConfigOf(given: PartialTrainConfig, place: string): TrainCo
       ...training,
     }),
   }
-}
-
-/** Like PEFT's, but with the rank and scale that suit small data: r 16, alpha twice the rank, all linear layers. */
-function methodOf({
-  method,
-  ...fields
-}: Readonly<Record<string, unknown>> & { readonly method: string }): Parametrization {
-  const type = parametrizations.find(({ name }) => name === method)
-  if (!type)
-    throw unknownName(
-      'adapter.method',
-      method,
-      parametrizations.map(({ name }) => name),
-    )
-  if (method !== 'lora') return type.create(fields)
-  const { r = 16, target_modules = 'all-linear', ...others } = fields
-  const lora_alpha = typeof r === 'number' ? 2 * r : undefined
-  return type.create({ lora_alpha, ...others, r, target_modules })
 }
 
 function trainingOf(

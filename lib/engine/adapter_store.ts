@@ -217,7 +217,8 @@ async function entriesOf(folder: string) {
   }
 }
 
-const isPlainName = (name: string): boolean => /^[\w-][\w.-]{0,127}$/.test(name)
+/** Fine-tuned models are named ft:base:suffix:id. */
+const isPlainName = (name: string): boolean => /^[\w-][\w.:-]{0,127}$/.test(name)
 
 /** A name is one plain part of a path. @throws ERR_HEDDLE_ARGUMENT */
 export function checkName(name: string): void {

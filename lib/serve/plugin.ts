@@ -1,6 +1,7 @@
 /** Heddle's server as a plugin of fastify, for an app of its own or one that there is already. */
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
+import { type JobOptions, jobRoutes } from './jobs/routes.js'
 import { limitEngine, parseLimits } from './limits.js'
 import type { NamedEncoder } from './openai_embedder.js'
 import { answerError } from './openai_error.js'
@@ -11,7 +12,7 @@ import { embeddingRoutes } from './routes/embeddings.js'
 import { modelRoutes } from './routes/models.js'
 
 /** Options of {@link heddle}. */
-export interface ServeOptions extends OperationsOptions {
+export interface ServeOptions extends OperationsOptions, Pick<JobOptions, 'uploads'> {
   /** Where the routes begin, e.g. `/llm` for `/llm/v1/models`; default: at the root. */
   readonly prefix?: string
   /** Makes the vectors of `/v1/embeddings` for requests with its name; the served model makes those with other names. */
@@ -40,4 +41,5 @@ async function serveRoutes(scope: FastifyInstance, options: Omit<ServeOptions, '
   await scope.register(chatRoutes, context)
   await scope.register(completionRoutes, context)
   await scope.register(embeddingRoutes, context)
+  await scope.register(jobRoutes, context)
 }

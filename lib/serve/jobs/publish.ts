@@ -1,0 +1,39 @@
+/** A job's adapter in the folder of adapters: whole, or not there. */
+import { cp, open, readdir, rename, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { syncFolder } from '../../formats/atomic_file.js'
+
+/** Beside its place an adapter has a name that no adapter can have. */
+const beside = (adapters: string, name: string): string => join(adapters, `.${name}.tmp`)
+
+/**
+ * Copies an adapter to its place. One that is there already is the same: names are never given twice.
+ * @returns its folder
+ */
+export async function publishAdapter(from: string, adapters: string, name: string): Promise<string> {
+  const target = join(adapters, name)
+  if ((await readdir(adapters)).includes(name)) return target
+  const copy = beside(adapters, name)
+  await rm(copy, { recursive: true, force: true })
+  await cp(from, copy, { recursive: true })
+  for (const file of await readdir(copy)) await syncFile(join(copy, file))
+  await syncFolder(copy)
+  await rename(copy, target)
+  await syncFolder(adapters)
+  return target
+}
+
+/** Removes what a server left that was killed while it published. */
+export async function sweepUnpublished(adapters: string): Promise<void> {
+  for (const name of await readdir(adapters))
+    if (/^\.ft:.*\.tmp$/.test(name)) await rm(join(adapters, name), { recursive: true, force: true })
+}
+
+async function syncFile(path: string): Promise<void> {
+  const handle = await open(path, 'r+')
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}

@@ -1,0 +1,113 @@
+/**
+ * Trains one job, in a process of its own: what it takes in memory goes with it, and a crash ends nothing else. It ends
+ * as soon as the server is gone.
+ */
+import { mkdir } from 'node:fs/promises'
+import { setPriority } from 'node:os'
+import { join } from 'node:path'
+import type { Adapter } from '../../adapters/adapter.js'
+import { methodOf } from '../../adapters/registry.js'
+import { HeddleError } from '../../errors.js'
+import { loadModel } from '../../model.js'
+import { adamw } from '../../optim/adamw.js'
+import { History } from '../../train/history.js'
+import { type TrainStep, train } from '../../train/train.js'
+import { type Connection, loadDriver } from './database.js'
+import type { ServerMessage, StepReport, WorkerMessage, WorkerTask } from './worker_messages.js'
+
+/** Requests come first. */
+const niceness = 10
+/** How long a process of a server that was killed may take to end. */
+const lockTimeout = 30_000
+
+const stop = new AbortController()
+process.once('disconnect', () => process.exit())
+process.on('message', (message: ServerMessage) => {
+  if (message.kind === 'stop') stop.abort()
+  else void work(message)
+})
+setPriority(niceness)
+
+async function work(task: WorkerTask): Promise<void> {
+  const last = await run(task).catch(failureOf)
+  await tell(last)
+  process.exit()
+}
+
+async function run(task: WorkerTask): Promise<WorkerMessage> {
+  await mkdir(task.folder, { recursive: true })
+  const lock = await lockFolder(task.folder)
+  const model = await loadModel(task.source, { precision: task.precision })
+  const adapter = await model.attach(methodOf(task.method), { seed: task.seed })
+  expectServable(adapter)
+  const { steps: earlier } = await History.open(task.folder, { resume: true })
+  // The server may have been killed before it had heard of them.
+  for (const step of earlier) await tell({ kind: 'step', report: reportOf(step as TrainStep) })
+  const steps = train(model, {
+    adapter,
+    data: task.trainingPath,
+    evaluationData: task.validationPath,
+    epochs: task.epochs,
+    maxSteps: task.maxSteps,
+    batchSize: task.batchSize,
+    accumulation: task.accumulation,
+    maxLength: task.maxLength,
+    optimizer: adamw({ lr: task.learningRate }),
+    seed: task.seed,
+    outputFolder: task.folder,
+    checkpointEvery: task.checkpointEvery,
+    resume: true,
+    signal: stop.signal,
+  })
+  for await (const step of steps) await tell({ kind: 'step', report: reportOf(step) })
+  await adapter.save(join(task.folder, 'adapter'))
+  lock.close()
+  return { kind: 'done' }
+}
+
+/**
+ * Waits until no other process works in the folder: one whose server was killed may still write its last checkpoint. The
+ * lock is the system's and ends with its process, however that ends.
+ */
+async function lockFolder(folder: string): Promise<Connection> {
+  const driver = await loadDriver()
+  const lock = new driver(join(folder, 'lock.sqlite'), { timeout: lockTimeout })
+  lock.exec('BEGIN EXCLUSIVE')
+  return lock
+}
+
+/** An adapter that no request could ask for is not worth its training. @throws ERR_HEDDLE_ARGUMENT */
+function expectServable(adapter: Adapter): void {
+  for (const { plan, site, trained } of adapter.attachments.values())
+    if (!plan?.factors || Object.keys(trained).length > 0)
+      throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+        place: 'heddle.method',
+        expected: 'a method with low-rank factors, which can be served beside others',
+        got: `${adapter.method.name} at ${site.path}`,
+        hint: 'Choose lora, or train it with `heddle train`',
+      })
+}
+
+const reportOf = (step: TrainStep): StepReport => ({
+  step: step.index,
+  total_steps: step.total,
+  epoch: step.epoch,
+  train_loss: step.loss,
+  ...(step.evaluation ? { valid_loss: step.evaluation.loss } : {}),
+  learning_rate: step.learningRate,
+  tokens: step.tokens,
+  tokens_per_second: Math.round(step.tokensPerSecond),
+})
+
+function failureOf(error: unknown): WorkerMessage {
+  if (!(error instanceof HeddleError))
+    return { kind: 'failed', code: 'ERR_HEDDLE_INTERNAL', place: '', message: String(error) }
+  const { code, place, message } = error
+  return code === 'ERR_HEDDLE_ABORTED' ? { kind: 'stopped' } : { kind: 'failed', code, place, message }
+}
+
+/** Waits until the message is on its way: a process that ends takes along what it has not sent. */
+const tell = (message: WorkerMessage): Promise<void> =>
+  new Promise((resolve) => {
+    process.send!(message, () => resolve())
+  })
