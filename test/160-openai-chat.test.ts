@@ -268,11 +268,11 @@ const refusals: readonly (readonly [
   ['top_logprobs alone', { top_logprobs: 2 }, { message: /logprobs/, param: 'top_logprobs' }],
   ['stream_options alone', { stream_options: {} }, { message: /'stream' is enabled/, param: 'stream_options' }],
   ['two maxima', { max_completion_tokens: 3 }, { message: /at the same time/, param: 'max_tokens' }],
-  ['more tokens than the server gives', { max_tokens: 1e6 }, { message: /at most 4096/, param: 'max_tokens' }],
+  ['more tokens than the server gives', { max_tokens: 1e6 }, { message: /<= 4096/, param: 'max_tokens' }],
   [
     'more text than the model reads',
     { messages: [{ role: 'user', content: 'warp and weft '.repeat(500) }] },
-    { message: /maximum context length is 512/, param: 'messages', code: 'context_length_exceeded' },
+    { message: /maximum context length is 513/, param: 'messages', code: 'context_length_exceeded' },
   ],
   [
     'an answer to no call',
@@ -286,6 +286,23 @@ for (const [what, fields, { message, ...expected }] of refusals)
     const error = await t.throwsAsync(ask(fields as Partial<Request>), { instanceOf: BadRequestError, message })
     t.like(error, { status: 400, type: 'invalid_request_error', ...expected })
   })
+
+test('a text gets the tokens that there is room for, however many are asked for', async (t) => {
+  const { client, server, close } = await serveTiny({ engine: { memory: { cache: 4 * 2 ** 16 } } })
+  const { maxTokens } = server.engine.state()
+  const endless = { model: 'heddle-tiny', temperature: 0, logit_bias: { 0: -100 } }
+  for (const most of [{}, { max_completion_tokens: 400 }, { max_tokens: 400 }]) {
+    const { choices, usage } = await client.chat.completions.create({ ...endless, messages: question, ...most })
+    t.is(choices[0]!.finish_reason, 'length')
+    t.is(usage!.total_tokens, maxTokens)
+  }
+  const { usage } = await client.completions.create({ ...endless, prompt: 'We weave', max_tokens: 400 })
+  t.is(usage!.total_tokens, maxTokens)
+  const long = [{ role: 'user' as const, content: 'warp and weft '.repeat(40) }]
+  const refused = client.chat.completions.create({ ...endless, messages: long })
+  await t.throwsAsync(refused, { instanceOf: BadRequestError, message: new RegExp(`length is ${maxTokens} tokens`) })
+  await close()
+})
 
 test('a model without a chat template says so', async (t) => {
   const { client, close } = await serveTiny({ template: null })

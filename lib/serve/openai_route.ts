@@ -26,11 +26,11 @@ export async function roomBehind(
   prompt: Int32Array,
   param: 'messages' | 'prompt',
 ): Promise<number> {
-  const { maxPositions } = engine.model.network
+  const { maxTokens } = engine.state()
   if (prompt.length === 0) throw invalidRequest(`Invalid '${param}': it has no tokens.`, param)
-  if (prompt.length > maxPositions)
+  if (prompt.length >= maxTokens)
     throw invalidRequest(
-      `This model's maximum context length is ${maxPositions} tokens. However, your ${param} resulted in ${prompt.length} tokens. Please reduce the length of the ${param}.`,
+      `This model's maximum context length is ${maxTokens} tokens. However, your ${param} resulted in ${prompt.length} tokens. Please reduce the length of the ${param}.`,
       param,
       'context_length_exceeded',
     )
@@ -40,8 +40,25 @@ export async function roomBehind(
     if (!(error instanceof HeddleError) || error.code !== 'ERR_HEDDLE_ARGUMENT') throw error
     throw invalidRequest(`Invalid '${param}': expected ${error.expected}, got ${error.got}.`, param)
   }
-  // The last token needs no room: it is not fed again.
-  return maxPositions - prompt.length + 1
+  return maxTokens - prompt.length
+}
+
+/** New tokens of a text: those that are asked for, as far as there is room. @throws OpenAiError 400 */
+export function newTokensOf(
+  { newTokens }: RouteContext,
+  {
+    given = newTokens,
+    room,
+    param,
+  }: { readonly given: number | undefined; readonly room: number; readonly param: string },
+): number {
+  if (given > newTokens)
+    throw invalidRequest(
+      `Invalid '${param}': integer above maximum value. Expected a value <= ${newTokens}, but got ${given} instead.`,
+      param,
+      'integer_above_max_value',
+    )
+  return Math.min(given, room)
 }
 
 /** What the engine is told for one of the texts. */

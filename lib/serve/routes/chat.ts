@@ -14,6 +14,7 @@ import {
   engineOptions,
   expectStreamOptions,
   newId,
+  newTokensOf,
   type RouteContext,
   range,
   roomBehind,
@@ -84,10 +85,10 @@ interface Chat {
 }
 
 async function openChat(context: RouteContext, body: Body, signal: AbortSignal): Promise<Chat> {
-  const { engine, newTokens } = context
+  const { engine } = context
   adapterOf(context, body.model)
   expectStreamOptions(body)
-  const given = maxTokensOf(body)
+  const asked = maxTokensOf(body)
   const responseFormat = responseFormatOf(body)
   const top = topOf(body)
   const { tokenizer, network } = engine.model
@@ -101,6 +102,7 @@ async function openChat(context: RouteContext, body: Body, signal: AbortSignal):
   const text = await rendered(context, body, use)
   const tokens = await tokenizer.encode(text, { addSpecialTokens: false })
   const room = await roomBehind(context, tokens, 'messages')
+  const maxTokens = newTokensOf(context, { ...asked, room })
   const count = { completion: 0 }
   const turns = range(body.n ?? 1).map((choice) =>
     turn(engine, {
@@ -108,7 +110,7 @@ async function openChat(context: RouteContext, body: Body, signal: AbortSignal):
       tokens,
       use,
       count,
-      maxTokens: given ?? Math.min(newTokens, room),
+      maxTokens,
       options: {
         ...engineOptions(context, body, { choice, signal }),
         ...(top === undefined ? {} : { logProbabilities: Math.max(1, top) }),
@@ -119,14 +121,16 @@ async function openChat(context: RouteContext, body: Body, signal: AbortSignal):
   return { context, body, id: newId('chatcmpl'), created: seconds(), promptTokens: tokens.length, count, turns }
 }
 
-function maxTokensOf({ max_tokens, max_completion_tokens }: Body): number | undefined {
+/** The older name is as good as the newer one. */
+function maxTokensOf({ max_tokens, max_completion_tokens }: Body) {
   if (max_tokens !== undefined && max_completion_tokens !== undefined)
     throw invalidRequest(
       "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
       'max_tokens',
       'invalid_parameter_combination',
     )
-  return max_completion_tokens ?? max_tokens
+  if (max_completion_tokens === undefined) return { given: max_tokens, param: 'max_tokens' }
+  return { given: max_completion_tokens, param: 'max_completion_tokens' }
 }
 
 function responseFormatOf({ response_format }: Body): EngineRequestOptions['responseFormat'] {

@@ -11,6 +11,7 @@ import {
   engineOptions,
   expectStreamOptions,
   newId,
+  newTokensOf,
   type RouteContext,
   range,
   roomBehind,
@@ -67,19 +68,20 @@ async function open(context: RouteContext, body: Body, signal: AbortSignal): Pro
   const { engine } = context
   adapterOf(context, body.model)
   expectStreamOptions(body)
-  const { echo = false, logprobs, n = 1, max_tokens: maxTokens = defaultMaxTokens } = body
+  const { echo = false, logprobs, n = 1, max_tokens: given = defaultMaxTokens } = body
   if (echo && logprobs !== undefined)
     throw invalidRequest(
       "Unsupported parameter: 'logprobs' is not supported together with 'echo'.",
       'logprobs',
       'unsupported_parameter',
     )
-  const given = eachText(body.prompt)
-  if (given.length * n > 128) throw invalidRequest("Invalid 'n': at most 128 texts in one request.", 'n')
-  const prompts = await Promise.all(given.map((text) => promptOf(context, text, echo)))
+  const asked = eachText(body.prompt)
+  if (asked.length * n > 128) throw invalidRequest("Invalid 'n': at most 128 texts in one request.", 'n')
+  const prompts = await Promise.all(asked.map((text) => promptOf(context, text, echo)))
   const count = { completion: 0 }
-  const choices = prompts.flatMap(({ tokens, text }, at) =>
-    range(n).map((choice) => ({
+  const choices = prompts.flatMap(({ tokens, text, room }, at) => {
+    const maxTokens = newTokensOf(context, { given, room, param: 'max_tokens' })
+    return range(n).map((choice) => ({
       echo: text,
       pieces:
         maxTokens === 0
@@ -93,8 +95,8 @@ async function open(context: RouteContext, body: Body, signal: AbortSignal): Pro
                 ...(logprobs === undefined ? {} : { logProbabilities: Math.max(1, logprobs) }),
               },
             }),
-    })),
-  )
+    }))
+  })
   const promptTokens = prompts.reduce((sum, { tokens }) => sum + tokens.length, 0)
   return { context, body, id: newId('cmpl'), created: seconds(), promptTokens, count, choices }
 }
@@ -103,9 +105,9 @@ async function open(context: RouteContext, body: Body, signal: AbortSignal): Pro
 async function promptOf(context: RouteContext, given: string | Int32Array, echo: boolean) {
   const { tokenizer } = context.engine.model
   const tokens = typeof given === 'string' ? await tokenizer.encode(given) : given
-  await roomBehind(context, tokens, 'prompt')
-  if (!echo) return { tokens, text: '' }
-  return { tokens, text: typeof given === 'string' ? given : await tokenizer.decode(given) }
+  const room = await roomBehind(context, tokens, 'prompt')
+  if (!echo) return { tokens, room, text: '' }
+  return { tokens, room, text: typeof given === 'string' ? given : await tokenizer.decode(given) }
 }
 
 async function* nothing(): AsyncGenerator<TextPiece, void, void> {
