@@ -46,6 +46,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 using F = hn::CappedTag<float, 16>;
 using VF = hn::Vec<F>;
 
+// Sums of four tokens in registers: 16 where there are 32 registers, else 8.
+constexpr size_t kSums = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM ? 4 : 2;
+
 HWY_INLINE VF load(const float* at) { return hn::LoadU(F(), at); }
 HWY_INLINE VF load(const uint16_t* at) { return load_bf16(F(), at); }
 HWY_INLINE float element(float x) { return x; }
@@ -89,7 +92,7 @@ HWY_INLINE void dots_of_tokens(const FactorTile& t, size_t token, const float* x
   x += token * t.width;
   size_t j = 0;
   // As many sums at once as registers hold.
-  constexpr size_t kRows = kTokens == 1 ? 8 : 4;
+  constexpr size_t kRows = kTokens == 1 ? 8 : kSums;
   for (; j + kRows <= t.rank; j += kRows) dots<kTokens, kRows>(t, x, pool + j * t.width, z + j);
   for (; j < t.rank; ++j) dots<kTokens, 1>(t, x, pool + j * t.width, z + j);
 }
@@ -140,7 +143,7 @@ HWY_INLINE void combine_tokens(const FactorTile& t, size_t token, size_t columns
   scales += token;
   y += token * t.width;
   size_t column = 0;
-  constexpr size_t kVectors = kTokens == 1 ? 8 : 4;
+  constexpr size_t kVectors = kTokens == 1 ? 8 : kSums;
   for (; column + kVectors * n <= columns; column += kVectors * n)
     combine<kTokens, kVectors>(t, z, scales, pool + column, y + column);
   for (; column + n <= columns; column += n) combine<kTokens, 1>(t, z, scales, pool + column, y + column);
