@@ -1,0 +1,195 @@
+// Jobs outlive their server: killed or told to end, it is started again and the result is the same, byte for byte.
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import test, { type ExecutionContext } from 'ava'
+import OpenAI, { toFile } from 'openai'
+import { loadDriver, openDatabase } from '../lib/serve/jobs/database.js'
+import { startServer } from '../lib/serve/server.js'
+import { tinyChatFolder } from './support/chat_model.js'
+import { type ServeProcess, serveProcess } from './support/serve_process.js'
+import { temporaryFolder } from './support/temporary_folder.js'
+
+const chats = Array.from({ length: 12 }, (_, i) =>
+  JSON.stringify({
+    messages: [
+      { role: 'user', content: `Colour ${i}?` },
+      { role: 'assistant', content: ['blue', 'green', 'red'][i % 3] },
+    ],
+  }),
+).join('\n')
+
+const clientOf = (url: string): OpenAI => new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 })
+
+const serve = (model: string, data: string): Promise<ServeProcess> =>
+  serveProcess('--model', model, '--name', 'tiny', '--data', data, '--log-level', 'fatal')
+
+async function create(client: OpenAI, { seed = 7, steps = 60 } = {}): Promise<string> {
+  const file = await client.files.create({ file: await toFile(Buffer.from(chats), 'c.jsonl'), purpose: 'fine-tune' })
+  const job = await client.fineTuning.jobs.create({
+    model: 'tiny',
+    training_file: file.id,
+    seed,
+    hyperparameters: { learning_rate_multiplier: 50 },
+    heddle: { r: 4, lora_dropout: 0.1, training: { max_steps: steps, max_length: 64, checkpoint_every: 2 } },
+  } as never)
+  return job.id
+}
+
+interface Metrics {
+  readonly step: number
+  readonly train_loss: number
+}
+
+/** The steps of a job as they come. */
+async function* steps(client: OpenAI, id: string): AsyncGenerator<Metrics, void, void> {
+  const events = await client.get<AsyncIterable<OpenAI.FineTuning.FineTuningJobEvent>>(
+    `/fine_tuning/jobs/${id}/events`,
+    { query: { stream: true }, stream: true } as never,
+  )
+  for await (const { type, data } of events) if (type === 'metrics') yield data as Metrics
+}
+
+async function lossesOf(client: OpenAI, id: string): Promise<Metrics[]> {
+  const losses: Metrics[] = []
+  for await (const { step, train_loss } of steps(client, id)) losses.push({ step, train_loss })
+  return losses
+}
+
+const adapterBytes = async (data: string, client: OpenAI, id: string): Promise<Buffer> => {
+  const { fine_tuned_model, error } = await client.fineTuning.jobs.retrieve(id)
+  if (fine_tuned_model === null) throw new Error(JSON.stringify(error))
+  return readFile(join(data, 'adapters', fine_tuned_model, 'adapter_model.safetensors'))
+}
+
+async function end({ child, ended }: ServeProcess, signal: NodeJS.Signals): Promise<void> {
+  child.kill(signal)
+  await ended
+}
+
+test('a server that is killed again and again while it trains ends with the adapter of one that was not', async (t) => {
+  const model = await tinyChatFolder()
+  const whole = temporaryFolder()
+  const undisturbed = await serve(model, whole)
+  const first = await create(clientOf(undisturbed.url))
+  const expected = await lossesOf(clientOf(undisturbed.url), first)
+  const bytes = await adapterBytes(whole, clientOf(undisturbed.url), first)
+  await end(undisturbed, 'SIGTERM')
+  t.is(expected.length, 60)
+
+  const data = temporaryFolder()
+  let server = await serve(model, data)
+  const id = await create(clientOf(server.url))
+  const waiting = await create(clientOf(server.url), { steps: 2 })
+  for (const killAfter of [7, 23, 41]) {
+    for await (const { step } of steps(clientOf(server.url), id)) if (step >= killAfter) break
+    await end(server, 'SIGKILL')
+    server = await serve(model, data)
+  }
+  const client = clientOf(server.url)
+  t.deepEqual(
+    (await lossesOf(client, id)).toSorted((a, b) => a.step - b.step),
+    expected,
+  )
+  t.deepEqual(await adapterBytes(data, client, id), bytes)
+  const events = await client.fineTuning.jobs.listEvents(id, { limit: 100 })
+  t.is(events.data.filter(({ message }) => message.includes('goes on from its last checkpoint')).length, 3)
+  t.is((await lossesOf(client, waiting)).length, 2)
+  await end(server, 'SIGTERM')
+  t.deepEqual((await readdir(join(data, 'adapters'))).length, 2)
+  t.deepEqual(await readdir(join(data, 'jobs')), [])
+})
+
+test('told to end, a server lets the job write a checkpoint and the next one goes on from there', async (t) => {
+  const model = await tinyChatFolder()
+  const data = temporaryFolder()
+  const first = await serve(model, data)
+  const id = await create(clientOf(first.url), { steps: 40 })
+  for await (const { step } of steps(clientOf(first.url), id)) if (step === 5) break
+  await end(first, 'SIGTERM')
+  const [newest] = (await readdir(join(data, 'jobs', id, 'checkpoints'))).toSorted().slice(-1)
+  const second = await serve(model, data)
+  t.is((await lossesOf(clientOf(second.url), id)).length, 40)
+  t.is((await clientOf(second.url).fineTuning.jobs.retrieve(id)).status, 'succeeded')
+  t.regex(newest!, /^step-/)
+  await end(second, 'SIGTERM')
+})
+
+/** Whether a process with this command line part is there. */
+async function isRunning(part: string): Promise<boolean> {
+  for (const pid of await readdir('/proc'))
+    if (/^\d+$/.test(pid)) {
+      const environment = await readFile(join('/proc', pid, 'environ'), 'utf8').catch(() => '')
+      const command = await readFile(join('/proc', pid, 'cmdline'), 'utf8').catch(() => '')
+      if (command.includes('jobs/worker.js') && environment.includes(part)) return true
+    }
+  return false
+}
+
+const onLinux = process.platform === 'linux' ? test : test.skip
+
+onLinux('a process that trains ends by itself when its server is gone', async (t) => {
+  const model = await tinyChatFolder()
+  const mark = `HEDDLE_TEST_MARK=${process.pid}-${Date.now()}`
+  const [name, value] = mark.split('=') as [string, string]
+  process.env[name] = value
+  const server = await serve(model, temporaryFolder())
+  delete process.env[name]
+  const id = await create(clientOf(server.url), { steps: 100_000 })
+  for await (const _ of steps(clientOf(server.url), id)) break
+  t.true(await isRunning(mark))
+  await end(server, 'SIGKILL')
+  for (let i = 0; i < 100 && (await isRunning(mark)); i += 1) await sleep(50)
+  t.false(await isRunning(mark))
+})
+
+async function failureOf(data: string): Promise<unknown> {
+  const server = await startServer({ model: await tinyChatFolder(), data, port: 0, logger: false })
+  await server.close()
+  return undefined
+}
+
+const leftovers = [
+  ['files', '.file-1.tmp'],
+  ['files', 'file-1.jsonl'],
+  ['adapters', '.ft:tiny::1.tmp/adapter_config.json'],
+  ['jobs', 'ftjob-1/metrics.jsonl'],
+] as const
+
+test('what a killed server left half-written is swept', async (t) => {
+  const data = temporaryFolder()
+  for (const [folder, name] of leftovers) {
+    await mkdir(join(data, folder, name, '..'), { recursive: true })
+    await writeFile(join(data, folder, name), 'half')
+  }
+  await mkdir(join(data, 'adapters', 'kept'))
+  await failureOf(data)
+  t.deepEqual(await readdir(join(data, 'files')), [])
+  t.deepEqual(await readdir(join(data, 'jobs')), [])
+  t.deepEqual(await readdir(join(data, 'adapters')), ['kept'])
+})
+
+test('a broken database, one of another version and one that another server has are refused', async (t: ExecutionContext) => {
+  const path = (data: string): string => join(data, 'jobs.sqlite')
+  const broken = temporaryFolder()
+  await writeFile(path(broken), 'no database at all, but long enough to be looked at. '.repeat(100))
+  await t.throwsAsync(failureOf(broken), { code: 'ERR_HEDDLE_FORMAT', message: /jobs\.sqlite.*Move it away/ })
+
+  const driver = await loadDriver()
+  const later = temporaryFolder()
+  const other = new driver(path(later))
+  other.pragma('user_version = 2')
+  other.close()
+  await t.throwsAsync(failureOf(later), { code: 'ERR_HEDDLE_FORMAT', message: /got version 2/ })
+
+  const taken = temporaryFolder()
+  const connection = openDatabase(driver, path(taken))
+  await t.throwsAsync(failureOf(taken), { code: 'ERR_HEDDLE_BUSY', message: /another server/ })
+  connection.close()
+
+  const torn = temporaryFolder()
+  openDatabase(driver, path(torn)).close()
+  const bytes = await readFile(path(torn))
+  await writeFile(path(torn), bytes.fill(7, 4096, 8192))
+  await t.throwsAsync(failureOf(torn), { code: 'ERR_HEDDLE_FORMAT' })
+})
