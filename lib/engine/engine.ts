@@ -27,6 +27,7 @@ export interface Engine {
   addAdapter(name: string, folder: string): Promise<void>
   /** Takes a name away; its memory is freed when its last request has ended. */
   removeAdapter(name: string): void
+  /** What runs and waits now, and how much of the memory is in use. */
   state(): EngineState
   /** Tells of everything that happens from now on. @returns stops it */
   watch(listener: EngineListener): () => void

@@ -45,6 +45,7 @@ export class ContiguousCache implements KeyValueCache {
     return attentionCached(q, allKeys, allValues, position, options)
   }
 
+  /** Frees the keys and values of every layer. */
   dispose(): void {
     for (const { keys, values } of this.layers) {
       keys.dispose()
