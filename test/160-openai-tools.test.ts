@@ -6,7 +6,7 @@ import type OpenAI from 'openai'
 import { BadRequestError } from 'openai'
 import { createEngine, type Engine, type GeneratedToken, loadModel, type Model } from '../lib/index.js'
 import { heddle } from '../lib/serve/index.js'
-import { CallFilter } from '../lib/serve/openai_tools.js'
+import { CallFilter } from '../lib/serve/openai/tools.js'
 import { clientOf, serveTiny, tinyFolder, toolTemplate } from './support/serve.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 

@@ -11,7 +11,7 @@ import { readFile, rename, writeFile } from 'node:fs/promises'
 import { isIP } from 'node:net'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { HeddleError } from '../errors.js'
-import { refuse } from './refusal.js'
+import { refuse } from './openai/refusal.js'
 
 /** What a key may be good for; `admin` is good for all. */
 export const scopes = ['infer', 'train', 'metrics', 'admin'] as const

@@ -7,7 +7,7 @@ import type { Engine } from '../engine/engine.js'
 import type { EngineRequestOptions } from '../engine/options.js'
 import { HeddleError } from '../errors.js'
 import type { Prompt } from '../model.js'
-import { refuse } from './refusal.js'
+import { refuse } from './openai/refusal.js'
 
 const count = z.int().min(1)
 

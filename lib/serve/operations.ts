@@ -8,7 +8,7 @@ import { askForKeys, type KeyRing } from './keys.js'
 import { holdToLimits, type Limits, parseLimits } from './limits.js'
 import { logRequests } from './log.js'
 import { measure } from './metrics.js'
-import { refuse } from './refusal.js'
+import { refuse } from './openai/refusal.js'
 
 /** Options of {@link operations}. */
 export interface OperationsOptions extends ServerContext {

@@ -10,7 +10,7 @@ import { type LoadOptions, loadModel, type Model } from '../model.js'
 import { isLoopback, KeyRing, refusePublicAddress } from './keys.js'
 import { parseLimits } from './limits.js'
 import { serverOptions } from './log.js'
-import { answerNotFound } from './openai_error.js'
+import { answerNotFound } from './openai/error.js'
 import { heddle, type ServeOptions } from './plugin.js'
 import { shutDown } from './shutdown.js'
 

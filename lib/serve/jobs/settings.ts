@@ -4,8 +4,8 @@ import { join } from 'node:path'
 import { z } from 'zod'
 import { methodOf } from '../../adapters/registry.js'
 import { HeddleError } from '../../errors.js'
-import { invalidRequest } from '../openai_error.js'
-import { integer, maybe, oneOf, readBody, unsupported } from '../openai_request.js'
+import { invalidRequest } from '../openai/error.js'
+import { integer, maybe, oneOf, readBody, unsupported } from '../openai/request.js'
 import type { WorkerTask } from './worker_messages.js'
 
 const epochs = oneOf("'auto' or an integer", [z.literal('auto'), integer(1, 100)])

@@ -1,6 +1,6 @@
 /** What is known about uploads and jobs; every change is told to those who watch. */
 import { EventEmitter, once } from 'node:events'
-import { newId, seconds } from '../openai_route.js'
+import { newId, seconds } from '../openai/route.js'
 import type { Connection } from './database.js'
 import type { JobSettings } from './settings.js'
 import type { StepReport } from './worker_messages.js'

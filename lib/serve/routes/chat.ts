@@ -4,11 +4,11 @@ import { z } from 'zod'
 import type { EngineRequestOptions } from '../../engine/options.js'
 import { HeddleError } from '../../errors.js'
 import type { GeneratedToken } from '../../model.js'
-import { invalidRequest } from '../openai_error.js'
-import { clientSignal, sendEvents } from '../openai_events.js'
-import { chatLogprobs } from '../openai_logprobs.js'
-import { chatMessages, messages } from '../openai_messages.js'
-import { integer, maybe, readBody, unsupported } from '../openai_request.js'
+import { invalidRequest } from '../openai/error.js'
+import { clientSignal, sendEvents } from '../openai/events.js'
+import { chatLogprobs } from '../openai/logprobs.js'
+import { chatMessages, messages } from '../openai/messages.js'
+import { integer, maybe, readBody, unsupported } from '../openai/request.js'
 import {
   adapterOf,
   engineOptions,
@@ -20,11 +20,11 @@ import {
   roomBehind,
   seconds,
   usageOf,
-} from '../openai_route.js'
-import { samplingShape } from '../openai_sampling.js'
-import { type TokenCount, together } from '../openai_text.js'
-import { describedTools, type ToolUse, toolShape, toolUse } from '../openai_tools.js'
-import { type ToolCall, type TurnPiece, turn } from '../openai_turn.js'
+} from '../openai/route.js'
+import { samplingShape } from '../openai/sampling.js'
+import { type TokenCount, together } from '../openai/text.js'
+import { describedTools, type ToolUse, toolShape, toolUse } from '../openai/tools.js'
+import { type ToolCall, type TurnPiece, turn } from '../openai/turn.js'
 
 const format = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('text') }),

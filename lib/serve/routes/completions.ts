@@ -2,10 +2,10 @@
 import type { FastifyInstance } from 'fastify'
 import { z } from 'zod'
 import type { GeneratedToken } from '../../model.js'
-import { invalidRequest } from '../openai_error.js'
-import { clientSignal, sendEvents } from '../openai_events.js'
-import { characters, completionLogprobs } from '../openai_logprobs.js'
-import { integer, maybe, readBody, unsupported } from '../openai_request.js'
+import { invalidRequest } from '../openai/error.js'
+import { clientSignal, sendEvents } from '../openai/events.js'
+import { characters, completionLogprobs } from '../openai/logprobs.js'
+import { integer, maybe, readBody, unsupported } from '../openai/request.js'
 import {
   adapterOf,
   engineOptions,
@@ -17,10 +17,10 @@ import {
   roomBehind,
   seconds,
   usageOf,
-} from '../openai_route.js'
-import { samplingShape } from '../openai_sampling.js'
-import { type TextPiece, type TokenCount, textPieces, together } from '../openai_text.js'
-import { eachText, texts } from '../openai_texts.js'
+} from '../openai/route.js'
+import { samplingShape } from '../openai/sampling.js'
+import { type TextPiece, type TokenCount, textPieces, together } from '../openai/text.js'
+import { eachText, texts } from '../openai/texts.js'
 
 const schema = z.strictObject({
   ...samplingShape,

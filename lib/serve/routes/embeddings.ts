@@ -1,12 +1,12 @@
 /** `/v1/embeddings`: one vector for each text. */
 import type { FastifyInstance } from 'fastify'
 import { z } from 'zod'
-import { type Embedder, Embedders, type NamedEncoder } from '../openai_embedder.js'
-import { invalidRequest, type OpenAiError } from '../openai_error.js'
-import { clientSignal } from '../openai_events.js'
-import { ignored, integer, maybe, readBody } from '../openai_request.js'
-import type { RouteContext } from '../openai_route.js'
-import { eachText, texts } from '../openai_texts.js'
+import { type Embedder, Embedders, type NamedEncoder } from '../openai/embedder.js'
+import { invalidRequest, type OpenAiError } from '../openai/error.js'
+import { clientSignal } from '../openai/events.js'
+import { ignored, integer, maybe, readBody } from '../openai/request.js'
+import type { RouteContext } from '../openai/route.js'
+import { eachText, texts } from '../openai/texts.js'
 
 const schema = z.strictObject({
   model: z.string().min(1),

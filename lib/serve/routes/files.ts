@@ -4,8 +4,8 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { z } from 'zod'
 import type { UploadRow } from '../jobs/store.js'
 import type { ReceivedFile, Uploads } from '../jobs/uploads.js'
-import { invalidRequest, OpenAiError } from '../openai_error.js'
-import { integer, maybe, readBody } from '../openai_request.js'
+import { invalidRequest, OpenAiError } from '../openai/error.js'
+import { integer, maybe, readBody } from '../openai/request.js'
 
 /** What uploads may take. */
 export interface UploadLimits {

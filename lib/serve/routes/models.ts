@@ -1,8 +1,8 @@
 /** `/v1/models`: the base, the adapters and the encoder, each a model of its own for clients. */
 import type { FastifyInstance } from 'fastify'
 import type { ServerContext } from '../context.js'
-import type { NamedEncoder } from '../openai_embedder.js'
-import { modelNotFound } from '../openai_error.js'
+import type { NamedEncoder } from '../openai/embedder.js'
+import { modelNotFound } from '../openai/error.js'
 
 /** Adds the routes. */
 export async function modelRoutes(

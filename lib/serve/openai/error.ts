@@ -1,6 +1,6 @@
 /** Failures as OpenAI's API tells them: a status, and a body `{ error: { message, type, param, code } }`. */
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
-import { HeddleError } from '../errors.js'
+import { HeddleError } from '../../errors.js'
 
 /** The `error` of a body. */
 export interface OpenAiErrorBody {

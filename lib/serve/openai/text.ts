@@ -1,8 +1,8 @@
 /** Text as the engine makes it, in pieces for clients: each with the tokens that it came from. */
-import type { Engine } from '../engine/engine.js'
-import type { EngineRequestOptions } from '../engine/options.js'
-import type { FinishReason, GeneratedToken } from '../model.js'
-import type { TextFilter } from './openai_tools.js'
+import type { Engine } from '../../engine/engine.js'
+import type { EngineRequestOptions } from '../../engine/options.js'
+import type { FinishReason, GeneratedToken } from '../../model.js'
+import type { TextFilter } from './tools.js'
 
 /** Some text that became certain, never none but at the end. */
 export interface TextPiece {

@@ -1,7 +1,7 @@
 /** Answers in server-sent events: one JSON object per event, the last one `[DONE]`. */
 import { Readable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { toOpenAiError } from './openai_error.js'
+import { toOpenAiError } from './error.js'
 
 /**
  * Sends objects as they come. The first is awaited, so that what is wrong before there is any text has its own status;

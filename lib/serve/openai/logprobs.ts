@@ -1,7 +1,7 @@
 /** Log-probabilities of tokens as chats and completions report them. */
 import { StringDecoder } from 'node:string_decoder'
-import type { GeneratedToken } from '../model.js'
-import type { Tokenizer } from '../tokenize/tokenizer.js'
+import type { GeneratedToken } from '../../model.js'
+import type { Tokenizer } from '../../tokenize/tokenizer.js'
 
 /** A token as clients see it. */
 interface Spelled {

@@ -1,7 +1,7 @@
 /** The fields of a request that say how text is made, the same for chats and completions. */
 import { z } from 'zod'
-import type { EngineRequestOptions } from '../engine/options.js'
-import { ignored, integer, maybe, oneOf, unsupported } from './openai_request.js'
+import type { EngineRequestOptions } from '../../engine/options.js'
+import { ignored, integer, maybe, oneOf, unsupported } from './request.js'
 
 /** The fields. */
 export const samplingShape = {

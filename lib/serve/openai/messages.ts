@@ -1,8 +1,8 @@
 /** The messages of a chat: checked, and in the form that chat templates know. */
 import { z } from 'zod'
-import type { ChatMessage } from '../tokenize/tokenizer.js'
-import { invalidRequest } from './openai_error.js'
-import { ignored, maybe, oneOf, unsupported } from './openai_request.js'
+import type { ChatMessage } from '../../tokenize/tokenizer.js'
+import { invalidRequest } from './error.js'
+import { ignored, maybe, oneOf, unsupported } from './request.js'
 
 const textPart = z.strictObject({ type: z.literal('text'), text: z.string() })
 const text = oneOf('a string or an array of text parts', [z.string(), z.array(textPart).min(1)] as const)

@@ -3,12 +3,12 @@
  * must have. The model's chat template tells it of them, and knows earlier calls.
  */
 import { z } from 'zod'
-import { HeddleError } from '../errors.js'
-import type { JsonSchema } from '../generate/options.js'
-import { StopFilter } from '../generate/stop_filter.js'
-import type { Tokenizer } from '../tokenize/tokenizer.js'
-import { invalidRequest } from './openai_error.js'
-import { maybe, oneOf, unsupported } from './openai_request.js'
+import { HeddleError } from '../../errors.js'
+import type { JsonSchema } from '../../generate/options.js'
+import { StopFilter } from '../../generate/stop_filter.js'
+import type { Tokenizer } from '../../tokenize/tokenizer.js'
+import { invalidRequest } from './error.js'
+import { maybe, oneOf, unsupported } from './request.js'
 
 const functionName = z
   .string()

@@ -1,11 +1,11 @@
 /** What the routes that make text have in common. */
 import { randomBytes } from 'node:crypto'
-import type { EngineRequestOptions } from '../engine/options.js'
-import { HeddleError } from '../errors.js'
-import type { ServerContext } from './context.js'
-import { invalidRequest, modelNotFound } from './openai_error.js'
-import { type SamplingFields, samplingOf } from './openai_sampling.js'
-import type { TokenCount } from './openai_text.js'
+import type { EngineRequestOptions } from '../../engine/options.js'
+import { HeddleError } from '../../errors.js'
+import type { ServerContext } from '../context.js'
+import { invalidRequest, modelNotFound } from './error.js'
+import { type SamplingFields, samplingOf } from './sampling.js'
+import type { TokenCount } from './text.js'
 
 /** What these routes are given. */
 export interface RouteContext extends ServerContext {

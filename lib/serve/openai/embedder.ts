@@ -1,12 +1,12 @@
 /** Who makes the vectors of `/v1/embeddings`: an encoder of its own, or the served model with one of its adapters. */
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Adapter } from '../adapters/adapter.js'
-import type { EncoderModel } from '../encoder_model.js'
-import { AdapterStore, type ReadAdapter } from '../engine/adapter_store.js'
-import type { Model } from '../model.js'
-import type { ServerContext } from './context.js'
-import { adapterOf } from './openai_route.js'
+import { Adapter } from '../../adapters/adapter.js'
+import type { EncoderModel } from '../../encoder_model.js'
+import { AdapterStore, type ReadAdapter } from '../../engine/adapter_store.js'
+import type { Model } from '../../model.js'
+import type { ServerContext } from '../context.js'
+import { adapterOf } from './route.js'
 
 /** An encoder that makes the vectors of requests with its name. */
 export interface NamedEncoder {

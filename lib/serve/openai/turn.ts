@@ -2,14 +2,14 @@
  * The assistant's turn: text, and calls of tools. Between calls the model writes as it likes; once it begins a call, it is
  * held to the form of one, so that names and arguments are always right.
  */
-import type { Engine } from '../engine/engine.js'
-import type { EngineRequestOptions } from '../engine/options.js'
-import { HeddleError } from '../errors.js'
-import type { FinishReason, GeneratedToken } from '../model.js'
-import { invalidRequest } from './openai_error.js'
-import { newId } from './openai_route.js'
-import { type TextPiece, type TokenCount, textPieces } from './openai_text.js'
-import type { ToolUse } from './openai_tools.js'
+import type { Engine } from '../../engine/engine.js'
+import type { EngineRequestOptions } from '../../engine/options.js'
+import { HeddleError } from '../../errors.js'
+import type { FinishReason, GeneratedToken } from '../../model.js'
+import { invalidRequest } from './error.js'
+import { newId } from './route.js'
+import { type TextPiece, type TokenCount, textPieces } from './text.js'
+import type { ToolUse } from './tools.js'
 
 /** A call as clients see it. */
 export interface ToolCall {

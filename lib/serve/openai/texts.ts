@@ -1,6 +1,6 @@
 /** Texts as completions and embeddings take them: as text or as tokens, one or several. */
 import { z } from 'zod'
-import { integer, oneOf } from './openai_request.js'
+import { integer, oneOf } from './request.js'
 
 const token = integer(0, 2 ** 31 - 1)
 const most = 2048

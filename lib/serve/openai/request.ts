@@ -1,6 +1,6 @@
 /** Bodies of requests, checked by zod; what is wrong with one is said as OpenAI says it, with the field's name. */
 import { z } from 'zod'
-import { invalidRequest, type OpenAiError } from './openai_error.js'
+import { invalidRequest, type OpenAiError } from './error.js'
 
 /** The body with defaults filled in. @throws OpenAiError 400 */
 export function readBody<S extends z.ZodType>(schema: S, body: unknown): z.output<S> {
