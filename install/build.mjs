@@ -15,10 +15,11 @@ const addonStamp = join(root, 'build', '.heddle-stamp')
 const upToDate = 'up to date'
 
 /** Everything, in order. Reports on stderr, so that the output of what runs afterwards stays alone on stdout. */
-export async function prepare() {
+export async function prepare({ hasDatabase = true } = {}) {
   checkNode()
   if (!addonCurrent()) await stage('System packages', installSystemPackages)
   await stage('npm packages', installNpmPackages)
+  if (hasDatabase) await stage('SQLite', buildDatabase)
   await stage('Native core', buildAddon)
   await stage('TypeScript', buildTypeScript)
 }
@@ -70,11 +71,21 @@ export async function installSystemPackages({ mayInstall = true } = {}) {
 
 async function installNpmPackages() {
   if (npmPackagesCurrent()) return upToDate
-  // The own install script would build the addon a second time; no dependency of this project needs one.
+  // The own install script would build the addon a second time; the one dependency that needs its own is built next.
   const args = ['ci', '--include=dev', '--ignore-scripts', '--no-audit', '--no-fund', '--no-progress']
   const npm = process.env.npm_execpath
   await (npm ? runLogged('npm-ci', process.execPath, [npm, ...args]) : runLogged('npm-ci', 'npm', args))
   return 'installed'
+}
+
+/** The database of training jobs, which is compiled where no binary can be downloaded. */
+async function buildDatabase() {
+  const folder = join(root, 'node_modules', 'better-sqlite3')
+  if (!existsSync(folder) || existsSync(join(folder, 'build', 'Release', 'better_sqlite3.node'))) return upToDate
+  const args = ['rebuild', 'better-sqlite3', '--no-audit', '--no-fund', '--no-progress']
+  const npm = process.env.npm_execpath
+  await (npm ? runLogged('sqlite', process.execPath, [npm, ...args]) : runLogged('sqlite', 'npm', args))
+  return 'built'
 }
 
 /** Compares the lock with the record that npm keeps of what it installed. */
