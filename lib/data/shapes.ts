@@ -161,7 +161,22 @@ const preferenceShapes: readonly Shape<PreferenceExample>[] = [
     takes: { prompt: ['prompt', 'question'] },
     read: preferenceOf,
   },
+  {
+    name: 'OpenAI preferences',
+    needs: { input: ['input'], chosen: ['preferred_output'], rejected: ['non_preferred_output'] },
+    read: openAiPreferenceOf,
+  },
 ]
+
+function openAiPreferenceOf({ input, ...answers }: Readonly<Record<string, unknown>>): PreferenceExample | string {
+  const { messages, tools } = input as { readonly messages?: unknown; readonly tools?: unknown }
+  if (Array.isArray(tools) && tools.length > 0) return '"input.tools" is not known to preferences'
+  const [prompt, chosen, rejected] = [messages, answers.chosen, answers.rejected].map(messagesOf)
+  if (typeof prompt === 'string') return `"input.messages": ${prompt}`
+  if (typeof chosen === 'string') return `"preferred_output": ${chosen}`
+  if (typeof rejected === 'string') return `"non_preferred_output": ${rejected}`
+  return { prompt: prompt!, chosen: chosen!, rejected: rejected! }
+}
 
 function preferenceOf(parts: Readonly<Record<string, unknown>>): PreferenceExample | string {
   const texts = strings(parts, ['prompt', 'chosen', 'rejected'])

@@ -4,12 +4,12 @@ import type { FastifyInstance } from 'fastify'
 import { HeddleError } from '../../errors.js'
 import type { ServerContext } from '../context.js'
 import { OpenAiError } from '../openai/error.js'
-import { fileRoutes, type UploadLimits } from '../routes/files.js'
+import { fileRoutes } from '../routes/files.js'
 import { fineTuningRoutes } from '../routes/fine_tuning.js'
-import { type Driver, loadDriver, openDatabase } from './database.js'
+import { loadDriver, openDatabase } from './database.js'
 import { JobRunner } from './runner.js'
 import { JobStore } from './store.js'
-import { Uploads } from './uploads.js'
+import { type UploadLimits, Uploads } from './uploads.js'
 
 /** Options of {@link jobRoutes}. */
 export interface JobOptions extends ServerContext {
@@ -25,30 +25,19 @@ const defaultLimits: UploadLimits = { fileBytes: 2 ** 29, totalBytes: 2 ** 32 }
  */
 export async function jobRoutes(app: FastifyInstance, { uploads: limits, ...context }: JobOptions): Promise<void> {
   const driver = await loadDriver().catch((error: HeddleError) => error)
-  if (driver instanceof HeddleError) refuseAll(app, driver)
-  else await openRoutes(app, { driver, context, limits: { ...defaultLimits, ...limits } })
-}
-
-async function openRoutes(
-  app: FastifyInstance,
-  {
-    driver,
-    context,
-    limits,
-  }: { readonly driver: Driver; readonly context: ServerContext; readonly limits: UploadLimits },
-): Promise<void> {
+  if (driver instanceof HeddleError) return refuseAll(app, driver)
   const { data, adapters } = context.folders
-  const store = new JobStore(openDatabase(driver, join(data, 'jobs.sqlite')))
   const folders = { jobs: join(data, 'jobs'), uploads: join(data, 'files'), adapters }
-  const stopped = new AbortController()
-  const uploads = await Uploads.open(folders.uploads, store)
+  const store = new JobStore(openDatabase(driver, join(data, 'jobs.sqlite')))
+  app.addHook('onClose', async () => store.close())
+  const uploads = await Uploads.open(folders.uploads, store, { ...defaultLimits, ...limits })
   const runner = await JobRunner.start({ store, context, folders, log: app.log })
+  const stopped = new AbortController()
   app.addHook('preClose', async () => {
     stopped.abort()
     await runner.close()
   })
-  app.addHook('onClose', async () => store.close())
-  await app.register(fileRoutes, { uploads, limits })
+  await app.register(fileRoutes, { uploads })
   await app.register(fineTuningRoutes, { ...context, store, runner, stopped: stopped.signal })
 }
 

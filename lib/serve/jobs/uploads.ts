@@ -10,6 +10,14 @@ import { newId, seconds } from '../openai/route.js'
 import { uploadPath } from './settings.js'
 import type { JobStore, UploadRow } from './store.js'
 
+/** What uploads may take. */
+export interface UploadLimits {
+  /** Most bytes of a file. */
+  readonly fileBytes: number
+  /** Most bytes of all files together. */
+  readonly totalBytes: number
+}
+
 /** Bytes that wait beside their place for {@link Uploads.keep}. */
 export interface ReceivedFile {
   readonly id: string
@@ -19,31 +27,47 @@ export interface ReceivedFile {
 }
 
 export class Uploads {
+  /** Of all files, those on their way among them: many that come at once must not fill the disk. */
+  #bytes: number
+
   private constructor(
     readonly folder: string,
     readonly store: JobStore,
-  ) {}
+    readonly limits: UploadLimits,
+  ) {
+    this.#bytes = store.uploadedBytes
+  }
 
   /** Removes what uploads left that were cut off. */
-  static async open(folder: string, store: JobStore): Promise<Uploads> {
+  static async open(folder: string, store: JobStore, limits: UploadLimits): Promise<Uploads> {
     await mkdir(folder, { recursive: true })
     const known = new Set(store.uploadIds.map((id) => `${id}.jsonl`))
     for (const name of await readdir(folder))
       if (!known.has(name)) await rm(join(folder, name), { recursive: true, force: true })
-    return new Uploads(folder, store)
+    return new Uploads(folder, store, limits)
   }
 
-  /** Writes a stream beside its place. */
+  /** Writes a stream beside its place, to be kept or dropped. @throws OpenAiError 413 when there is no room for it */
   async receive(content: Readable, filename: string): Promise<ReceivedFile> {
     const id = newId('file')
-    const path = join(this.folder, `.${id}.tmp`)
-    const target = createWriteStream(path, { flags: 'wx', mode: 0o600 })
+    const file = { id, path: join(this.folder, `.${id}.tmp`), filename, bytes: 0 }
     try {
-      await pipeline(content, target)
-      return { id, path, filename, bytes: target.bytesWritten }
+      const counted = (chunks: AsyncIterable<Buffer>) => this.#counted(chunks, file)
+      await pipeline(content, counted, createWriteStream(file.path, { flags: 'wx', mode: 0o600 }))
+      return file
     } catch (error) {
-      await rm(path, { force: true })
+      await this.drop(file)
       throw error
+    }
+  }
+
+  async *#counted(chunks: AsyncIterable<Buffer>, file: { bytes: number }): AsyncGenerator<Buffer, void, void> {
+    for await (const chunk of chunks) {
+      file.bytes += chunk.length
+      this.#bytes += chunk.length
+      if (this.#bytes > this.limits.totalBytes)
+        throw tooLarge(`All files together may have ${this.limits.totalBytes} bytes. Delete some first.`)
+      yield chunk
     }
   }
 
@@ -57,8 +81,9 @@ export class Uploads {
     return this.store.upload(id)!
   }
 
-  async drop({ path }: ReceivedFile): Promise<void> {
+  async drop({ path, bytes }: ReceivedFile): Promise<void> {
     await rm(path, { force: true })
+    this.#bytes -= bytes
   }
 
   read({ id }: UploadRow): ReadStream {
@@ -66,7 +91,7 @@ export class Uploads {
   }
 
   /** @throws OpenAiError 409 while a job needs it */
-  async remove({ id }: UploadRow): Promise<void> {
+  async remove({ id, bytes }: UploadRow): Promise<void> {
     const job = this.store.userOf(id)
     if (job !== undefined)
       throw new OpenAiError(409, {
@@ -77,5 +102,10 @@ export class Uploads {
       })
     this.store.removeUpload(id)
     await rm(uploadPath(this.folder, id), { force: true })
+    this.#bytes -= bytes
   }
 }
+
+/** 413 */
+export const tooLarge = (message: string): OpenAiError =>
+  new OpenAiError(413, { message, type: 'invalid_request_error', param: 'file', code: 'file_too_large' })

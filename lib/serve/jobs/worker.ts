@@ -8,7 +8,9 @@ import { join } from 'node:path'
 import type { Adapter } from '../../adapters/adapter.js'
 import { methodOf } from '../../adapters/registry.js'
 import { HeddleError } from '../../errors.js'
-import { loadModel } from '../../model.js'
+import { loadModel, type Model } from '../../model.js'
+import type { EvaluationResult, Objective, TrainingData } from '../../objectives/objective.js'
+import { objectiveType } from '../../objectives/registry.js'
 import { adamw } from '../../optim/adamw.js'
 import { History } from '../../train/history.js'
 import { type TrainStep, train } from '../../train/train.js'
@@ -36,17 +38,20 @@ async function work(task: WorkerTask): Promise<void> {
 
 async function run(task: WorkerTask): Promise<WorkerMessage> {
   await mkdir(task.folder, { recursive: true })
+  // What training keeps of the data on disk ends with the job.
+  process.env.TMPDIR = task.folder
   const lock = await lockFolder(task.folder)
   const model = await loadModel(task.source, { precision: task.precision })
-  const adapter = await model.attach(methodOf(task.method), { seed: task.seed })
+  const adapter = await model.attach(methodOf(task.adapter), { seed: task.seed })
   expectServable(adapter)
-  const { steps: earlier } = await History.open(task.folder, { resume: true })
-  // The server may have been killed before it had heard of them.
-  for (const step of earlier) await tell({ kind: 'step', report: reportOf(step as TrainStep) })
+  await tellEarlierSteps(task.folder)
+  const objective = objectiveType(task.objective.name).create(task.objective.options)
+  const open = (path: string) => openExamples(path, { model, objective, task })
   const steps = train(model, {
     adapter,
-    data: task.trainingPath,
-    evaluationData: task.validationPath,
+    objective,
+    data: await open(task.trainingPath),
+    evaluationData: task.validationPath === undefined ? undefined : await open(task.validationPath),
     epochs: task.epochs,
     maxSteps: task.maxSteps,
     batchSize: task.batchSize,
@@ -63,6 +68,39 @@ async function run(task: WorkerTask): Promise<WorkerMessage> {
   await adapter.save(join(task.folder, 'adapter'))
   lock.close()
   return { kind: 'done' }
+}
+
+/** The server may have been killed before it had heard of them. */
+async function tellEarlierSteps(folder: string): Promise<void> {
+  const { steps } = await History.open(folder, { resume: true })
+  for (const step of steps) await tell({ kind: 'step', report: reportOf(step) })
+}
+
+/**
+ * Reads a file, every line of it: one that nothing can be learned from is an error, not left out.
+ * @throws ERR_HEDDLE_FORMAT with the line
+ */
+async function openExamples(
+  path: string,
+  { model, objective, task }: { readonly model: Model; readonly objective: Objective; readonly task: WorkerTask },
+): Promise<TrainingData<unknown>> {
+  const { tokenizer, network } = model
+  const { maxLength, seed } = task
+  const data = await objective.open(path, {
+    tokenizer,
+    network,
+    maxLength,
+    evaluationFraction: 0,
+    seed,
+    signal: stop.signal,
+  })
+  const [first] = data.skipped ?? []
+  if (!first) return data
+  throw new HeddleError('ERR_HEDDLE_FORMAT', {
+    place: `${path}:${first.line}`,
+    expected: 'an example on every line',
+    got: first.reason,
+  })
 }
 
 /**
@@ -88,7 +126,7 @@ function expectServable(adapter: Adapter): void {
       })
 }
 
-const reportOf = (step: TrainStep): StepReport => ({
+const reportOf = (step: TrainStep<EvaluationResult>): StepReport => ({
   step: step.index,
   total_steps: step.total,
   epoch: step.epoch,

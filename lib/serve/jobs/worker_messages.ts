@@ -10,16 +10,18 @@ export interface WorkerTask {
   readonly folder: string
   readonly trainingPath: string
   readonly validationPath: string | undefined
+  /** An objective by its name in the registry. */
+  readonly objective: { readonly name: string; readonly options: Readonly<Record<string, unknown>> }
   readonly seed: number
   readonly epochs: number | undefined
   readonly maxSteps: number | undefined
   readonly batchSize: number
   readonly accumulation: number
-  readonly maxLength: number | undefined
+  readonly maxLength: number
   readonly learningRate: number
   readonly checkpointEvery: number
   /** Name and config of the adapter's method. */
-  readonly method: Readonly<Record<string, unknown>> & { readonly method: string }
+  readonly adapter: Readonly<Record<string, unknown>> & { readonly method: string }
 }
 
 /** What a step did. */

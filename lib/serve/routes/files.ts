@@ -1,24 +1,15 @@
 /** `/v1/files`: data to fine-tune with. */
-import multipart from '@fastify/multipart'
+import multipart, { type MultipartFile } from '@fastify/multipart'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { z } from 'zod'
 import type { UploadRow } from '../jobs/store.js'
-import type { ReceivedFile, Uploads } from '../jobs/uploads.js'
+import { type ReceivedFile, tooLarge, type Uploads } from '../jobs/uploads.js'
 import { invalidRequest, OpenAiError } from '../openai/error.js'
 import { integer, maybe, readBody } from '../openai/request.js'
-
-/** What uploads may take. */
-export interface UploadLimits {
-  /** Most bytes of a file. */
-  readonly fileBytes: number
-  /** Most bytes of all files together. */
-  readonly totalBytes: number
-}
 
 /** Options of {@link fileRoutes}. */
 export interface FileRouteOptions {
   readonly uploads: Uploads
-  readonly limits: UploadLimits
 }
 
 /** A field of a query is a text. */
@@ -34,8 +25,8 @@ const listSchema = z.strictObject({
 type WithId = { readonly Params: { readonly id: string } }
 
 /** Adds the routes. */
-export async function fileRoutes(app: FastifyInstance, { uploads, limits }: FileRouteOptions): Promise<void> {
-  const { store } = uploads
+export async function fileRoutes(app: FastifyInstance, { uploads }: FileRouteOptions): Promise<void> {
+  const { store, limits } = uploads
   await app.register(multipart, {
     limits: { files: 1, fields: 8, fieldSize: 1000, fieldNameSize: 100, fileSize: limits.fileBytes },
     throwFileSizeLimit: false,
@@ -48,7 +39,7 @@ export async function fileRoutes(app: FastifyInstance, { uploads, limits }: File
   // Fields around the file are small.
   app.post('/v1/files', { bodyLimit: limits.fileBytes + 2 ** 16 }, async (request) => {
     if (!request.isMultipart()) throw invalidRequest('Expected a multipart/form-data body with a file.', 'file')
-    return fileOf(await receive(request, uploads, limits))
+    return fileOf(await receive(request, uploads))
   })
   app.get('/v1/files', async ({ query }) => {
     const { limit = 10_000, order = 'desc', ...page } = readBody(listSchema, query)
@@ -86,34 +77,33 @@ export const ends = (data: readonly { readonly id: string }[]) => ({
   last_id: data.at(-1)?.id ?? null,
 })
 
-async function receive(request: FastifyRequest, uploads: Uploads, limits: UploadLimits): Promise<UploadRow> {
-  let file: ReceivedFile | undefined
-  let kept = false
+/** Takes a file in; what comes with it may stand before or behind it. */
+async function receive(request: FastifyRequest, uploads: Uploads): Promise<UploadRow> {
+  const received: ReceivedFile[] = []
   try {
     let purpose: unknown
     for await (const part of request.parts()) {
-      if (part.type === 'field') {
-        if (part.fieldname !== 'purpose')
-          throw invalidRequest(`Unknown parameter: '${part.fieldname}'.`, part.fieldname, 'unknown_parameter')
-        purpose = part.value
-        continue
-      }
-      if (part.fieldname !== 'file')
-        throw invalidRequest(`Unknown parameter: '${part.fieldname}'.`, part.fieldname, 'unknown_parameter')
-      file = await uploads.receive(part.file, labelOf(part.filename))
-      if (part.file.truncated) throw tooLarge(`The file is larger than ${limits.fileBytes} bytes.`)
+      if (part.type === 'field' && part.fieldname === 'purpose') purpose = part.value
+      else if (part.type === 'file' && part.fieldname === 'file') received.push(await receivePart(part, uploads))
+      else throw invalidRequest(`Unknown parameter: '${part.fieldname}'.`, part.fieldname, 'unknown_parameter')
     }
+    const [file] = received
     if (!file) throw invalidRequest("Missing required parameter: 'file'.", 'file', 'missing_required_parameter')
     expectPurpose(purpose)
     expectFile(file)
-    if (uploads.store.uploadedBytes + file.bytes > limits.totalBytes)
-      throw tooLarge(`All files together may have ${limits.totalBytes} bytes. Delete some first.`)
     const row = await uploads.keep(file, 'fine-tune')
-    kept = true
+    received.pop()
     return row
   } finally {
-    if (file && !kept) await uploads.drop(file)
+    for (const file of received) await uploads.drop(file)
   }
+}
+
+async function receivePart({ file, filename }: MultipartFile, uploads: Uploads): Promise<ReceivedFile> {
+  const received = await uploads.receive(file, labelOf(filename))
+  if (!file.truncated) return received
+  await uploads.drop(received)
+  throw tooLarge(`The file is larger than ${uploads.limits.fileBytes} bytes.`)
 }
 
 function expectPurpose(purpose: unknown): void {
@@ -143,9 +133,6 @@ const labelOf = (filename: string): string =>
     .replaceAll(/\p{Cc}/gu, '')
     .replace(/^.*[/\\]/, '')
     .slice(-200)
-
-const tooLarge = (message: string): OpenAiError =>
-  new OpenAiError(413, { message, type: 'invalid_request_error', param: 'file', code: 'file_too_large' })
 
 const fileOf = ({ id, bytes, created_at, filename, purpose }: UploadRow) => ({
   id,

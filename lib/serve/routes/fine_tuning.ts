@@ -75,7 +75,7 @@ export async function fineTuningRoutes(app: FastifyInstance, options: FineTuning
 }
 
 function create({ store, engine, modelName }: FineTuningOptions, body: unknown): Job {
-  const { model, settings } = readJob(body)
+  const { model, settings } = readJob(body, engine.model)
   if (engine.adapterNames.includes(model))
     throw invalidRequest(`The model '${model}' is an adapter. Fine-tune '${modelName}' instead.`, 'model')
   if (model !== modelName) throw modelNotFound(model)
@@ -96,13 +96,7 @@ function create({ store, engine, modelName }: FineTuningOptions, body: unknown):
       },
       60,
     )
-  // Weights that are stored in blocks have no gradients of their own.
-  const { precision = engine.model.precision === 'f32' ? 'f32' : 'bf16' } = settings
-  return store.addJob({
-    id: newId('ftjob'),
-    model,
-    settings: { ...settings, precision, source: engine.model.source },
-  })
+  return store.addJob({ id: newId('ftjob'), model, settings })
 }
 
 /** What happened so far and what happens from now on, until the job is over. */
@@ -133,7 +127,7 @@ const noSuchJob = (id: string): OpenAiError =>
   })
 
 function shownJob({ id, settings, error, ...job }: Job, store: JobStore) {
-  const { hyperparameters, trainingFile, validationFile, adapter } = settings
+  const { method, hyperparameters, trainingFile, validationFile, adapter } = settings
   return {
     object: 'fine_tuning.job',
     id,
@@ -154,7 +148,7 @@ function shownJob({ id, settings, error, ...job }: Job, store: JobStore) {
     estimated_finish: null,
     integrations: [],
     metadata: settings.metadata,
-    method: { type: 'supervised', supervised: { hyperparameters } },
+    method: { type: method, [method]: { hyperparameters } },
     heddle: {
       ...adapter,
       training: {
