@@ -1,9 +1,11 @@
 // What runs a server day by day: health, readiness, metrics, logs without secrets, ids, and a graceful end.
+import { once } from 'node:events'
+import { type AddressInfo, connect } from 'node:net'
 import { setImmediate as turn } from 'node:timers/promises'
 import test from 'ava'
 import type { FastifyInstance } from 'fastify'
 import { requestId } from '../lib/serve/log.js'
-import { shutDown } from '../lib/serve/shutdown.js'
+import { shutDown, watchConnections } from '../lib/serve/shutdown.js'
 import { deferred } from './support/deferred.js'
 import { HandEngine, testServer } from './support/server.js'
 
@@ -221,4 +223,17 @@ test('streams that outlast the limit are cut off', async (t) => {
   await closed
   await t.throwsAsync(answer.text())
   t.is(engine.running, 0)
+})
+
+test('a connection that has said nothing yet does not hold up the end', async (t) => {
+  const engine = new HandEngine()
+  const { app } = await testServer({ engine })
+  watchConnections(app.server)
+  await app.listen({ port: 0 })
+  const silent = connect((app.server.address() as AddressInfo).port)
+  const gone = once(silent, 'close')
+  await once(app.server, 'connection')
+  await shutDown(app, engine)
+  await gone
+  t.is(app.life.phase, 'closed')
 })

@@ -12,7 +12,7 @@ import { parseLimits } from './limits.js'
 import { serverOptions } from './log.js'
 import { answerNotFound } from './openai/error.js'
 import { heddle, type ServeOptions } from './plugin.js'
-import { shutDown } from './shutdown.js'
+import { shutDown, watchConnections } from './shutdown.js'
 
 const defaultHost = '127.0.0.1'
 const loopbackHosts = ['localhost', '127.0.0.1', '[::1]', '::1']
@@ -86,6 +86,7 @@ async function serve(
   const engine = await createEngine(model, { ...engineOptions, adapters })
   const app = fastify(serverOptions(limits, logger))
   app.server.maxConnections = limits.connections
+  watchConnections(app.server)
   app.setNotFoundHandler(answerNotFound)
   const close = async (signal?: AbortSignal): Promise<void> => {
     await shutDown(app, engine, signal)

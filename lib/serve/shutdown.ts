@@ -1,4 +1,6 @@
 /** The end of a server: no new requests, running ones finish within a limit, and what outlasts it is cut off. */
+import type { Server } from 'node:http'
+import type { Socket } from 'node:net'
 import type { FastifyInstance } from 'fastify'
 import type { Engine } from '../engine/engine.js'
 
@@ -13,11 +15,31 @@ export async function shutDown(app: FastifyInstance, engine: Engine, signal?: Ab
   if (signal?.aborted) onAbort()
   signal?.addEventListener('abort', onAbort, { once: true })
   // A connection whose last answer ends after the server stopped to listen would rest until its client lets go of it.
-  const sweep = setInterval(() => app.server.closeIdleConnections(), 50)
+  const sweep = setInterval(() => {
+    app.server.closeIdleConnections()
+    closeSilent(app.server)
+  }, 50)
   try {
     await Promise.all([app.close(), engine.close(signal)])
   } finally {
     clearInterval(sweep)
     signal?.removeEventListener('abort', onAbort)
   }
+}
+
+const sockets = new WeakMap<Server, Set<Socket>>()
+
+/** Notes a server's connections from now on, for {@link shutDown}. */
+export function watchConnections(server: Server): void {
+  const open = new Set<Socket>()
+  sockets.set(server, open)
+  server.on('connection', (socket) => {
+    open.add(socket)
+    socket.once('close', () => open.delete(socket))
+  })
+}
+
+/** A connection that has not said anything yet is a busy one to Node, which would wait for its request. */
+function closeSilent(server: Server): void {
+  for (const socket of sockets.get(server) ?? []) if (socket.bytesRead === 0) socket.destroy()
 }
