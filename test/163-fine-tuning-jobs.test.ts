@@ -64,8 +64,13 @@ async function ended(client: OpenAI, id: string): Promise<FineTuningJob> {
   return client.fineTuning.jobs.retrieve(id)
 }
 
-const refused = (t: ExecutionContext, work: Promise<unknown>, status: number, message: RegExp) =>
-  t.throwsAsync(work, { instanceOf: APIError, message }).then((error) => t.is((error as APIError).status, status))
+/** With a status and a message, in OpenAI's form. */
+async function refused(t: ExecutionContext, work: Promise<unknown>, status: number, message: RegExp): Promise<void> {
+  const refusal = await t.throwsAsync<APIError>(work, { instanceOf: APIError, message })
+  t.is(refusal?.status, status)
+  t.deepEqual(Object.keys(refusal!.error as object).toSorted(), ['code', 'message', 'param', 'type'])
+  t.is(refusal!.type, 'invalid_request_error')
+}
 
 test('a file comes back as it was sent, under an id of the server', async (t) => {
   const { client, data } = await serve(t)
@@ -191,9 +196,40 @@ test('a job from its data to a chat with the result', async (t) => {
   t.is(typeof checkpoints[0]!.metrics.valid_loss, 'number')
   await refused(t, client.fineTuning.jobs.cancel(job.id), 400, /already succeeded/)
   await refused(t, create(client, { model: name, training_file: job.training_file }), 400, /is an adapter/)
+  t.deepEqual(await readdir(join(data, 'adapters')), [name])
+  await refused(t, client.models.delete('tiny'), 404, /does not exist/)
+  t.true((await client.models.delete(name)).deleted)
+  await refused(t, ask(name), 404, /does not exist/)
   await close()
   t.deepEqual(await readdir(join(data, 'jobs')), [])
-  t.deepEqual(await readdir(join(data, 'adapters')), [name])
+  t.deepEqual(await readdir(join(data, 'adapters')), [])
+})
+
+test('preferences: a job of method dpo raises what is preferred, from what the model alone would say', async (t) => {
+  const { client } = await serve(t)
+  const messages = (role: string, content: string) => [{ role, content }]
+  const pairs = Array.from({ length: 8 }, (_, i) =>
+    JSON.stringify({
+      input: { messages: messages('user', `Colour ${i}?`) },
+      preferred_output: messages('assistant', 'blue'),
+      non_preferred_output: messages('assistant', 'red'),
+    }),
+  ).join('\n')
+  const job = await create(client, {
+    training_file: await upload(client, pairs, 'pairs.jsonl'),
+    validation_file: await upload(client, pairs, 'held-out.jsonl'),
+    method: { type: 'dpo', dpo: { hyperparameters: { beta: 0.5, n_epochs: 5, learning_rate_multiplier: 100 } } },
+    heddle: { training: { max_length: 64 } },
+  })
+  const hyperparameters = { beta: 0.5, n_epochs: 5, batch_size: 4, learning_rate_multiplier: 100 }
+  t.deepEqual(job.method, { type: 'dpo', dpo: { hyperparameters } })
+  const steps: { readonly train_loss: number; readonly valid_loss?: number }[] = []
+  for await (const { type, data } of live(client, job.id)) if (type === 'metrics') steps.push(data as (typeof steps)[0])
+  t.is((await client.fineTuning.jobs.retrieve(job.id)).status, 'succeeded')
+  t.is(steps.length, 10)
+  // Before the first step, no answer is more likely than under the reference: −log σ(0).
+  t.true(Math.abs(steps[0]!.train_loss - Math.log(2)) < 1e-6)
+  t.true(steps.at(-1)!.valid_loss! < 0.05, `${steps.at(-1)!.valid_loss}`)
 })
 
 test('the list of events has pages, newest first', async (t) => {
@@ -234,8 +270,9 @@ test('jobs run one at a time in their order; a cancelled one ends at once and le
 test('data that cannot be trained on fails the job, with the name that the client gave it', async (t) => {
   const { client, data } = await serve(t)
   for (const [text, message] of [
-    ['{"messages": [', /wrong\.jsonl/],
-    ['{"other": 1}', /wrong\.jsonl/],
+    [`${chats(2)}\n{"messages": [`, /wrong\.jsonl:3: .*JSON/],
+    [`${chats(1)}\n\n{"other": 1}\n${chats(1)}`, /wrong\.jsonl:3: .*got the keys other/],
+    ['{"messages": [{"role": "user", "content": "Hi"}]}', /wrong\.jsonl.*no message of the assistant/],
   ] as const) {
     const job = await create(client, { training_file: await upload(client, text, 'wrong.jsonl') })
     const { status, error } = await ended(client, job.id)

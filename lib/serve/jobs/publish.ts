@@ -23,7 +23,14 @@ export async function publishAdapter(from: string, adapters: string, name: strin
   return target
 }
 
-/** Removes what a server left that was killed while it published. */
+/** Takes an adapter from its place: at once, and then what there was of it. */
+export async function withdrawAdapter(adapters: string, name: string): Promise<void> {
+  const copy = beside(adapters, name)
+  await rename(join(adapters, name), copy)
+  await rm(copy, { recursive: true, force: true })
+}
+
+/** Removes what a server left that was killed while it published or withdrew. */
 export async function sweepUnpublished(adapters: string): Promise<void> {
   for (const name of await readdir(adapters))
     if (/^\.ft:.*\.tmp$/.test(name)) await rm(join(adapters, name), { recursive: true, force: true })

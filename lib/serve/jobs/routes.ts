@@ -20,7 +20,7 @@ export interface JobOptions extends ServerContext {
 const defaultLimits: UploadLimits = { fileBytes: 2 ** 29, totalBytes: 2 ** 32 }
 
 /**
- * Adds `/v1/files` and `/v1/fine_tuning/jobs`. Without better-sqlite3 they answer with 501 and say what is missing.
+ * Adds `/v1/files` and `/v1/fine_tuning/jobs`, and the end of models that jobs made. Without better-sqlite3 they answer with 501 and say what is missing.
  * @throws ERR_HEDDLE_FORMAT, ERR_HEDDLE_BUSY, ERR_HEDDLE_IO when the data folder cannot be used
  */
 export async function jobRoutes(app: FastifyInstance, { uploads: limits, ...context }: JobOptions): Promise<void> {

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import type { FastifyBaseLogger } from 'fastify'
 import type { ServerContext } from '../context.js'
 import { crash, errorOf } from './failure.js'
-import { publishAdapter, sweepUnpublished } from './publish.js'
+import { publishAdapter, sweepUnpublished, withdrawAdapter } from './publish.js'
 import { taskOf } from './settings.js'
 import type { Job, JobStore } from './store.js'
 import { type Outcome, TrainingProcess } from './training_process.js'
@@ -64,6 +64,15 @@ export class JobRunner {
   cancel(id: string): boolean {
     if (!this.#parts.store.cancel(id)) return false
     if (this.#training?.id === id) this.#training.process.kill()
+    return true
+  }
+
+  /** Forgets a model that a job made; requests that use it end with it. @returns whether there was one */
+  async removeModel(name: string): Promise<boolean> {
+    const { store, context, folders } = this.#parts
+    if (!context.engine.adapterNames.includes(name) || !store.isFineTuned(name)) return false
+    context.engine.removeAdapter(name)
+    await withdrawAdapter(folders.adapters, name)
     return true
   }
 
@@ -138,7 +147,7 @@ export class JobRunner {
     if (store.succeed(job.id, name)) return log.info({ job: job.id, model: name }, 'job succeeded')
     // Cancelled meanwhile.
     context.engine.removeAdapter(name)
-    await rm(folder, { recursive: true, force: true })
+    await withdrawAdapter(folders.adapters, name)
   }
 }
 

@@ -154,6 +154,11 @@ export class JobStore {
     return pageOf((rows as Row[]).map(jobOf), limit)
   }
 
+  /** Whether a job made this model. */
+  isFineTuned(model: string): boolean {
+    return this.#db.prepare('SELECT 1 FROM jobs WHERE fine_tuned_model = ?').get(model) !== undefined
+  }
+
   /** Jobs that a client still waits for. */
   get unfinishedIds(): readonly string[] {
     return this.#db.prepare("SELECT id FROM jobs WHERE status IN ('queued', 'running')").pluck().all() as string[]

@@ -72,6 +72,10 @@ export async function fineTuningRoutes(app: FastifyInstance, options: FineTuning
     const data = checkpointsOf(named(id), store)
     return { object: 'list', data, ...ends(data), has_more: false }
   })
+  app.delete<WithId>('/v1/models/:id', { config: { scope: 'train' } }, async ({ params: { id } }) => {
+    if (!(await runner.removeModel(id))) throw modelNotFound(id)
+    return { id, object: 'model', deleted: true }
+  })
 }
 
 function create({ store, engine, modelName }: FineTuningOptions, body: unknown): Job {
