@@ -1,12 +1,15 @@
 // Fine-tuning over HTTP as the official client does it: upload, job, events, and a chat with the result.
-import { readdir } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 import OpenAI, { APIError, toFile } from 'openai'
 import type { FineTuningJob, JobCreateParams } from 'openai/resources/fine-tuning/jobs/jobs'
 import { loadDriver } from '../lib/serve/jobs/database.js'
 import { type ServerOptions, startServer } from '../lib/serve/server.js'
 import { tinyChatFolder } from './support/chat_model.js'
+import { jobTranscripts } from './support/job_transcripts.js'
+import { serveTiny } from './support/serve.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 
 interface Client {
@@ -326,4 +329,16 @@ test('without better-sqlite3 there is an error that says what to install', async
     loadDriver(() => Promise.reject(new Error("Cannot find package 'better-sqlite3'"))),
     { code: 'ERR_HEDDLE_IO', message: /npm install better-sqlite3/ },
   )
+})
+
+test('the wire format is byte for byte that of the transcripts (made by make_serve.ts)', async (t) => {
+  const { server, close } = await serveTiny()
+  t.teardown(close)
+  const folder = fileURLToPath(new URL('../../test/golden/serve_jobs/', import.meta.url))
+  const names: string[] = []
+  for await (const [name, text] of jobTranscripts(server.url)) {
+    t.is(text, await readFile(`${folder}${name}.txt`, 'utf8'), name)
+    names.push(`${name}.txt`)
+  }
+  t.deepEqual((await readdir(folder)).toSorted(), names.toSorted())
 })

@@ -9,6 +9,10 @@ export interface Asked {
   readonly body?: unknown
   /** Sent as it is in the place of a body. */
   readonly raw?: string
+  /** Sent as a form: fields, and files as `@path;filename=name`. */
+  readonly form?: Readonly<Record<string, string>>
+  /** Default: GET without something to send, else POST. */
+  readonly method?: string
   readonly headers?: Readonly<Record<string, string>>
 }
 
@@ -77,26 +81,40 @@ export const requests: Readonly<Record<string, Asked>> = {
 const run = promisify(execFile)
 
 /** Asks with curl. */
-export async function transcript(url: string, { path, body, raw, headers = {} }: Asked): Promise<string> {
-  const sent = raw ?? (body === undefined ? undefined : JSON.stringify(body))
-  const all = sent === undefined ? headers : { 'content-type': 'application/json', ...headers }
-  const flags = Object.entries(all).flatMap(([name, value]) => ['-H', `${name}: ${value}`])
-  const data = sent === undefined ? [] : ['--data-binary', sent]
+export const transcript = async (url: string, asked: Asked): Promise<string> => (await exchange(url, asked)).text
+
+/** Asks with curl. @returns what the answer says, too */
+export async function exchange(url: string, asked: Asked): Promise<{ readonly text: string; readonly body: string }> {
+  const { path, body, form, raw = body === undefined ? undefined : JSON.stringify(body) } = asked
+  const headers = { ...(raw === undefined ? {} : { 'content-type': 'application/json' }), ...asked.headers }
+  const method = asked.method ?? (raw === undefined && form === undefined ? 'GET' : 'POST')
+  const fields = Object.entries(form ?? {}).map(([name, value]) => `${name}=${value}`)
+  const flags = [
+    ...Object.entries(headers).flatMap(([name, value]) => ['-H', `${name}: ${value}`]),
+    ...fields.flatMap((field) => ['-F', field]),
+    ...(raw === undefined ? [] : ['--data-binary', raw]),
+  ]
   // No reader of configurations, no progress, the head with the body.
-  const { stdout } = await run('curl', ['-q', '-sS', '-N', '-i', ...flags, ...data, `${url}${path}`])
-  const head = [`${sent === undefined ? 'GET' : 'POST'} ${path}`, ...Object.entries(all).map(([n, v]) => `${n}: ${v}`)]
-  return `${head.join('\n')}\n\n${sent ?? ''}\n---\n${normalised(stdout)}\n`
+  const { stdout } = await run('curl', ['-q', '-sS', '-N', '-i', '-X', method, ...flags, `${url}${path}`])
+  const answer = stdout.replaceAll('\r\n', '\n')
+  const head = [`${method} ${path}`, ...Object.entries(headers).map(([name, value]) => `${name}: ${value}`)]
+  const sent = raw ?? fields.map((field) => field.replace(/@[^;]*\//, '@')).join('\n')
+  return {
+    text: `${normalised(`${head.join('\n')}\n\n${sent}\n---\n${answer}`)}\n`,
+    body: answer.slice(answer.indexOf('\n\n') + 2),
+  }
 }
 
 /** Without ids and times; numbers to three digits, as another processor adds in another order; long vectors cut. */
 const normalised = (answer: string): string =>
   answer
-    .replaceAll('\r\n', '\n')
     .replace(/^date: .*$/im, 'date: <date>')
     .replace(/^x-request-id: .*$/m, 'x-request-id: <id>')
     .replace(/^content-length: \d+$/m, 'content-length: <bytes>')
-    .replaceAll(/"created":\d{10}\b/g, '"created":<time>')
-    .replaceAll(/\b(chatcmpl-|cmpl-|call_)[0-9a-f]{24}\b/g, '$1<id>')
+    .replaceAll(/"(created|created_at|finished_at)":\d{10}\b/g, '"$1":<time>')
+    .replaceAll(/"tokens_per_second":\d+/g, '"tokens_per_second":<n>')
+    .replaceAll(/\b(chatcmpl-|cmpl-|call_|file-|ftjob-|ftevent-|ftckpt-)[0-9a-f]{24}\b/g, '$1<id>')
+    .replaceAll(/\b(ft:[\w.-]+:[\w.-]*:)[0-9a-f]{10}\b/g, '$1<id>')
     .replaceAll(/-?\d+\.\d{4,}(e-\d+)?/g, (number) => threeDigits(Number(number)))
     .replaceAll(/"embedding":\[([^\]]*)\]/g, (_, list: string) => {
       const numbers = list.split(',')
