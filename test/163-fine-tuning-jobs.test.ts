@@ -3,13 +3,15 @@ import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
-import OpenAI, { APIError, toFile } from 'openai'
+import type OpenAI from 'openai'
+import { APIError, toFile } from 'openai'
 import type { FineTuningJob, JobCreateParams } from 'openai/resources/fine-tuning/jobs/jobs'
 import { loadDriver } from '../lib/serve/jobs/database.js'
 import { type ServerOptions, startServer } from '../lib/serve/server.js'
 import { tinyChatFolder } from './support/chat_model.js'
 import { jobTranscripts } from './support/job_transcripts.js'
-import { serveTiny } from './support/serve.js'
+import { clientOf, serveTiny } from './support/serve.js'
+import { serveProcess } from './support/serve_process.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 
 interface Client {
@@ -31,7 +33,7 @@ async function serve(t: ExecutionContext, options: Partial<ServerOptions> = {}):
   let closed: Promise<void> | undefined
   const close = (): Promise<void> => (closed ??= server.close(AbortSignal.timeout(1)))
   t.teardown(close)
-  return { client: new OpenAI({ baseURL: `${server.url}/v1`, apiKey: 'none', maxRetries: 0 }), data, close }
+  return { client: clientOf(server), data, close }
 }
 
 /** Conversations that all end with the same word. */
@@ -329,6 +331,35 @@ test('without better-sqlite3 there is an error that says what to install', async
     loadDriver(() => Promise.reject(new Error("Cannot find package 'better-sqlite3'"))),
     { code: 'ERR_HEDDLE_IO', message: /npm install better-sqlite3/ },
   )
+})
+
+/** For the environment of a process in which a package is missing. */
+function withoutPackage(name: string): string {
+  const hook = `export const resolve = (name, context, next) => {
+    if (name === '${name}') throw new Error('Cannot find package')
+    return next(name, context)
+  }`
+  const script = `import { register } from 'node:module'; register(${JSON.stringify(moduleOf(hook))})`
+  return `--import=${moduleOf(script)}`
+}
+
+const moduleOf = (script: string): string => `data:text/javascript,${encodeURIComponent(script)}`
+
+test('without better-sqlite3 a server does everything but fine-tune, and says so', async (t) => {
+  const model = await tinyChatFolder()
+  process.env.NODE_OPTIONS = withoutPackage('better-sqlite3')
+  const starting = serveProcess('--model', model, '--name', 'tiny', '--data', temporaryFolder())
+  delete process.env.NODE_OPTIONS
+  const { url, child, ended } = await starting
+  const client = clientOf({ url })
+  const messages = [{ role: 'user' as const, content: 'Colour?' }]
+  t.is((await client.chat.completions.create({ model: 'tiny', messages, max_tokens: 1 })).usage!.completion_tokens, 1)
+  const message = /501.*npm install better-sqlite3/
+  await t.throwsAsync(client.files.list(), { message })
+  await t.throwsAsync(client.files.delete('file-1'), { message })
+  await t.throwsAsync(client.fineTuning.jobs.create({ model: 'tiny', training_file: 'file-1' }), { message })
+  child.kill('SIGTERM')
+  t.regex((await ended).stdout, /no fine-tuning/)
 })
 
 test('the wire format is byte for byte that of the transcripts (made by make_serve.ts)', async (t) => {

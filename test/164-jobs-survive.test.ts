@@ -3,10 +3,12 @@ import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import test, { type ExecutionContext } from 'ava'
-import OpenAI, { toFile } from 'openai'
+import type OpenAI from 'openai'
+import { toFile } from 'openai'
 import { loadDriver, openDatabase } from '../lib/serve/jobs/database.js'
 import { startServer } from '../lib/serve/server.js'
 import { tinyChatFolder } from './support/chat_model.js'
+import { clientOf } from './support/serve.js'
 import { type ServeProcess, serveProcess } from './support/serve_process.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 
@@ -18,8 +20,6 @@ const chats = Array.from({ length: 12 }, (_, i) =>
     ],
   }),
 ).join('\n')
-
-const clientOf = (url: string): OpenAI => new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 })
 
 const serve = (model: string, data: string): Promise<ServeProcess> =>
   serveProcess('--model', model, '--name', 'tiny', '--data', data, '--log-level', 'fatal')
@@ -87,26 +87,26 @@ test('a server that is killed again and again under load ends with the adapter o
   const model = await tinyChatFolder()
   const whole = temporaryFolder()
   const undisturbed = await serve(model, whole)
-  const first = await create(clientOf(undisturbed.url))
-  const expected = await lossesOf(clientOf(undisturbed.url), first)
-  const bytes = await adapterBytes(whole, clientOf(undisturbed.url), first)
+  const first = await create(clientOf(undisturbed))
+  const expected = await lossesOf(clientOf(undisturbed), first)
+  const bytes = await adapterBytes(whole, clientOf(undisturbed), first)
   await end(undisturbed, 'SIGTERM')
   t.is(expected.length, 60)
 
   const data = temporaryFolder()
   let server = await serve(model, data)
-  const id = await create(clientOf(server.url))
-  const waiting = await create(clientOf(server.url), { steps: 2 })
+  const id = await create(clientOf(server))
+  const waiting = await create(clientOf(server), { steps: 2 })
   // After the last step the adapter is on its way to its place.
   for (const killAfter of [7, 23, 60]) {
-    const busy = busyWith(clientOf(server.url))
-    for await (const { step } of steps(clientOf(server.url), id)) if (step >= killAfter) break
+    const busy = busyWith(clientOf(server))
+    for await (const { step } of steps(clientOf(server), id)) if (step >= killAfter) break
     await end(server, 'SIGKILL')
     await busy
     await expectWhole(t, data, bytes)
     server = await serve(model, data)
   }
-  const client = clientOf(server.url)
+  const client = clientOf(server)
   t.deepEqual(
     (await lossesOf(client, id)).toSorted((a, b) => a.step - b.step),
     expected,
@@ -124,13 +124,13 @@ test('told to end, a server lets the job write a checkpoint and the next one goe
   const model = await tinyChatFolder()
   const data = temporaryFolder()
   const first = await serve(model, data)
-  const id = await create(clientOf(first.url), { steps: 40 })
-  for await (const { step } of steps(clientOf(first.url), id)) if (step === 5) break
+  const id = await create(clientOf(first), { steps: 40 })
+  for await (const { step } of steps(clientOf(first), id)) if (step === 5) break
   await end(first, 'SIGTERM')
   const [newest] = (await readdir(join(data, 'jobs', id, 'checkpoints'))).toSorted().slice(-1)
   const second = await serve(model, data)
-  t.is((await lossesOf(clientOf(second.url), id)).length, 40)
-  t.is((await clientOf(second.url).fineTuning.jobs.retrieve(id)).status, 'succeeded')
+  t.is((await lossesOf(clientOf(second), id)).length, 40)
+  t.is((await clientOf(second).fineTuning.jobs.retrieve(id)).status, 'succeeded')
   t.regex(newest!, /^step-/)
   await end(second, 'SIGTERM')
 })
@@ -138,16 +138,16 @@ test('told to end, a server lets the job write a checkpoint and the next one goe
 test('killed between the adapter and the word that it is there, a job does not give it twice', async (t) => {
   const [model, data] = [await tinyChatFolder(), temporaryFolder()]
   const first = await startServer({ model, modelName: 'tiny', data, port: 0, logger: false })
-  const id = await create(clientOf(first.url), { steps: 3 })
-  await lossesOf(clientOf(first.url), id)
-  const bytes = await adapterBytes(data, clientOf(first.url), id)
+  const id = await create(clientOf(first), { steps: 3 })
+  await lossesOf(clientOf(first), id)
+  const bytes = await adapterBytes(data, clientOf(first), id)
   await first.close()
   const database = openDatabase(await loadDriver(), join(data, 'jobs.sqlite'))
   database.exec("UPDATE jobs SET status = 'running', fine_tuned_model = NULL, finished_at = NULL")
   database.close()
   const second = await startServer({ model, modelName: 'tiny', data, port: 0, logger: false })
-  t.is((await lossesOf(clientOf(second.url), id)).length, 3)
-  t.deepEqual(await adapterBytes(data, clientOf(second.url), id), bytes)
+  t.is((await lossesOf(clientOf(second), id)).length, 3)
+  t.deepEqual(await adapterBytes(data, clientOf(second), id), bytes)
   await second.close()
   t.is((await readdir(join(data, 'adapters'))).length, 1)
 })
@@ -170,10 +170,11 @@ onLinux('a process that trains ends by itself when its server is gone', async (t
   const mark = `HEDDLE_TEST_MARK=${process.pid}-${Date.now()}`
   const [name, value] = mark.split('=') as [string, string]
   process.env[name] = value
-  const server = await serve(model, temporaryFolder())
+  const starting = serve(model, temporaryFolder())
   delete process.env[name]
-  const id = await create(clientOf(server.url), { steps: 100_000 })
-  for await (const _ of steps(clientOf(server.url), id)) break
+  const server = await starting
+  const id = await create(clientOf(server), { steps: 100_000 })
+  for await (const _ of steps(clientOf(server), id)) break
   t.true(await isRunning(mark))
   await end(server, 'SIGKILL')
   for (let i = 0; i < 100 && (await isRunning(mark)); i += 1) await sleep(50)

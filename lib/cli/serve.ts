@@ -31,6 +31,8 @@ interface Flags extends CommonFlags, Partial<ModelFlags> {
   readonly cacheMemory?: number
   readonly adapterMemory?: number
   readonly maxBody?: number
+  readonly maxUpload?: number
+  readonly maxUploads?: number
   readonly maxPromptTokens?: number
   readonly maxNewTokens?: number
   readonly maxConcurrency?: number
@@ -61,6 +63,8 @@ export const serveCommand = (): Command =>
     .option('--cache-memory <bytes>', 'keys and values, such as 512M or 4G (default: 512M)', bytesFrom)
     .option('--adapter-memory <bytes>', 'adapters in memory (default: 256M)', bytesFrom)
     .option('--max-body <bytes>', 'body of a request (default: 1M)', bytesFrom)
+    .option('--max-upload <bytes>', 'file to fine-tune with (default: 512M)', bytesFrom)
+    .option('--max-uploads <bytes>', 'all such files together (default: 4G)', bytesFrom)
     .option('--max-prompt-tokens <n>', "tokens of a prompt (default: the model's maximum)", integerFrom(1))
     .option('--max-new-tokens <n>', 'tokens that a request may ask for (default: 4096)', integerFrom(1))
     .option('--max-concurrency <n>', 'requests of one key at the same time (default: 64)', integerFrom(1))
@@ -102,6 +106,7 @@ async function serve(session: Session, flags: Flags & ModelFlags): Promise<void>
     logBodies: logPrompts,
     logger: { level },
     limits: limitsOf(flags),
+    uploads: given({ fileBytes: flags.maxUpload, totalBytes: flags.maxUploads }),
     engine: {
       ...given({ maxBatch: flags.maxBatch, maxQueue: flags.maxQueue }),
       memory: given({ cache: flags.cacheMemory, adapters: flags.adapterMemory }),
