@@ -13,6 +13,8 @@ export const root = fileURLToPath(new URL('..', import.meta.url))
 export const addonFile = join(root, 'build', 'Release', 'heddle.node')
 const addonStamp = join(root, 'build', '.heddle-stamp')
 const upToDate = 'up to date'
+/** Scripts of the server's page, compiled for browsers. */
+const pageFolder = 'lib/serve/page/client'
 
 /** Everything, in order. Reports on stderr, so that the output of what runs afterwards stays alone on stdout. */
 export async function prepare({ hasDatabase = true } = {}) {
@@ -161,6 +163,7 @@ async function buildTypeScript() {
   const folders = ['lib', 'test', 'bench', 'examples', 'fuzz']
   const inputs = [
     'tsconfig.json',
+    join(pageFolder, 'tsconfig.json'),
     'package-lock.json',
     ...folders.flatMap(filesBelow).filter((file) => file.endsWith('.ts')),
   ]
@@ -168,9 +171,11 @@ async function buildTypeScript() {
   if (read(stamp) === key) return upToDate
 
   // Without a stamp nobody knows that the files which tsc believes to have written are still there.
-  if (!existsSync(stamp)) rmSync(join(dist, '.tsbuildinfo'), { force: true })
+  if (!existsSync(stamp))
+    for (const record of ['.tsbuildinfo', '.tsbuildinfo-page']) rmSync(join(dist, record), { force: true })
   const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc')
-  await runLogged('typescript', process.execPath, [tsc, '-p', join(root, 'tsconfig.json')])
+  for (const project of ['.', pageFolder])
+    await runLogged('typescript', process.execPath, [tsc, '-p', join(root, project)])
   removeOrphans(dist, folders)
   writeFileSync(stamp, key)
   return 'compiled'

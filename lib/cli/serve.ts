@@ -26,6 +26,7 @@ interface Flags extends CommonFlags, Partial<ModelFlags> {
   readonly keys?: string
   readonly insecure?: boolean
   readonly cors?: readonly string[]
+  readonly page: boolean
   readonly maxBatch?: number
   readonly maxQueue?: number
   readonly cacheMemory?: number
@@ -57,6 +58,7 @@ export const serveCommand = (): Command =>
     .option('--keys <file>', 'keys that clients must have, as `heddle serve keys add` makes them')
     .option('--insecure', 'allow a public address without keys')
     .option('--cors <origin>', 'origin whose pages may ask, or *; may be given several times (default: none)', repeated)
+    .option('--no-page', 'show no page at / (default: one with models, chat, jobs and load)')
     .optionsGroup('How much at a time:')
     .option('--max-batch <n>', 'texts made at the same time (default: 32)', integerFrom(1))
     .option('--max-queue <n>', 'requests that may wait (default: 256)', integerFrom(0))
@@ -103,6 +105,7 @@ async function serve(session: Session, flags: Flags & ModelFlags): Promise<void>
     host,
     port,
     insecure,
+    page: flags.page,
     logBodies: logPrompts,
     logger: { level },
     limits: limitsOf(flags),

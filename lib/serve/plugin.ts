@@ -6,6 +6,7 @@ import { limitEngine, parseLimits } from './limits.js'
 import type { NamedEncoder } from './openai/embedder.js'
 import { answerError } from './openai/error.js'
 import { type OperationsOptions, operations } from './operations.js'
+import { pageRoutes } from './page/routes.js'
 import { chatRoutes } from './routes/chat.js'
 import { completionRoutes } from './routes/completions.js'
 import { embeddingRoutes } from './routes/embeddings.js'
@@ -17,6 +18,8 @@ export interface ServeOptions extends OperationsOptions, Pick<JobOptions, 'uploa
   readonly prefix?: string
   /** Makes the vectors of `/v1/embeddings` for requests with its name; the served model makes those with other names. */
   readonly encoder?: NamedEncoder | undefined
+  /** Shows a page at the root of the prefix; default false, as an app has its own `/`. */
+  readonly page?: boolean | undefined
 }
 
 /**
@@ -42,4 +45,5 @@ async function serveRoutes(scope: FastifyInstance, options: Omit<ServeOptions, '
   await scope.register(completionRoutes, context)
   await scope.register(embeddingRoutes, context)
   await scope.register(jobRoutes, context)
+  if (options.page) await scope.register(pageRoutes, context)
 }

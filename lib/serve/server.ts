@@ -18,7 +18,7 @@ const defaultHost = '127.0.0.1'
 const loopbackHosts = ['localhost', '127.0.0.1', '[::1]', '::1']
 
 /** Options of {@link startServer}. */
-export interface ServerOptions extends Omit<ServeOptions, 'engine' | 'modelName' | 'folders' | 'keys'> {
+export interface ServerOptions extends Omit<ServeOptions, 'engine' | 'modelName' | 'folders' | 'keys' | 'page'> {
   /** A model, which stays the caller's; or what `loadModel` takes, loaded and disposed of by the server. */
   readonly model: Model | string
   /** How a model that is loaded here is loaded. */
@@ -38,6 +38,8 @@ export interface ServerOptions extends Omit<ServeOptions, 'engine' | 'modelName'
   readonly host?: string
   /** Default 8000; 0 takes a free one. */
   readonly port?: number
+  /** Shows a page at `/`; default true. */
+  readonly page?: boolean | undefined
   /** Options of pino, or false for no log; default: `{ level: 'info' }`. */
   readonly logger?: LoggerOptions | false
 }
@@ -80,7 +82,7 @@ async function serve(
   options: ServerOptions & { readonly data: string; readonly adapters: string },
   stopModel: () => Promise<void>,
 ): Promise<RunningServer> {
-  const { engine: engineOptions, data, adapters, host = defaultHost, port, logger, ...rest } = options
+  const { engine: engineOptions, data, adapters, host = defaultHost, port, logger, page = true, ...rest } = options
   const limits = parseLimits(options.limits)
   const keys = options.keys === undefined ? undefined : await KeyRing.open(options.keys)
   const engine = await createEngine(model, { ...engineOptions, adapters })
@@ -95,7 +97,7 @@ async function serve(
   try {
     const hosts = isLoopback(host) && keys === undefined && !options.insecure ? loopbackHosts : undefined
     const modelName = options.modelName ?? basename(model.source)
-    await app.register(heddle, { hosts, ...rest, keys, engine, modelName, folders: { data, adapters } })
+    await app.register(heddle, { hosts, ...rest, page, keys, engine, modelName, folders: { data, adapters } })
     const url = await listen(app, host, port ?? 8000)
     return { app, url, modelName, engine, close }
   } catch (error) {

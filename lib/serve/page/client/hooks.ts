@@ -1,0 +1,71 @@
+/** Hooks that several parts of the page use. */
+import { useCallback, useEffect, useRef, useState } from 'preact/hooks'
+import { json, messageOf, Refused } from './api.js'
+
+/** A function that shows the component again with the browser's next picture, however often it is called until then. */
+export function useRedraw(): () => void {
+  const [, set] = useState(0)
+  const frame = useRef(0)
+  useEffect(() => () => cancelAnimationFrame(frame.current), [])
+  return useCallback(() => {
+    cancelAnimationFrame(frame.current)
+    frame.current = requestAnimationFrame(() => set((count) => count + 1))
+  }, [])
+}
+
+/** What is asked for again and again. */
+export interface Polled {
+  /** Why the last answer is missing. */
+  readonly problem: string | undefined
+  /** Asks at once. */
+  readonly refresh: () => void
+}
+
+/**
+ * Asks for JSON every few seconds while the page is in sight.
+ * @param path its address each time
+ * @param take gets every answer
+ */
+export function usePolled<T>(path: () => string, seconds: number, take: (value: T) => void): Polled {
+  const [problem, setProblem] = useState<string | undefined>(undefined)
+  const wake = useRef<() => void>(() => {})
+  const latest = useRef({ path, take })
+  latest.current = { path, take }
+  useEffect(() => {
+    const stop = new AbortController()
+    const visible = (): void => {
+      if (!document.hidden) wake.current()
+    }
+    document.addEventListener('visibilitychange', visible)
+    const ask = async (): Promise<number> => {
+      if (document.hidden) return seconds
+      try {
+        latest.current.take(await json<T>(latest.current.path(), { signal: stop.signal }))
+        setProblem(undefined)
+        return seconds
+      } catch (error) {
+        if (!stop.signal.aborted) setProblem(messageOf(error))
+        return Math.max(seconds, error instanceof Refused ? error.retryAfter : 0)
+      }
+    }
+    const run = async (): Promise<void> => {
+      while (!stop.signal.aborted) {
+        const rest = await ask()
+        await new Promise<void>((resolve) => {
+          const timer = setTimeout(resolve, 1000 * rest)
+          wake.current = () => {
+            clearTimeout(timer)
+            resolve()
+          }
+        })
+      }
+    }
+    void run()
+    return () => {
+      document.removeEventListener('visibilitychange', visible)
+      stop.abort()
+      wake.current()
+    }
+  }, [seconds])
+  return { problem, refresh: useCallback(() => wake.current(), []) }
+}
