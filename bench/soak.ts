@@ -15,7 +15,7 @@ import type { Fare } from './workers/serve.js'
 export const purpose = 'a served model under mixed load: memory flat, no stalled stream, event loop held < 20 ms'
 
 const ranks = [2, 4, 8, 16, 2, 4, 8, 16]
-const sampleSeconds = 30
+const longestInterval = 30
 /** Until then everything has been used once: what grows later goes on to grow. */
 const warmUpShare = 1 / 3
 /** Most growth of resident memory from the end of the warm-up to the end. */
@@ -45,7 +45,8 @@ async function soak({ model, folder, seconds }: { model: string; folder: string;
   const isOver = (): boolean => performance.now() >= until
   const names = ['base', ...ranks.map((_, index) => `a${index}`)]
   const clients = load({ url: server.url, names, counts, isOver })
-  const [samples] = await Promise.all([sampled(server.ask, isOver, counts), clients])
+  const interval = Math.min(longestInterval, seconds / 4)
+  const [samples] = await Promise.all([sampled(server.ask, { interval, isOver, counts }), clients])
   const end = await settled(server.ask)
   await server.stop()
   judge(samples, end, counts)
@@ -91,13 +92,16 @@ interface Sample extends Fare {
 }
 
 /** A row for every interval. */
-async function sampled(ask: () => Promise<Fare>, isOver: () => boolean, counts: Counts): Promise<Sample[]> {
+async function sampled(
+  ask: () => Promise<Fare>,
+  { interval, isOver, counts }: { readonly interval: number; readonly isOver: () => boolean; readonly counts: Counts },
+): Promise<Sample[]> {
   const samples: Sample[] = []
   const started = performance.now()
   await ask()
   printHeader()
   while (!isOver()) {
-    await after(1000 * sampleSeconds)
+    await after(1000 * interval)
     const sample = { ...(await ask()), seconds: (performance.now() - started) / 1000 }
     samples.push(sample)
     printRow(sample, counts)

@@ -96,7 +96,8 @@ async function readStream(
     }
     return end.endsWith('data: [DONE]\n\n') ? 'finished' : 'broken'
   } catch {
-    return stalled ? 'stalled' : 'broken'
+    if (stalled) return 'stalled'
+    return hangUp.signal.aborted ? 'aborted' : 'broken'
   } finally {
     clearTimeout(stall)
   }

@@ -26,7 +26,8 @@ const server = await startServer({
   port: 0,
   logger: false,
   limits: { requestsPerMinute: 1e9, concurrency: 1000 },
-  engine: { memory: { adapters: Number(adapterBytes) } },
+  // Little enough to be full soon: pages are kept until there is no other room.
+  engine: { memory: { cache: 2 ** 26, adapters: Number(adapterBytes) } },
 })
 let [tokens, evictions, since] = [0, 0, performance.now()]
 server.engine.watch({
