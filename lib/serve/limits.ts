@@ -21,6 +21,7 @@ const schema = z.strictObject({
   connections: count.default(1024),
   headerSeconds: z.number().positive().default(10),
   requestSeconds: z.number().positive().default(120),
+  answerSeconds: z.number().positive().max(1e6).default(600),
   idleSeconds: z.number().positive().default(30),
 })
 
@@ -44,6 +45,8 @@ export interface Limits {
   readonly headerSeconds: number
   /** Longest time for a request's head and body; default 120. */
   readonly requestSeconds: number
+  /** Longest time for making texts or vectors; default 600. */
+  readonly answerSeconds: number
   /** Longest time that a connection rests between requests, and that a client may leave an answer unread; default 30. */
   readonly idleSeconds: number
 }

@@ -32,6 +32,7 @@ export const operations = plugin<OperationsOptions>(
     logRequests(app, { logBodies: options.logBodies ?? false })
     if (options.cors !== undefined) await app.register(cors, { origin: options.cors === '*' ? '*' : [...options.cors] })
     answerOnlyTo(app, options.hosts)
+    if (options.keys === undefined) refuseForeignPages(app, options.cors)
     askForKeys(app, options.keys)
     holdToLimits(app, limits)
     measure(app, options.engine)
@@ -53,6 +54,23 @@ function answerOnlyTo(app: FastifyInstance, hosts: readonly string[] | undefined
       type: 'invalid_request_error',
       code: 'unknown_host',
       message: `This server does not answer to the name "${request.hostname.slice(0, 100)}".`,
+    })
+  })
+}
+
+/**
+ * Refuses what a page of another origin sends: a browser asks before it lets a page read an answer, but not before it sends
+ * a form or a file. Where there are keys, no page has one by itself.
+ */
+function refuseForeignPages(app: FastifyInstance, allowed: OperationsOptions['cors'] = []): void {
+  app.addHook('onRequest', async (request, reply) => {
+    const { origin } = request.headers
+    if (origin === undefined || allowed === '*' || allowed.includes(origin)) return undefined
+    if (URL.parse?.(origin)?.host === request.host) return undefined
+    return refuse(reply, 403, {
+      type: 'invalid_request_error',
+      code: 'unknown_origin',
+      message: `This server does not answer to pages of "${origin.slice(0, 100)}".`,
     })
   })
 }

@@ -39,7 +39,8 @@ async function serveRoutes(scope: FastifyInstance, options: Omit<ServeOptions, '
   scope.setErrorHandler(answerError)
   await scope.register(operations, options)
   const limits = parseLimits(options.limits)
-  const context = { ...options, engine: limitEngine(options.engine, limits), newTokens: limits.newTokens }
+  const { newTokens, answerSeconds } = limits
+  const context = { ...options, engine: limitEngine(options.engine, limits), newTokens, answerSeconds }
   await scope.register(modelRoutes, context)
   await scope.register(chatRoutes, context)
   await scope.register(completionRoutes, context)

@@ -56,12 +56,20 @@ function ofHeddle(error: HeddleError): OpenAiError {
         1,
       )
     case 'ERR_HEDDLE_ABORTED':
-      return serverError(503, 'The server stopped before the request had ended.')
+      return ofAbort(error)
     case 'ERR_HEDDLE_OOM':
       return serverError(503, 'The server has not enough memory for the request.')
     default:
       return serverError(500, 'The server had an error while processing your request.')
   }
+}
+
+/** An answer is cut off by the server's end, or by its limit of time. */
+function ofAbort({ cause }: HeddleError): OpenAiError {
+  if (!(cause instanceof DOMException) || cause.name !== 'TimeoutError')
+    return serverError(503, 'The server stopped before the request had ended.')
+  const message = 'The answer took longer than this server allows. Ask for fewer tokens.'
+  return new OpenAiError(504, { message, type: 'server_error', param: null, code: 'answer_timeout' })
 }
 
 /** Options of the engine have the same names as fields of requests, but in camel case. */

@@ -1,4 +1,5 @@
 /** Answers in server-sent events: one JSON object per event, the last one `[DONE]`. */
+import { setMaxListeners } from 'node:events'
 import { Readable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { toOpenAiError } from './error.js'
@@ -42,11 +43,24 @@ async function* lines(
 
 const eventOf = (value: unknown): string => `data: ${JSON.stringify(value)}\n\n`
 
-/** Set once the client has gone before it had the whole answer. */
-export function clientSignal(reply: FastifyReply): AbortSignal {
+/**
+ * Set once the client has gone before it had the whole answer, and, where that is limited, once the answer has taken so many
+ * seconds; its reason is then a TimeoutError.
+ */
+export function clientSignal(reply: FastifyReply, seconds?: number): AbortSignal {
   const controller = new AbortController()
-  reply.raw.once('close', () => {
+  // Each of a request's texts listens.
+  setMaxListeners(0, controller.signal)
+  const timer =
+    seconds === undefined
+      ? undefined
+      : setTimeout(() => controller.abort(new DOMException('The answer took too long', 'TimeoutError')), 1000 * seconds)
+  const onClose = (): void => {
+    clearTimeout(timer)
     if (!reply.raw.writableFinished) controller.abort()
-  })
+  }
+  // It may have hung up while the body was read.
+  if (reply.raw.destroyed) onClose()
+  else reply.raw.once('close', onClose)
   return controller.signal
 }

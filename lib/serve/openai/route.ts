@@ -11,6 +11,8 @@ import type { TokenCount } from './text.js'
 export interface RouteContext extends ServerContext {
   /** Most new tokens of a request that does not say how many. */
   readonly newTokens: number
+  /** Longest time for an answer. */
+  readonly answerSeconds: number
 }
 
 /** The adapter that a name stands for; undefined for the model alone. @throws OpenAiError 404 */

@@ -67,7 +67,7 @@ type Body = z.output<typeof schema>
 export async function chatRoutes(app: FastifyInstance, context: RouteContext): Promise<void> {
   app.post('/v1/chat/completions', async (request, reply) => {
     const body = readBody(schema, request.body)
-    const chat = await openChat(context, body, clientSignal(reply))
+    const chat = await openChat(context, body, clientSignal(reply, context.answerSeconds))
     return body.stream ? sendEvents(request, reply, chunks(chat)) : completion(chat)
   })
 }

@@ -41,7 +41,7 @@ const defaultMaxTokens = 16
 export async function completionRoutes(app: FastifyInstance, context: RouteContext): Promise<void> {
   app.post('/v1/completions', async (request, reply) => {
     const body = readBody(schema, request.body)
-    const completion = await open(context, body, clientSignal(reply))
+    const completion = await open(context, body, clientSignal(reply, context.answerSeconds))
     return body.stream ? sendEvents(request, reply, chunks(completion)) : whole(completion)
   })
 }

@@ -29,7 +29,7 @@ export async function embeddingRoutes(app: FastifyInstance, context: EmbeddingCo
     const { model, input, encoding_format: form = 'float', dimensions } = readBody(schema, request.body)
     const embedder = embedders.named(model)
     const given = await Promise.all(eachText(input).map((text, index) => tokensOf(embedder, text, index)))
-    const vectors = await embedder.embed(given, clientSignal(reply))
+    const vectors = await embedder.embed(given, clientSignal(reply, context.answerSeconds))
     const size = vectors[0]!.length
     if (dimensions !== undefined && dimensions !== size)
       throw invalidRequest(`Invalid 'dimensions': this model's vectors have ${size}.`, 'dimensions', 'invalid_value')
