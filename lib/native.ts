@@ -69,6 +69,19 @@ export interface TensorFileEntry {
   readonly addend?: number
 }
 
+/** Rows `[first, first + count)` of a tensor that become `scale` times the source's, and zero behind those. */
+export interface NativeRowWrite {
+  /** `[rows, width]`, f32 or bf16. */
+  readonly target: NativeTensor
+  readonly first: number
+  readonly count: number
+  /** f32 `[n, width]` with n ≤ count, or `[width, n]` if `transposed`; default: no rows. */
+  readonly source?: NativeTensor | undefined
+  readonly transposed?: boolean
+  /** Default 1. */
+  readonly scale?: number | undefined
+}
+
 export interface ProfileEntry {
   readonly op: string
   readonly calls: number
@@ -144,6 +157,7 @@ interface RawAddon {
   tensorData(tensor: NativeTensor): Promise<ArrayBuffer>
   tensorDataSync(tensor: NativeTensor): ArrayBuffer
   tensorWrite(tensor: NativeTensor, view: ArrayBufferView): void
+  writeRows(writes: readonly NativeRowWrite[]): Promise<void>
   compile(bytes: Uint8Array, bound: readonly NativeTensor[]): Promise<RawProgram>
   readonly NativeAbort: new () => RawAbort
   openFile(path: string): Promise<RawFile>
@@ -191,6 +205,9 @@ export const addon = {
 
   /** Overwrites a tensor that owns its memory; refused above 1 MiB. */
   tensorWrite: (tensor: NativeTensor, view: ArrayBufferView): void => sync(() => raw().tensorWrite(tensor, view)),
+
+  /** Fills rows of tensors off the event loop; programs may read other rows meanwhile. */
+  writeRows: (writes: readonly NativeRowWrite[]): Promise<void> => async(() => raw().writeRows(writes)),
 
   /** Validates, plans and packs an instruction list off the event loop. */
   compile: (bytes: Uint8Array, bound: readonly NativeTensor[]): Promise<NativeProgram> =>

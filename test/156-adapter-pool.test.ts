@@ -2,6 +2,10 @@
 import test from 'ava'
 import { RowRanges } from '../lib/engine/adapter_ranges.js'
 import { AdapterStore } from '../lib/engine/adapter_store.js'
+import { computed } from '../lib/graph/computed.js'
+import { cast } from '../lib/graph/ops/elementwise.js'
+import { tensor, writeRows, zeros } from '../lib/tensor/tensor.js'
+import { randomNumbers, tensorOf } from './random_numbers.js'
 
 /** A store of 8 rows of 10 bytes; a folder's last digit is its adapter's rank, `broken` holds folders that fail. */
 function storeOf() {
@@ -87,6 +91,29 @@ test('a replaced adapter keeps its rows until its last request ends', async (t) 
   t.is(store.usedBytes, 40)
 })
 
+test('an adapter whose name is taken away while it loads serves those who asked for it, and leaves with them', async (t) => {
+  const { store } = storeOf()
+  const asked = store.acquire('a4')
+  store.remove('a4')
+  const lease = await asked
+  t.is(lease.rank, 4)
+  t.is(store.usedBytes, 40)
+  await t.throwsAsync(store.acquire('a4'), { code: 'ERR_HEDDLE_ARGUMENT', message: /got a4/ })
+  lease.release()
+  t.is(store.usedBytes, 0)
+})
+
+test('an adapter that is taken away and no longer wanted while it loads leaves no rows behind', async (t) => {
+  const { store } = storeOf()
+  const stop = new AbortController()
+  const asked = store.acquire('a4', stop.signal)
+  store.remove('a4')
+  stop.abort()
+  await t.throwsAsync(asked, { code: 'ERR_HEDDLE_ABORTED' })
+  await turn()
+  t.is(store.usedBytes, 0)
+})
+
 test('a request that is aborted while it waits leaves nothing in use', async (t) => {
   const { store } = storeOf()
   const used = await store.acquire('a4')
@@ -104,4 +131,48 @@ test('names cannot leave their folder', (t) => {
   const { store } = storeOf()
   for (const name of ['../x', '..', '.', '', 'a/b', 'a\\b', '/etc', 'a\0', '.hidden', 'a\n'])
     t.throws(() => store.add(name, 'x1'), { code: 'ERR_HEDDLE_ARGUMENT' }, name)
+})
+
+test('rows of a pool become the factors, scaled and rounded as alone, with zeros behind and nothing else touched', async (t) => {
+  const [a, b] = [randomNumbers(3 * 20, 1), randomNumbers(20 * 3, 2)]
+  const scale = 16 / 3
+  const columns = Float32Array.from(
+    { length: 60 },
+    (_, i) => Math.fround(scale) * b[(i % 20) * 3 + Math.floor(i / 20)]!,
+  )
+  for (const dtype of ['f32', 'bf16'] as const) {
+    const ones = new Float32Array(7 * 20).fill(1)
+    const [poolA, poolB] = [tensorOf(ones, [7, 20], dtype), tensorOf(ones, [7, 20], dtype)]
+    await writeRows([
+      { target: poolA, first: 2, count: 4, source: tensor(a, [3, 20]) },
+      { target: poolB, first: 2, count: 4, source: tensor(b, [20, 3]), transposed: true, scale },
+    ])
+    const expected = async (rows: Float32Array) => {
+      const all = ones.slice()
+      all.set(rows, 40)
+      all.fill(0, 100, 120)
+      return (await computed((x) => cast(x!, dtype), [tensor(all, [7, 20])])).data()
+    }
+    t.deepEqual(await poolA.data(), await expected(a))
+    t.deepEqual(await poolB.data(), await expected(columns))
+    await writeRows([{ target: poolA, first: 0, count: 7 }])
+    t.deepEqual(await poolA.data(), await zeros([7, 20], dtype).data())
+  }
+})
+
+test('rows that do not fit are refused, and nothing is written', async (t) => {
+  const target = zeros([4, 8])
+  const source = tensor(new Float32Array(16).fill(1), [2, 8])
+  const written = { target, first: 0, count: 2, source }
+  for (const [write, code] of [
+    [{ target, first: 3, count: 2, source }, 'ERR_HEDDLE_SHAPE'],
+    [{ target, first: 5, count: 0 }, 'ERR_HEDDLE_SHAPE'],
+    [{ target, first: 0, count: 1, source }, 'ERR_HEDDLE_SHAPE'],
+    [{ target, first: 0, count: 2, source, transposed: true }, 'ERR_HEDDLE_SHAPE'],
+    [{ target: zeros([4, 8, 1]), first: 0, count: 2 }, 'ERR_HEDDLE_SHAPE'],
+    [{ target: zeros([4, 8], 'i32'), first: 0, count: 2 }, 'ERR_HEDDLE_DTYPE'],
+    [{ target, first: 0, count: 2, source: zeros([2, 8], 'bf16') }, 'ERR_HEDDLE_DTYPE'],
+  ] as const)
+    await t.throwsAsync(writeRows([written, write]), { code })
+  t.deepEqual(await target.data(), new Float32Array(32))
 })

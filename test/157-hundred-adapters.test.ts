@@ -1,9 +1,13 @@
 // A hundred adapters on one model, each trained to answer with its own word: sixty-four texts at once, in memory for a
 // part of the adapters only, and nobody gets another's word.
-import { mkdir, writeFile } from 'node:fs/promises'
+import { cp, mkdir, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
+import { Adapter } from '../lib/adapters/adapter.js'
+import { factorsOf } from '../lib/adapters/as_lora.js'
+import { storedFactorsOf } from '../lib/adapters/stored_factors.js'
 import {
+  adalora,
   adamw,
   createEngine,
   type Engine,
@@ -125,6 +129,78 @@ test('a request that is stopped while its adapter waits for memory lets the othe
   t.is((error as HeddleError).code, 'ERR_HEDDLE_ABORTED')
   t.true((await busy).startsWith(wordOf(3)))
   t.is(await answer(engine, nameOf(2)), wordOf(2))
+})
+
+test('factors that lie in the file are those that attaching the adapter gives, bit for bit', async (t) => {
+  const folder = join(temporaryFolder(), 'plain')
+  const options = { r: 3, lora_alpha: 5, target_modules: ['q_proj', 'down_proj'], init_lora_weights: false }
+  const adapter = await model.attach(
+    lora({ ...options, use_rslora: true, rank_pattern: { 'layers.1.self_attn.q_proj': 7 } }),
+  )
+  await adapter.save(folder)
+  const [stored, attached] = [await storedFactorsOf(model.network, folder), await Adapter.load(model.network, folder)]
+  const wanted = await factorsOf(attached)
+  t.deepEqual([...stored!.keys()], [...wanted.keys()])
+  for (const [path, { a, b, scale }] of stored!) {
+    t.deepEqual(await a.data(), await wanted.get(path)!.a.data(), path)
+    const scaled = (await b.data()) as Float32Array
+    t.deepEqual(
+      scaled.map((x) => Math.fround(scale) * x),
+      (await wanted.get(path)!.b.data()) as Float32Array,
+      path,
+    )
+  }
+})
+
+test('what is more than factors is left to the method', async (t) => {
+  const methods = [
+    lora({ r: 2, use_dora: true }),
+    lora({ r: 2, init_lora_weights: 'olora' }),
+    adalora({ init_r: 2, target_r: 1, total_step: 10 }),
+    ia3({ target_modules: ['k_proj'], feedforward_modules: [] }),
+    lora({ r: 2, modules_to_save: ['input_layernorm'] }),
+  ]
+  for (const [i, method] of methods.entries()) {
+    const folder = join(temporaryFolder(), `method-${i}`)
+    await (await model.attach(method)).save(folder, { convert: false })
+    t.is(await storedFactorsOf(model.network, folder), undefined, `${i}`)
+  }
+})
+
+test('a file that is cut short fails its own requests, takes no memory, and is served once it is whole', async (t) => {
+  const engine = await engineOf({})
+  const folder = join(temporaryFolder(), 'cut')
+  const file = join(folder, 'adapter_model.safetensors')
+  await cp(join(adapters, nameOf(4)), folder, { recursive: true })
+  await engine.addAdapter('cut', folder)
+  for (const part of [0.9, 0.5, 0.01, 0]) {
+    await truncate(file, Math.floor(part * (await stat(file)).size))
+    await t.throwsAsync(answer(engine, 'cut'), { code: 'ERR_HEDDLE_FORMAT' })
+    t.is(engine.state().adapters.usedBytes, 0)
+  }
+  t.is(await answer(engine, nameOf(6)), wordOf(6))
+  await cp(join(adapters, nameOf(4)), folder, { recursive: true })
+  t.is(await answer(engine, 'cut'), wordOf(4))
+})
+
+test('an adapter that is removed while it loads answers those who asked, and nobody after them', async (t) => {
+  const engine = await engineOf({})
+  const wanted = new Promise<void>((resolve) => engine.watch({ onAdapter: () => queueMicrotask(resolve) }))
+  const asked = [answer(engine, nameOf(8)), answer(engine, nameOf(8))]
+  await wanted
+  t.deepEqual(engine.state().adapters.loaded, [])
+  engine.removeAdapter(nameOf(8))
+  t.is(await asked[0], wordOf(8))
+  await Promise.allSettled(asked)
+  await t.throwsAsync(answer(engine, nameOf(8)), { code: 'ERR_HEDDLE_ARGUMENT' })
+  t.is(engine.state().adapters.usedBytes, 0)
+})
+
+test('an adapter that is larger than all the memory for adapters is refused, with what would help', async (t) => {
+  const engine = await engineOf({ memory: { adapters: 20_000 } })
+  const error = await t.throwsAsync(answer(engine, nameOf(3)), { instanceOf: HeddleError })
+  t.regex(error!.message, /at most 20000 bytes.*memory\.adapters/s)
+  t.is((await answer(engine, undefined)).length > 0, true)
 })
 
 test('an adapter whose change is of no low rank is refused by name, and others are served', async (t) => {

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "core/row_writes.h"
 #include "core/status.h"
 #include "napi/classes.h"
 
@@ -159,6 +160,41 @@ Napi::Value tensor_write(const Napi::CallbackInfo& info) {
   });
 }
 
+RowWrite row_write_argument(const Napi::Value& value) {
+  const Napi::Object object = object_argument(value, "writeRows");
+  RowWrite write;
+  write.target = tensor_argument(object.Get("target"), "writeRows.target");
+  write.first = size_argument(object.Get("first"), "writeRows.first");
+  write.count = size_argument(object.Get("count"), "writeRows.count");
+  if (const Napi::Value source = object.Get("source"); !source.IsUndefined())
+    write.source = tensor_argument(source, "writeRows.source");
+  write.transposed = object.Get("transposed").ToBoolean();
+  if (const Napi::Value scale = object.Get("scale"); !scale.IsUndefined()) {
+    if (!scale.IsNumber()) reject_argument("writeRows.scale", "a number", scale);
+    write.scale = scale.As<Napi::Number>().FloatValue();
+  }
+  check_row_write(write);
+  return write;
+}
+
+/// writeRows(writes)
+Napi::Value tensor_write_rows(const Napi::CallbackInfo& info) {
+  return promised(info.Env(), [&] {
+    if (!info[0].IsArray()) reject_argument("writeRows", "an array of writes", info[0]);
+    const auto array = info[0].As<Napi::Array>();
+    std::vector<RowWrite> writes;
+    for (uint32_t i = 0; i < array.Length(); ++i) writes.push_back(row_write_argument(array.Get(i)));
+    return Addon::of(info.Env())
+        .async(
+            info.Env(),
+            [writes = std::move(writes)] {
+              write_rows(writes);
+              return true;
+            },
+            [](Napi::Env env, bool) { return env.Undefined(); });
+  });
+}
+
 }  // namespace
 
 Tensor tensor_argument(const Napi::Value& value, const std::string& place) {
@@ -182,6 +218,7 @@ void define_tensor(Napi::Env env, Addon& addon, Napi::Object exports) {
   exports.Set("tensorData", Napi::Function::New<tensor_data>(env, "tensorData"));
   exports.Set("tensorDataSync", Napi::Function::New<tensor_data_sync>(env, "tensorDataSync"));
   exports.Set("tensorWrite", Napi::Function::New<tensor_write>(env, "tensorWrite"));
+  exports.Set("writeRows", Napi::Function::New<tensor_write_rows>(env, "writeRows"));
 }
 
 }  // namespace heddle

@@ -87,6 +87,18 @@ export interface SitePlan {
    * The change of a linear site's own weight as a plain LoRA of scale 1; absent where it is not of low rank. Traced.
    */
   readonly factors?: (attached: AttachedSite) => Factors
+  /** Where {@link factors} are the site's only two parameters, the second one scaled: which ones. */
+  readonly storedFactors?: StoredFactors
+}
+
+/** A site's {@link Factors} as they lie in an adapter's file: suffixes of the names of a and b there. */
+export interface StoredFactors {
+  /** f32 `[r, in]` */
+  readonly a: string
+  /** f32 `[out, r]` */
+  readonly b: string
+  /** What b is multiplied by. */
+  readonly scale: number
 }
 
 /** ΔW `[out, in]` = b a. */

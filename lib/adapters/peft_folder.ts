@@ -18,7 +18,10 @@ import { byPeftType, parametrizations } from './registry.js'
 import { selectSites } from './target_modules.js'
 
 const sharedPrefix = 'base_model.'
-const prefix = `${sharedPrefix}model.`
+/** What the names of modules begin with in the file. @internal */
+export const parameterPrefix = `${sharedPrefix}model.`
+/** The file of an adapter's tensors. @internal */
+export const weightsFile = 'adapter_model.safetensors'
 
 /** Options of {@link Adapter.save}. */
 export interface SaveOptions {
@@ -45,11 +48,11 @@ export async function writeAdapter(
   })
   const written = await adapter.method.written?.(adapter.attachedSites, { convert })
   const entries = [...storedTensors(adapter)].map(([name, own]) => {
-    const { native } = written?.tensors.get(name.replace(prefix, '')) ?? own
+    const { native } = written?.tensors.get(name.replace(parameterPrefix, '')) ?? own
     return { name, tensor: native }
   })
   try {
-    await addon.writeSafetensors(join(folder, 'adapter_model.safetensors'), entries, { format: 'pt' })
+    await addon.writeSafetensors(join(folder, weightsFile), entries, { format: 'pt' })
   } finally {
     for (const value of written?.tensors.values() ?? []) value.dispose()
   }
@@ -91,10 +94,11 @@ function storedTensors(adapter: Adapter): Map<string, Tensor> {
   const stored = new Map<string, Tensor>()
   for (const [name, { isTrained, isStored, tensor }] of Object.entries(shared))
     if (isTrained || isStored) stored.set(`${sharedPrefix}${name}`, tensor)
-  for (const [name, tensor] of adapter.parameters()) if (!(name in shared)) stored.set(`${prefix}${name}`, tensor)
+  for (const [name, tensor] of adapter.parameters())
+    if (!(name in shared)) stored.set(`${parameterPrefix}${name}`, tensor)
   for (const { site, plan, buffers } of attachments.values())
     for (const [name, tensor] of Object.entries(buffers))
-      if (plan?.buffers?.[name]?.isStored !== false) stored.set(`${prefix}${site.path}.${name}`, tensor)
+      if (plan?.buffers?.[name]?.isStored !== false) stored.set(`${parameterPrefix}${site.path}.${name}`, tensor)
   return stored
 }
 
@@ -131,7 +135,7 @@ async function readConfig(path: string): Promise<Readonly<Record<string, unknown
  * @throws ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT when the folder's tensors are not those of the adapter's modules
  */
 export async function readParameters(adapter: Adapter, folder: string): Promise<void> {
-  const path = join(folder, 'adapter_model.safetensors')
+  const path = join(folder, weightsFile)
   const archive = await openSafetensors(path)
   try {
     const wanted = storedTensors(adapter)
@@ -186,7 +190,7 @@ function currentName({ method }: Adapter, name: string): string {
 
 /** PEFT 0.21 writes RandLoRA's shared matrices once more under every module. */
 function isCopyOfShared({ shared, attachments }: Adapter, name: string): boolean {
-  const [suffix, path] = [name.split('.').at(-1)!, name.replace(prefix, '').split('.').slice(0, -1).join('.')]
+  const [suffix, path] = [name.split('.').at(-1)!, name.replace(parameterPrefix, '').split('.').slice(0, -1).join('.')]
   return shared[suffix]?.isTrained === false && attachments.has(path)
 }
 
@@ -194,7 +198,7 @@ function isCopyOfShared({ shared, attachments }: Adapter, name: string): boolean
 async function isCopyOfBase(adapter: Adapter, name: string, stored: StoredTensor): Promise<boolean> {
   const suffix = '.base_layer.weight'
   if (!name.endsWith(suffix)) return false
-  const attachment = adapter.attachments.get(name.replace(prefix, '').slice(0, -suffix.length))
+  const attachment = adapter.attachments.get(name.replace(parameterPrefix, '').slice(0, -suffix.length))
   if (!attachment || !sameShape(attachment.site.weight.shape, stored.shape)) return false
   using copy = new Tensor(stored.load('f32'))
   using result = await computed(() => max(abs(sub(read(copy), read(attachment.site.weight)))))

@@ -3,18 +3,15 @@
  * an adapter has the same range of rows everywhere.
  */
 import { Adapter } from '../adapters/adapter.js'
-import { disposeFactors, type FactorTensors, factorsOf } from '../adapters/as_lora.js'
+import { disposeFactors, factorsOf } from '../adapters/as_lora.js'
+import { type ScaledFactors, storedFactorsOf } from '../adapters/stored_factors.js'
 import { HeddleError } from '../errors.js'
-import { computed } from '../graph/computed.js'
-import { broadcastTo, constant } from '../graph/ops/elementwise.js'
 import { type GroupedRows, groupedLowRank } from '../graph/ops/grouped_low_rank.js'
-import { cacheUpdate, concat, transpose } from '../graph/ops/index.js'
-import { reshape } from '../graph/ops/reduce.js'
 import { pause } from '../graph/pause.js'
-import { read, type Sym } from '../graph/sym.js'
+import { read } from '../graph/sym.js'
 import type { CausalLm } from '../models/causal_lm.js'
 import { linearShape, type Site, type SiteHook } from '../nn/site.js'
-import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
+import { type Tensor, writeRows, zeros } from '../tensor/tensor.js'
 import type { RowRange } from './adapter_ranges.js'
 import type { ReadAdapter } from './adapter_store.js'
 
@@ -24,11 +21,14 @@ export interface AdapterPoolOptions {
   readonly dtype: 'f32' | 'bf16'
 }
 
-/** A site's pools: A's rows `[1, rows, 1, in]` and B's columns `[1, rows, 1, out]`. */
+/** A site's pools: A's rows `[rows, in]` and B's columns `[rows, out]`. */
 interface SitePool {
   readonly a: Tensor
   readonly b: Tensor
 }
+
+/** Their writes are handed over in well under a millisecond. */
+const sitesAtOnce = 32
 
 /** Sites that adapters of an engine can act on: the output projection is computed for few rows only. */
 const poolSites = ({ sites }: CausalLm): Site[] =>
@@ -41,12 +41,10 @@ export const rowBytes = (network: CausalLm, { dtype }: Pick<AdapterPoolOptions, 
 
 export class AdapterPool {
   readonly #network: CausalLm
-  readonly #rows: number
   readonly #pools: ReadonlyMap<string, SitePool>
 
-  private constructor(network: CausalLm, rows: number, pools: ReadonlyMap<string, SitePool>) {
+  private constructor(network: CausalLm, pools: ReadonlyMap<string, SitePool>) {
     this.#network = network
-    this.#rows = rows
     this.#pools = pools
   }
 
@@ -55,20 +53,19 @@ export class AdapterPool {
     const pools = new Map<string, SitePool>()
     for (const site of poolSites(network)) {
       const [out, inner] = linearShape(site)
-      pools.set(site.path, { a: zeros([1, rows, 1, inner], dtype), b: zeros([1, rows, 1, out], dtype) })
+      pools.set(site.path, { a: zeros([rows, inner], dtype), b: zeros([rows, out], dtype) })
       await pause()
     }
-    return new AdapterPool(network, rows, pools)
+    return new AdapterPool(network, pools)
   }
 
   /** The updates of a traced step, one token a row. */
   hook(rows: GroupedRows): SiteHook {
-    const matrix = (pool: Tensor): Sym => reshape(read(pool), [this.#rows, -1])
     return {
       targets: ({ path }) => this.#pools.has(path),
       apply: ({ path }, x, base) => {
         const { a, b } = this.#pools.get(path)!
-        return groupedLowRank(base(), x, matrix(a), matrix(b), rows)
+        return groupedLowRank(base(), x, read(a), read(b), rows)
       },
     }
   }
@@ -79,13 +76,12 @@ export class AdapterPool {
    *   that has no pool
    */
   async read(folder: string): Promise<ReadAdapter> {
-    const adapter = await Adapter.load(this.#network, folder)
-    let factors: Map<string, FactorTensors>
+    const factors = (await storedFactorsOf(this.#network, folder)) ?? (await this.#computedFactors(folder))
     try {
-      for (const { site } of adapter.attachments.values()) this.#expectPool(site)
-      factors = await factorsOf(adapter)
-    } finally {
-      adapter.dispose()
+      for (const path of factors.keys()) this.#expectPool({ path, kind: 'linear' })
+    } catch (error) {
+      disposeFactors(factors)
+      throw error
     }
     const rank = Math.max(...[...factors.values()].map(({ a }) => a.shape[0]!))
     return { rank, write: (range) => this.#write(factors, range), dispose: () => disposeFactors(factors) }
@@ -95,7 +91,7 @@ export class AdapterPool {
     for (const { a, b } of this.#pools.values()) for (const each of [a, b]) each.dispose()
   }
 
-  #expectPool({ path, kind }: Site): void {
+  #expectPool({ path, kind }: Pick<Site, 'path' | 'kind'>): void {
     if (this.#pools.has(path)) return
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
       place: path,
@@ -105,31 +101,31 @@ export class AdapterPool {
     })
   }
 
-  /** Fills a range in all pools; a step that runs at the same time reads other rows. */
-  async #write(factors: ReadonlyMap<string, FactorTensors>, { first, rank }: RowRange): Promise<void> {
-    using position = tensor(Int32Array.of(first))
-    await computed(
-      async (start) => {
-        for (const [path, pool] of this.#pools) {
-          const own = factors.get(path)
-          const place = (target: Tensor, rows: Sym | undefined): void => {
-            const width = target.shape[3]!
-            cacheUpdate(read(target), reshape(padded(rows, rank, width), [1, rank, 1, width]), start!)
-          }
-          place(pool.a, own && read(own.a))
-          place(pool.b, own && transpose(read(own.b)))
-          await pause()
-        }
-        return []
-      },
-      [position],
-    )
+  /** The factors of a method that computes them from what its file holds. */
+  async #computedFactors(folder: string): Promise<Map<string, ScaledFactors>> {
+    const adapter = await Adapter.load(this.#network, folder)
+    try {
+      for (const { site } of adapter.attachments.values()) this.#expectPool(site)
+      const factors = await factorsOf(adapter)
+      return new Map([...factors].map(([path, { a, b }]) => [path, { a, b, scale: 1 }]))
+    } finally {
+      adapter.dispose()
+    }
   }
-}
 
-/** `[rank, width]`: the rows there are, and zeros behind them. */
-function padded(rows: Sym | undefined, rank: number, width: number): Sym {
-  if (!rows) return broadcastTo(constant(0), [rank, width])
-  const missing = rank - rows.shape[0]!
-  return missing === 0 ? rows : concat([rows, broadcastTo(constant(0), [missing, width])])
+  /** Fills a range in all pools; a step that runs at the same time reads other rows. */
+  async #write(factors: ReadonlyMap<string, ScaledFactors>, { first, rank }: RowRange): Promise<void> {
+    const rows = { first, count: rank }
+    const sites = [...this.#pools]
+    for (let start = 0; start < sites.length; start += sitesAtOnce)
+      await writeRows(
+        sites.slice(start, start + sitesAtOnce).flatMap(([path, { a, b }]) => {
+          const own = factors.get(path)
+          return [
+            { ...rows, target: a, source: own?.a },
+            { ...rows, target: b, source: own?.b, transposed: true, scale: own?.scale },
+          ]
+        }),
+      )
+  }
 }

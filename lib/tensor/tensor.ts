@@ -102,6 +102,28 @@ export function write(target: Tensor, data: TypedArray): void {
   addon.tensorWrite(target.native, data)
 }
 
+/** Rows of a tensor to be filled, see {@link writeRows}. */
+export interface RowWrite {
+  /** `[rows, width]`, f32 or bf16, of its own memory. */
+  readonly target: Tensor
+  readonly first: number
+  readonly count: number
+  /** f32 `[n, width]` with n ≤ count, or `[width, n]` if `transposed`; default: no rows. */
+  readonly source?: Tensor | undefined
+  readonly transposed?: boolean
+  /** Factor of the source's numbers, as f32; default 1. */
+  readonly scale?: number | undefined
+}
+
+/**
+ * Makes rows of tensors other tensors' rows, times a scale, and those behind them zero, in place and off the event loop.
+ * Programs may read other rows of the same tensors meanwhile.
+ * @internal
+ * @throws ERR_HEDDLE_SHAPE, ERR_HEDDLE_DTYPE, and ERR_HEDDLE_ARGUMENT for a target that is a view of a file
+ */
+export const writeRows = (writes: readonly RowWrite[]): Promise<void> =>
+  addon.writeRows(writes.map((each) => ({ ...each, target: each.target.native, source: each.source?.native })))
+
 /** True when both have the same shape and dtype. */
 export const sameType = (a: Tensor, b: Tensor): boolean => a.dtype === b.dtype && sameShape(a.shape, b.shape)
 

@@ -11,7 +11,7 @@ import { patternValue } from '../target_modules.js'
 import { targeting, unsuited } from '../targeting.js'
 import { changesBase, knownFields, type LoraConfig, type LoraOptions, loraSchema, plainForm } from './lora_config.js'
 import { declarations, preparation } from './lora_init.js'
-import { type LoraShape, loraFactors, loraForward, loraMerged, shapeAt } from './lora_site.js'
+import { type LoraShape, loraFactors, loraForward, loraMerged, namesAt, shapeAt } from './lora_site.js'
 
 /**
  * y = W x + s · B A dropout(x), with A `[r, in]`, B `[out, r]`, s = alpha/r (rsLoRA: alpha/√r); with `use_dora`
@@ -55,6 +55,7 @@ function planAt(site: Site, config: LoraConfig): SitePlan {
   const settings = { shape, r, scale, init, hasBias, isDora, dropout }
   const prepare = preparation(settings)
   const isPlain = shape.kind === 'linear' && !isDora && !hasBias
+  const { a, b } = namesAt(shape)
   const canMerge = shape.groups === 1 && !(hasBias && !site.bias)
   return {
     parameters: declarations(settings),
@@ -62,6 +63,7 @@ function planAt(site: Site, config: LoraConfig): SitePlan {
     forward: loraForward(settings),
     ...(canMerge ? { merged: loraMerged(settings) } : {}),
     ...(isPlain ? { factors: loraFactors(settings) } : {}),
+    ...(isPlain && !changesBase(config) ? { storedFactors: { a, b, scale } } : {}),
   }
 }
 
