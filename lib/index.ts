@@ -335,7 +335,7 @@ export { type KroneckerMatrixOptions, kroneckerMatrix } from './structured/krone
 export { type LowRankMatrixOptions, lowRankMatrix } from './structured/low_rank_matrix.js'
 export { type MonarchMatrixOptions, monarchMatrix } from './structured/monarch_matrix.js'
 export { structures } from './structured/registry.js'
-export { type ReplacedLinear, type Replacement, replaceLinear } from './structured/replace_linear.js'
+export { densifyLinear, type ReplacedLinear, type Replacement, replaceLinear } from './structured/replace_linear.js'
 export { loadStructured, saveStructured } from './structured/saved_matrices.js'
 export {
   disposeSupport,

@@ -4,20 +4,28 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
 import { lora } from '../lib/adapters/methods/lora.js'
+import type { Parametrization } from '../lib/adapters/parametrization.js'
+import { parametrizations } from '../lib/adapters/registry.js'
+import { HeddleError } from '../lib/errors.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { program } from '../lib/graph/program.js'
 import { read } from '../lib/graph/sym.js'
 import { loadModel, type Model } from '../lib/model.js'
 import type { SiteHook } from '../lib/nn/site.js'
+import { causalLm } from '../lib/objectives/causal_lm.js'
+import { type Calibration, calibrationOf } from '../lib/observers/calibration.js'
 import { sgd } from '../lib/optim/sgd.js'
 import { denseMatrix } from '../lib/structured/dense_matrix.js'
 import { kroneckerMatrix } from '../lib/structured/kronecker_matrix.js'
 import { lowRankMatrix } from '../lib/structured/low_rank_matrix.js'
 import { monarchMatrix } from '../lib/structured/monarch_matrix.js'
-import { replaceLinear } from '../lib/structured/replace_linear.js'
+import { densifyLinear, replaceLinear } from '../lib/structured/replace_linear.js'
 import { type Tensor, tensor } from '../lib/tensor/tensor.js'
 import { evaluate } from '../lib/train/evaluate.js'
 import { train } from '../lib/train/train.js'
+import { methodCases } from './conformance/cases/index.js'
+import type { MethodCase } from './conformance/method_case.js'
+import { disturb } from './support/one_site.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { tinyDataset, tinyModel } from './tiny_model.js'
 
@@ -151,6 +159,100 @@ test('merging puts a dense weight in the place of the matrix, unmerging brings t
   model.unmerge(adapter)
   t.is(site.structure, matrix)
   t.deepEqual(await logitsOf(model), plain)
+})
+
+/** The cases whose methods want the numbers of a weight: its factors, its norm, its gradient, or a copy. */
+const wantsWeight = [
+  'lora (DoRA)',
+  'lora (PiSSA)',
+  'lora (OLoRA)',
+  'miss (bat)',
+  'dsee',
+  'dsee (coefficients)',
+  'svfit',
+  'svfit (by energy, nonnegative)',
+  'loldu',
+  'salt',
+  'salt (relu, gaussian)',
+  'lamda',
+  'lamda (random, LaMDA++)',
+  'lamda (spectral_zero)',
+  'lora_xs',
+  'lora_sb',
+  'lq_lora',
+  'lq_lora (data-aware, by budget)',
+  's2ft (by gradients)',
+]
+const structuredTargets = ['q_proj', 'v_proj', 'o_proj', 'up_proj', 'down_proj']
+
+for (const given of methodCases) {
+  const title = given.variant ? `${given.method} (${given.variant})` : given.method
+  test(`${title} at structured sites: ${wantsWeight.includes(title) ? 'refused by name' : 'works as on the dense weight'}`, async (t) => {
+    const model = await tinyModel()
+    await replaceLinear(model, structuredTargets, (weight) => monarchMatrix.fromDense(weight, { nblocks: 4 }))
+    const method = methodOf(given)
+    const calibration = await calibrated(model)
+    if (wantsWeight.includes(title)) {
+      const error = await t.throwsAsync(model.attach(method, { calibration }), { instanceOf: HeddleError })
+      t.is(error.code, 'ERR_HEDDLE_ARGUMENT')
+      const place = new RegExp(`^${given.method}\\S*: model\\.layers\\.0\\.\\S+: expected a dense weight`)
+      t.regex(error.message, place)
+      t.regex(error.message, /monarch/)
+      t.regex(error.message, /densifyLinear|for gradient/)
+      t.is(model.adapters.length, 0)
+      await densifyLinear(model, structuredTargets)
+      await t.notThrowsAsync(model.attach(methodOf(given), { calibration }))
+      return
+    }
+    const adapter = await model.attach(method, { calibration, seed: 1 })
+    await disturb(adapter, 0.02)
+    const adapted = await logitsOf(model, adapter.hook)
+    t.true(furthest(adapted, await logitsOf(model)) > 1e-4)
+    await densifyLinear(model, structuredTargets)
+    t.true(furthest(await logitsOf(model, adapter.hook), adapted) < 1e-3)
+  })
+}
+
+const methodOf = ({ method, make, config, targets = ['q_proj', 'down_proj'] }: MethodCase): Parametrization =>
+  (make ?? parametrizations.find(({ name }) => name === method)!.create)({ ...config, target_modules: targets })
+
+const calibrated = async (model: Model): Promise<Calibration> =>
+  calibrationOf(causalLm(), await tinyDataset(model), { batches: 4, batchSize: 4 }) as Calibration
+
+test('modules_to_save at a structured site is refused by name; its bias alone can be trained', async (t) => {
+  const model = await tinyModel()
+  await replaceLinear(model, ['up_proj'], (weight) => monarchMatrix.fromDense(weight, {}))
+  const saved = lora({ r: 4, target_modules: ['q_proj'], modules_to_save: ['up_proj'] })
+  await t.throwsAsync(model.attach(saved), {
+    message: /^lora: model\.layers\.0\.mlp\.up_proj: expected a dense weight, got a monarch one\. .*densifyLinear/,
+  })
+})
+
+test('an adapter with a weight of its own computes with that, whatever structure its site gets later', async (t) => {
+  const model = await tinyModel()
+  const adapter = await model.attach(lora({ r: 4, target_modules: ['q_proj'], init_lora_weights: 'pissa' }))
+  const before = await logitsOf(model, adapter.hook)
+  await replaceLinear(model, ['q_proj'], ({ shape }) => lowRankMatrix.random([shape[0]!, shape[1]!], { rank: 2 }))
+  t.deepEqual(await logitsOf(model, adapter.hook), before)
+  const dora = await tinyModel()
+  const scaled = await dora.attach(lora({ r: 4, target_modules: ['q_proj'], use_dora: true }))
+  await replaceLinear(dora, ['q_proj'], (weight) => monarchMatrix.fromDense(weight, {}))
+  await t.throwsAsync(logitsOf(dora, scaled.hook), {
+    message: /q_proj\.weight: expected a dense weight, got a monarch/,
+  })
+})
+
+test('densified weights are those of the matrices, also where they are stored the other way round', async (t) => {
+  const model = await tinyModel()
+  await replaceLinear(model, ['q_proj'], (weight) => monarchMatrix.fromDense(weight, { nblocks: 2 }))
+  const site = model.network.sites.get('model.layers.0.self_attn.q_proj')!
+  const expected = await numbers(await site.structure!.dense())
+  const logits = await logitsOf(model)
+  await densifyLinear(model, 'all-linear')
+  t.is(site.structure, undefined)
+  t.deepEqual(await numbers(site.weight), expected)
+  t.true(furthest(await logitsOf(model), logits) < 1e-4)
+  await t.throwsAsync(densifyLinear(model, ['q_proj']), { message: /a site with a structured weight/ })
 })
 
 test('what cannot be replaced is refused and named', async (t) => {

@@ -21,6 +21,7 @@ import {
 import { maskBytes, maskedWeight, maskName } from './masked_weight.js'
 import type { AttachedSite, Parametrization, SitePart, SiteTensors } from './parametrization.js'
 import { readMethod, readParameters, type SaveOptions, writeAdapter } from './peft_folder.js'
+import { namingMethod, traceStructured } from './structured_sites.js'
 import { selectSites } from './target_modules.js'
 
 export type { Attachment } from './attachment.js'
@@ -66,7 +67,9 @@ export class Adapter {
    * @throws ERR_HEDDLE_ARGUMENT when no site matches, the method cannot act at one of them, or needs data and gets none
    */
   static async attach(model: Network, method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
-    return Adapter.#attach(model, await resolved(model, method, options), options)
+    return await namingMethod(method.name, networkSites(model), async () =>
+      Adapter.#attach(model, await resolved(model, method, options), options),
+    )
   }
 
   /**
@@ -76,16 +79,18 @@ export class Adapter {
    */
   static async load(model: Network, folder: string, options: AttachOptions = {}): Promise<Adapter> {
     const { method, taskType } = await readMethod(folder)
-    const adapter = await Adapter.#attach(model, method, { taskType, ...options }, true)
-    try {
-      await readParameters(adapter, folder)
-      await adapter.#restoreWeights()
-      await adapter.#maskWeights()
-      return adapter
-    } catch (error) {
-      adapter.dispose()
-      throw error
-    }
+    return await namingMethod(method.name, networkSites(model), async () => {
+      const adapter = await Adapter.#attach(model, method, { taskType, ...options }, true)
+      try {
+        await readParameters(adapter, folder)
+        await adapter.#restoreWeights()
+        await adapter.#maskWeights()
+        return adapter
+      } catch (error) {
+        adapter.dispose()
+        throw error
+      }
+    })
   }
 
   static async #attach(
@@ -112,13 +117,20 @@ export class Adapter {
         if (plan) stream += Object.keys(plan.parameters).length + 1
         await pause()
       }
-      await initialise([...attachments.values()], seed)
     } catch (error) {
       for (const attachment of attachments.values()) disposeAttachment(attachment)
       for (const { tensor } of Object.values(shared)) tensor.dispose()
       throw error
     }
-    return new Adapter(model, method, { attachments, shared }, options)
+    const adapter = new Adapter(model, method, { attachments, shared }, options)
+    try {
+      await initialise([...attachments.values()], seed)
+      for (const { site } of attachments.values()) if (site.structure) traceStructured(site, adapter.hook)
+      return adapter
+    } catch (error) {
+      adapter.dispose()
+      throw error
+    }
   }
 
   /**

@@ -141,8 +141,9 @@ function traceInitial(attachment: Attachment, seed: Sym): void {
 
 /** The site with the adapter's tensors in the place of its own; the site itself where there are none. */
 export function replaced(site: Site, { trained, weight }: Attachment): Site {
-  if (!weight && !trained.weight && !trained.bias) return site
-  return { ...site, weight: trained.weight ?? weight ?? site.weight, bias: trained.bias ?? site.bias }
+  const own = trained.weight ?? weight
+  if (!own && !trained.bias) return site
+  return { ...site, bias: trained.bias ?? site.bias, ...(own ? { weight: own, structure: undefined } : {}) }
 }
 
 /** Frees an attachment's tensors. */

@@ -21,11 +21,10 @@ export interface MatrixShape {
   readonly isTransposed: boolean
 }
 
-/** @throws ERR_HEDDLE_ARGUMENT naming the site, where it is of another kind or its weight is in a structure */
+/** @throws ERR_HEDDLE_ARGUMENT naming the site, where it is of another kind */
 export function matrixShape(method: string, site: Site, kinds: readonly SiteKind[] = ['linear']): MatrixShape {
   if (!kinds.includes(site.kind))
     throw unsuited(method, site, `a ${kinds.join(' or ')} module`, `a ${site.kind} module`)
-  if (site.structure) throw unsuited(method, site, 'a dense weight', `a ${site.structure.kind} one`)
   if (site.kind === 'linear') {
     const [out, inner] = linearShape(site)
     return { out, inner, isConvolution: false, isTransposed: site.transposed === true }
@@ -98,7 +97,7 @@ export function changePath(n: number, r: number, { out, inner }: Pick<MatrixShap
 export interface ChangedLinearOptions {
   /** Probability of dropping an element of the change's input in training. Default 0. */
   readonly dropout?: number
-  /** Default: the one that {@link changePath} finds cheaper. A convolution and a change with dropout have no choice. */
+  /** Default: the one that {@link changePath} finds cheaper. A convolution, a change with dropout and a structured site have no choice. */
   readonly path?: ChangePath
 }
 
@@ -118,7 +117,7 @@ export function changedLinear(
   const isDropping = forward.training && p > 0
   const n = elementCount(x.shape.slice(0, -1))
   const r = changes.reduce((total, { right }) => total + right.shape[0]!, 0)
-  if (!isDropping && (path ?? changePath(n, r, shape)) === 'weight')
+  if (!isDropping && !site.structure && (path ?? changePath(n, r, shape)) === 'weight')
     return matmul(x, changedWeight(read(site.weight), changes, shape), {
       transposeB: !shape.isTransposed,
       precision,

@@ -115,6 +115,8 @@ export class Trace {
   read(tensor: Tensor): Sym {
     let sym = this.#bound.get(tensor)
     if (!sym) {
+      // One that was freed, or never had numbers, is refused where it is read, and not where the program is compiled.
+      void tensor.native
       sym = this.add('bound', [], {}, [tensor], tensor).outputs[0]!
       this.#bound.set(tensor, sym)
     }

@@ -1,10 +1,10 @@
 /** Where a network's builder gets its tensors from: a checkpoint, or nothing but a list of what is needed. */
 import { HeddleError } from '../errors.js'
 import type { StoredTensor } from '../formats/tensor_archive.js'
-import { type Site, weightTensors } from '../nn/site.js'
+import { absentWeight, type Site, weightTensors } from '../nn/site.js'
 import type { StructuredMatrix } from '../structured/structured_matrix.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
-import { Tensor, zeros } from '../tensor/tensor.js'
+import { Tensor } from '../tensor/tensor.js'
 
 /** How transformers draws a parameter at first. */
 export type Initial = 'normal' | 'ones' | 'zeros'
@@ -145,18 +145,12 @@ export class SiteBuilder {
     initial: Initial = 'normal',
   ): Site {
     const { path } = site
-    const weight = site.structure ? onlyShape(shape) : this.source.take(`${path}.weight`, shape, initial)
+    const { structure } = site
+    const weight = structure ? absentWeight(site, structure, shape) : this.source.take(`${path}.weight`, shape, initial)
     const built = { ...site, weight, ...(bias ? { bias: this.source.take(`${path}.bias`, bias, 'zeros') } : {}) }
     this.sites.set(path, built)
     return built
   }
-}
-
-/** A freed tensor: what the `weight` of a site in a structure is. */
-function onlyShape(shape: readonly number[]): Tensor {
-  const weight = zeros(shape)
-  weight.dispose()
-  return weight
 }
 
 /** What a linear site has besides its shape. */

@@ -1,4 +1,6 @@
 /** Sites: the stable, named places of a model that own weights. Adapters, observers and transforms reach a model here. */
+
+import { HeddleError } from '../errors.js'
 import { type Conv2dOptions, conv2d } from '../graph/ops/conv.js'
 import { add } from '../graph/ops/elementwise.js'
 import { gatherRows, transpose } from '../graph/ops/index.js'
@@ -7,7 +9,7 @@ import { matmul } from '../graph/ops/matmul.js'
 import { dropout } from '../graph/ops/random.js'
 import { read, type Sym } from '../graph/sym.js'
 import type { StructuredMatrix } from '../structured/structured_matrix.js'
-import type { Tensor } from '../tensor/tensor.js'
+import { shapeOnly, type Tensor } from '../tensor/tensor.js'
 
 /** What a site computes. */
 export type SiteKind = 'linear' | 'embedding' | 'norm' | 'conv2d'
@@ -23,8 +25,8 @@ export interface Site {
    */
   weight: Tensor
   /**
-   * The weight `[out, in]` of a linear site in a structure, trained and saved in the place of {@link weight}, which is
-   * then freed and says the shape only. Set by `replaceLinear`.
+   * The weight `[out, in]` of a linear site in a structure, trained and saved in the place of {@link weight}, which
+   * then says the shape only, see {@link absentWeight}. Set by `replaceLinear`.
    */
   structure?: StructuredMatrix | undefined
   /** Replaced like the weight. */
@@ -98,6 +100,22 @@ export function linearShape({ weight, transposed }: Site): readonly [number, num
   const [rows, columns] = weight.shape as [number, number]
   return transposed ? [columns, rows] : [rows, columns]
 }
+
+/** Name of a site's weight in errors and files. */
+export const weightName = ({ path }: Pick<Site, 'path'>): string => `${path}.weight`
+
+/** The `weight` of a site whose weight is in a structure: a shape; whoever wants its numbers is told what there is. */
+export const absentWeight = (site: Pick<Site, 'path'>, { kind }: StructuredMatrix, shape: readonly number[]): Tensor =>
+  shapeOnly(
+    shape,
+    () =>
+      new HeddleError('ERR_HEDDLE_ARGUMENT', {
+        place: weightName(site),
+        expected: 'a dense weight',
+        got: `a ${kind} one`,
+        hint: `Use a method that only adds to what the module computes, such as plain LoRA, or densifyLinear(model, ['${site.path}']) first.`,
+      }),
+  )
 
 /** The tensors that make the site's weight, by the name that files give them below its path. */
 export const weightTensors = ({ weight, structure }: Site): ReadonlyMap<string, Tensor> =>

@@ -3,11 +3,11 @@ import type { TargetModules } from '../adapters/parametrization.js'
 import { selectSites } from '../adapters/target_modules.js'
 import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
-import { transpose } from '../graph/ops/index.js'
+import { copy, transpose } from '../graph/ops/index.js'
 import { pause } from '../graph/pause.js'
 import { read } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
-import { linearShape, type Site } from '../nn/site.js'
+import { absentWeight, linearShape, oriented, type Site } from '../nn/site.js'
 import { sameShape, shapeText } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { Projection, StructuredMatrix } from './structured_matrix.js'
@@ -46,12 +46,35 @@ export async function replaceLinear(
     const { matrix, ...error } = 'matrix' in made ? made : { matrix: made }
     if (!sameShape(matrix.shape, linearShape(site)))
       throw misuse(site.path, `a matrix ${shapeText(linearShape(site))}`, shapeText(matrix.shape), 'ERR_HEDDLE_SHAPE')
+    const { weight } = site
+    const isFree = !isShared(network, site)
     site.structure = matrix
-    if (!isShared(network, site)) site.weight.dispose()
+    site.weight = absentWeight(site, matrix, weight.shape)
+    if (isFree) weight.dispose()
     replaced.set(site.path, 'relativeError' in error ? { matrix, relativeError: error.relativeError } : { matrix })
     await pause()
   }
   return replaced
+}
+
+/**
+ * Writes the weights of structured sites out again: {@link replaceLinear} backwards, with the matrices as they are by
+ * now. The matrices are freed; dense sites among the targets stay as they are.
+ * @param targets which sites, as for {@link replaceLinear}
+ * @throws ERR_HEDDLE_ARGUMENT when none of the targets has a structure
+ */
+export async function densifyLinear({ network }: { readonly network: Network }, targets: TargetModules): Promise<void> {
+  const chosen = selectSites(network.sites.values(), targets)
+  if (!chosen.some(({ structure }) => structure))
+    throw misuse('densifyLinear', 'a site with a structured weight', chosen.map(({ path }) => path).join(', '))
+  for (const site of chosen) {
+    const { structure } = site
+    if (!structure) continue
+    site.weight = await computed(() => copy(oriented(site, structure.toDense())))
+    site.structure = undefined
+    structure.dispose()
+    await pause()
+  }
 }
 
 async function replacementOf(

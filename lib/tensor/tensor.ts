@@ -8,13 +8,16 @@ export class Tensor {
   readonly shape: readonly number[]
   readonly dtype: DType
   readonly #native: NativeTensor
+  readonly #absent: (() => HeddleError) | undefined
 
   /**
    * Wraps a native tensor; users call {@link tensor} or {@link zeros}.
+   * @param absent what {@link shapeOnly} throws
    * @internal
    */
-  constructor(native: NativeTensor) {
+  constructor(native: NativeTensor, absent?: () => HeddleError) {
     this.#native = native
+    this.#absent = absent
     this.shape = native.shape
     this.dtype = native.dtype
   }
@@ -27,9 +30,10 @@ export class Tensor {
   /**
    * The native handle.
    * @internal
-   * @throws ERR_HEDDLE_ARGUMENT after `dispose()`
+   * @throws ERR_HEDDLE_ARGUMENT after `dispose()`, and always where there are no numbers, see {@link shapeOnly}
    */
   get native(): NativeTensor {
+    if (this.#absent) throw this.#absent()
     if (this.#native.disposed)
       throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
         place: 'Tensor',
@@ -96,6 +100,14 @@ export function tensor(data: TypedArray | readonly number[], shape?: readonly nu
 /** A tensor of zeros. */
 export const zeros = (shape: readonly number[], dtype: DType = 'f32'): Tensor =>
   new Tensor(addon.tensorZeros(dtype, [...shape]))
+
+/**
+ * A tensor of a shape and no numbers: what stands in the place of a weight that is kept in another form. Whoever reads
+ * it, in a trace or outside, is thrown what `absent` makes.
+ * @internal
+ */
+export const shapeOnly = (shape: readonly number[], absent: () => HeddleError, dtype: DType = 'f32'): Tensor =>
+  new Tensor({ shape, dtype, byteLength: 0, version: 0, disposed: true, dispose() {} }, absent)
 
 /** Overwrites a small tensor (≤ 1 MiB) in place, e.g. a run-time scalar. */
 export function write(target: Tensor, data: TypedArray): void {

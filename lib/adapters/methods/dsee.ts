@@ -222,7 +222,6 @@ const indexBuffers = (out: number, inner: number, count: number) =>
   }) as const
 
 async function prepared(site: Site, config: DseeConfig, { weight, seed, stream }: PrepareContext): Promise<Prepared> {
-  if (site.structure) throw unsuited('dsee', site, 'a dense weight to find entries in', site.structure.kind)
   using rows = await computed(() => oriented(site, read(weight)))
   const found = await sparseSupportOf(rows, site.path, { ...config, seed, stream })
   return {

@@ -152,7 +152,6 @@ function blockPlan(site: Site, config: MissConfig): SitePlan {
   const [out, inner] = linearShape(site)
   if (out % r !== 0 || inner % r !== 0)
     throw unsuited('miss', site, `an r that divides ${out} and ${inner} for init_weights bat`, `${r}`)
-  if (site.structure) throw unsuited('miss', site, 'a dense weight for init_weights bat', site.structure.kind)
   return {
     parameters: { [name]: declared([out / r, r, r], zero) },
     // The map stands between W_pq and x_q and depends on p: without the weight each output block would need a product
