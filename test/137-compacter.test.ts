@@ -2,7 +2,7 @@
 import { readdirSync } from 'node:fs'
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
-import { blockPlace } from '../lib/adapters/block_roles.js'
+import { blockParts } from '../lib/adapters/block_roles.js'
 import { compacter } from '../lib/adapters/methods/compacter.js'
 import { type PhmFactors, phmProduct, phmToDense } from '../lib/adapters/methods/phm.js'
 import { parameterCount } from '../lib/adapters/parameter_count.js'
@@ -237,9 +237,9 @@ test('in every architecture each block has one place behind attention and one be
     const checkpoint = await openCheckpoint(golden(`models/${name}`))
     const { sites, config } = buildNetwork<Network>(architectures, checkpoint)
     const targets = selectSites(sites.values(), compacter().targetModules)
-    const roles = targets.map(({ path }) => blockPlace(path)!)
+    const roles = targets.map(({ path }) => blockParts(path)!)
     const layers = Number(config.num_hidden_layers ?? config.n_layer ?? config.n_layers)
-    t.is(new Set(roles.map(({ block, role }) => `${block} ${role}`)).size, 2 * layers, name)
+    t.is(new Set(roles.map(({ block, parts }) => `${block} ${parts}`)).size, 2 * layers, name)
     t.is(targets.length, 2 * layers, name)
   }
 })

@@ -2,9 +2,11 @@
 import test from 'ava'
 import { activeOf } from '../lib/adapters/active.js'
 import { Adapter } from '../lib/adapters/adapter.js'
+import { blocksOf } from '../lib/adapters/block_roles.js'
 import { lora } from '../lib/adapters/methods/lora.js'
 import { s2ft, s2ftOverlap } from '../lib/adapters/methods/s2ft.js'
 import { permuteCoupled } from '../lib/adapters/methods/s2ft_permute.js'
+import { headCount } from '../lib/adapters/methods/s2ft_selection.js'
 import { parameterCount } from '../lib/adapters/parameter_count.js'
 import { HeddleError } from '../lib/errors.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
@@ -19,7 +21,7 @@ import { buildNetwork } from '../lib/models/build.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
 import { decoders } from '../lib/models/registry.js'
 import type { Network } from '../lib/nn/network.js'
-import { type Forward, linear, type Site } from '../lib/nn/site.js'
+import { type Forward, linear, linearShape, type Site } from '../lib/nn/site.js'
 import { causalLm } from '../lib/objectives/causal_lm.js'
 import { type Calibration, calibrationOf } from '../lib/observers/calibration.js'
 import { adamw } from '../lib/optim/adamw.js'
@@ -393,40 +395,33 @@ const hiddenOf = (network: CausalLm): Promise<Tensor> =>
 /** A permutation: multiples of a number that has no factor in common with the count, from an offset on. */
 const shuffled = (count: number, step: number): number[] => range(0, count).map((i) => (i * step + 1) % count)
 
-for (const [name, block, channels] of [
-  ['tiny-llama-untied', 'model.layers.1', 96],
-  ['models/llama-biased', 'model.layers.0', undefined],
-  ['models/qwen2', 'model.layers.0', undefined],
-  ['models/gpt2', 'transformer.h.1', undefined],
-  ['models/phi-qk-norm', 'model.layers.0', undefined],
+for (const [name, block] of [
+  ['tiny-llama-untied', 'model.layers.1'],
+  ['models/llama-biased', 'model.layers.0'],
+  ['models/qwen2', 'model.layers.0'],
+  ['models/phi-qk-norm', 'model.layers.0'],
+  // Several parts in one module: one after the other (in GPT-2 as columns), or so in each head.
+  ['models/gpt2', 'transformer.h.1'],
+  ['models/phi3', 'model.layers.0'],
+  ['models/gpt-neox', 'gpt_neox.layers.1'],
 ] as const)
   test(`coupled matrices of ${name} move together: the function stays`, async (t) => {
     const network = await opened(name)
-    const { config } = network
-    const size = channels ?? Number(config.intermediate_size ?? config.n_inner ?? 4 * Number(config.n_embd))
+    const modules = blocksOf(network).get(block)!
     const plain = await hiddenOf(network)
-    await permuteCoupled(network, block, { channels: shuffled(size, 5) })
-    const moved = await hiddenOf(network)
-    t.true((await relativeError(moved, plain)) < 1e-6)
-    if (name === 'models/gpt2') {
-      await t.throwsAsync(permuteCoupled(network, block, { keyValueHeads: [1, 0] }), {
-        message: /a dense query projection of its own/,
-      })
-      return
+    const moves = async (site: Site, permute: () => Promise<void>): Promise<void> => {
+      const before = await numbers(site.weight)
+      await permute()
+      t.notDeepEqual(await numbers(network.sites.get(site.path)!.weight), before)
+      t.true((await relativeError(await hiddenOf(network), plain)) < 1e-6)
     }
-    const heads = Number(config.num_attention_heads)
-    const groups = Number(config.num_key_value_heads ?? heads)
+    const channels = shuffled(linearShape(modules.get('down')!)[1], 5)
+    await moves(modules.get('up')!, () => permuteCoupled(network, block, { channels }))
+    const [heads, groups] = [headCount(network, 'query'), headCount(network, 'key')]
     const within = heads / groups
     const queryHeads = range(0, heads).map((i) => Math.floor(i / within) * within + ((i + 1) % within))
-    const before = await numbers(
-      [...network.sites.values()].find(({ path }) => path === `${block}.self_attn.q_proj`)!.weight,
-    )
-    await permuteCoupled(network, block, { keyValueHeads: range(0, groups).toReversed(), queryHeads })
-    const after = await numbers(
-      [...network.sites.values()].find(({ path }) => path === `${block}.self_attn.q_proj`)!.weight,
-    )
-    t.notDeepEqual(after, before)
-    t.true((await relativeError(await hiddenOf(network), plain)) < 1e-6)
+    const keyValueHeads = range(0, groups).toReversed()
+    await moves(modules.get('query')!, () => permuteCoupled(network, block, { keyValueHeads, queryHeads }))
   })
 
 test('heads that would leave their group, and lists that are no permutation, are refused', async (t) => {
@@ -437,7 +432,7 @@ test('heads that would leave their group, and lists that are no permutation, are
   })
   await t.throwsAsync(permuteCoupled(network, block, { channels: [0, 0] }), { message: /numbers from 0 to 95/ })
   await t.throwsAsync(permuteCoupled(network, 'model.layers.9', { channels: [0] }), {
-    message: /up projection of its own, got none/,
+    message: /a dense down projection, got none/,
   })
 })
 

@@ -3,53 +3,21 @@ import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { lora } from '../lib/adapters/methods/lora.js'
 import { gradients } from '../lib/graph/grad.js'
-import { relu, square } from '../lib/graph/ops/elementwise.js'
-import { mean, sum } from '../lib/graph/ops/reduce.js'
+import { square } from '../lib/graph/ops/elementwise.js'
+import { sum } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
-import { read, type Sym } from '../lib/graph/sym.js'
+import { read } from '../lib/graph/sym.js'
 import type { Network } from '../lib/nn/network.js'
-import { convolution, type Forward, linear, type Site } from '../lib/nn/site.js'
 import type { Tensor } from '../lib/tensor/tensor.js'
 import { golden, goldenTensors, relativeError } from './golden.js'
+import { convNetwork, convOutput, runConvNetwork } from './support/conv_network.js'
 
 const goldens = await goldenTensors('adapters-conv.golden.safetensors')
 const x = goldens.get('x')!
 
-/** conv1 → conv2 (two groups) → conv3 (single pixels) → mean → fc */
-function network(): Network {
-  const site = (path: string, kind: Site['kind'], window?: Site['window']): [string, Site] => [
-    path,
-    {
-      path,
-      kind,
-      weight: goldens.get(`base.${path}.weight`)!,
-      bias: goldens.get(`base.${path}.bias`),
-      ...(window ? { window } : {}),
-    },
-  ]
-  return {
-    config: {},
-    architecture: 'test',
-    sites: new Map([
-      site('conv1', 'conv2d', { stride: [2, 1], padding: 1 }),
-      site('conv2', 'conv2d', { groups: 2 }),
-      site('conv3', 'conv2d'),
-      site('fc', 'linear'),
-    ]),
-    maxPositions: 1,
-    embeddingTied: false,
-    weights: () => [],
-  }
-}
+const network = (): Network => convNetwork(goldens, { conv1: { stride: [2, 1], padding: 1 }, conv2: { groups: 2 } })
 
-function output({ sites }: Network, image: Sym, adapter?: Adapter): Sym {
-  const forward: Forward = { precision: 'f32', training: false, hook: adapter?.hook }
-  let y = image
-  for (const path of ['conv1', 'conv2', 'conv3']) y = relu(convolution(sites.get(path)!, y, forward))
-  return linear(sites.get('fc')!, mean(y, { axes: [2, 3] }), forward)
-}
-
-const run = (net: Network, adapter?: Adapter): Promise<Tensor> => program(() => output(net, read(x), adapter))()
+const run = (net: Network, adapter?: Adapter): Promise<Tensor> => runConvNetwork(net, x, adapter)
 
 for (const name of ['plain', 'pointwise', 'grouped', 'dora', 'bias']) {
   test(`${name}: PEFT's adapter gives PEFT's output and gradients`, async (t) => {
@@ -57,7 +25,7 @@ for (const name of ['plain', 'pointwise', 'grouped', 'dora', 'bias']) {
     const adapter = await Adapter.load(net, golden(`adapters-conv/${name}`))
     const parameters = adapter.parameters()
     const step = program(async () => {
-      const y = output(net, read(x), adapter)
+      const y = convOutput(net, read(x), adapter)
       return { y, gradients: await gradients(sum(square(y)), [...parameters.values()].map(read)) }
     })
     const { y, gradients: found } = await step()

@@ -1,9 +1,9 @@
 /** What a linear module does in its transformer block, by the names that the architectures here give it. */
 import type { Network } from '../nn/network.js'
-import type { Site } from '../nn/site.js'
+import { linearShape, type Site } from '../nn/site.js'
 import { escaped } from './target_modules.js'
 
-/** A part of a transformer block. Modules that compute several parts at once have no role. */
+/** A part of a transformer block. */
 export type BlockRole = 'query' | 'key' | 'value' | 'attention_output' | 'gate' | 'up' | 'down'
 
 /** Paths within a block. */
@@ -29,24 +29,87 @@ const roles = new Map(
   Object.entries(names).flatMap(([role, paths]) => paths.map((path) => [path as string, role as BlockRole] as const)),
 )
 
-/** The block that a module is in, and what it does there; undefined where either is not known. */
-export function blockPlace(path: string): { readonly block: string; readonly role: BlockRole } | undefined {
-  const [, block, name] = /^(.*\.\d+)\.(.+)$/u.exec(path) ?? []
-  const role = roles.get(name ?? '')
-  return block !== undefined && role ? { block, role } : undefined
+/** Modules that compute several parts at once, and how the rows of these stand: one after the other, or so in each head. */
+interface Fused {
+  readonly parts: readonly BlockRole[]
+  readonly layout: 'split' | 'per head'
 }
 
-/** The modules of every block by what they do, in the network's order. */
+const attentionParts = ['query', 'key', 'value'] as const
+const fused = new Map<string, Fused>([
+  ['attn.c_attn', { parts: attentionParts, layout: 'split' }],
+  ['self_attn.qkv_proj', { parts: attentionParts, layout: 'split' }],
+  ['attention.query_key_value', { parts: attentionParts, layout: 'per head' }],
+  ['mlp.gate_up_proj', { parts: ['gate', 'up'], layout: 'split' }],
+])
+
+/** A module's path by its block and what it is called there. */
+function placed(path: string): { readonly block: string; readonly name: string } | undefined {
+  const [, block, name] = /^(.*\.\d+)\.(.+)$/u.exec(path) ?? []
+  return block !== undefined && name !== undefined ? { block, name } : undefined
+}
+
+/** The block that a module is in, and the parts that it computes: none where they are not known. */
+export function blockParts(path: string): { readonly block: string; readonly parts: readonly BlockRole[] } | undefined {
+  const place = placed(path)
+  if (!place) return undefined
+  const role = roles.get(place.name)
+  return { block: place.block, parts: role ? [role] : (fused.get(place.name)?.parts ?? []) }
+}
+
+/**
+ * The modules of every block by what they compute, in the network's order. A module that computes several parts stands
+ * under each of them.
+ */
 export function blocksOf({ sites }: Pick<Network, 'sites'>): ReadonlyMap<string, ReadonlyMap<BlockRole, Site>> {
   const blocks = new Map<string, Map<BlockRole, Site>>()
   for (const site of sites.values()) {
-    const place = blockPlace(site.path)
-    if (!place) continue
+    const place = blockParts(site.path)
+    if (!place || place.parts.length === 0) continue
     const own = blocks.get(place.block) ?? new Map<BlockRole, Site>()
-    blocks.set(place.block, own.set(place.role, site))
+    for (const part of place.parts) own.set(part, site)
+    blocks.set(place.block, own)
   }
   return blocks
 }
+
+/** Where the units of a part, its heads or channels, stand among a module's rows, or the columns of one that reads them. */
+export interface UnitPlaces {
+  readonly units: number
+  /** Rows of a unit, which stand together. */
+  readonly width: number
+  /** Of the first unit. */
+  readonly first: number
+  /** From one unit to the next. */
+  readonly stride: number
+}
+
+/** Parts that are made of heads. */
+export type HeadRole = Exclude<BlockRole, 'gate' | 'up' | 'down'>
+
+/**
+ * @param role one of the parts that the module computes
+ * @param heads of a part; keys and values can have fewer than queries
+ * @returns widths are no integers where the module's rows are none of so many heads
+ */
+export function unitPlaces(site: Site, role: BlockRole, heads: (role: HeadRole) => number): UnitPlaces {
+  const [out, inner] = linearShape(site)
+  const size = role === 'attention_output' || role === 'down' ? inner : out
+  const { parts, layout } = fused.get(placed(site.path)?.name ?? '') ?? { parts: [role], layout: 'split' }
+  const counts = parts.map((part) =>
+    part === 'gate' || part === 'up' || part === 'down' ? size / parts.length : heads(part),
+  )
+  const width = size / counts.reduce((total, count) => total + count, 0)
+  const index = parts.indexOf(role)
+  const units = counts[index]!
+  if (layout === 'per head') return { units, width, first: index * width, stride: parts.length * width }
+  const before = counts.slice(0, index).reduce((total, count) => total + count, 0)
+  return { units, width, first: before * width, stride: width }
+}
+
+/** The rows of a unit, in order. */
+export const unitRows = ({ first, stride, width }: UnitPlaces, unit: number): number[] =>
+  Array.from({ length: width }, (_, i) => first + unit * stride + i)
 
 /** Query heads of a network's attention; undefined where its configuration says nothing of them. */
 export function attentionHeads({ config }: Pick<Network, 'config'>): number | undefined {

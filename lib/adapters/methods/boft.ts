@@ -10,9 +10,16 @@ import { reshape } from '../../graph/ops/reduce.js'
 import { read, type Sym } from '../../graph/sym.js'
 import { linearShape, oriented, type Site } from '../../nn/site.js'
 import { declared, filled, normal, zero } from '../initial_values.js'
-import type { MergeContext, Parametrization, ParametrizationType, SiteContext, SitePlan } from '../parametrization.js'
+import type {
+  MergeContext,
+  Parametrization,
+  ParametrizationType,
+  SiteContext,
+  SitePlan,
+  SiteTensors,
+} from '../parametrization.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from '../targeting.js'
-import { cayley, droppedBlocks, rotated, withoutBlocks } from './rotation.js'
+import { cayley, changedRows, convolvedWith, droppedBlocks, rotated, windowSize, withoutBlocks } from './rotation.js'
 
 /** Options of {@link boft}: PEFT's names and, but for `target_modules`, its defaults. */
 export interface BoftOptions extends TargetOptions<'boft_only'> {
@@ -44,7 +51,7 @@ type BoftConfig = z.infer<typeof schema>
 /**
  * y = s ⊙ W (x M) + b with s `[out, 1]` trained and M = Rₘ … R₁ of m butterfly factors: Rᵢ rotates blocks `[h, h]` of
  * channels that a permutation has brought together, each by the Cayley transform of the skew part of a trained matrix.
- * Merged: s ⊙ W Mᵀ.
+ * Merged: s ⊙ W Mᵀ; at a convolution of the kernel as `[out, in · kh · kw]`, with s `[1, out]`.
  * @throws ERR_HEDDLE_ARGUMENT on a field that is unknown, out of range or at odds with another
  */
 export function boft(options: BoftOptions = {}): Parametrization {
@@ -80,8 +87,8 @@ interface Butterfly {
 }
 
 function planAt(site: Site, config: BoftConfig): SitePlan {
-  if (site.kind !== 'linear') throw unsuited('boft', site, 'a linear module', `a ${site.kind} module`)
-  const [out, inner] = linearShape(site)
+  const isConvolution = site.kind === 'conv2d'
+  const [out, inner] = shapeOf(site)
   const butterfly = butterflyOf(site, inner, config)
   const { factors, blocks, h } = butterfly
   const shape = [factors, blocks, h, h]
@@ -89,13 +96,27 @@ function planAt(site: Site, config: BoftConfig): SitePlan {
     parameters: {
       boft_R: declared(shape, config.init_weights ? zero : normal(0.1)),
       boft_s: declared(
-        [out, 1],
+        isConvolution ? [1, out] : [out, 1],
         config.init_weights ? filled(1) : (dims, context) => add(normal(0.1)(dims, context), 1),
       ),
     },
-    forward: (context) => forwardAt(context, butterfly, config.boft_dropout),
+    forward(context) {
+      const { parameters, forward, stream } = context
+      const all = rotations(read(parameters.boft_R!))
+      const p = config.boft_dropout
+      const used = p > 0 && forward.training ? withDropout(all, p, forward.seed!, stream) : all
+      if (!isConvolution) return linearOutput(context, used, butterfly)
+      return convolvedWith(context, (rows) => changed(rows, context, used, butterfly))
+    },
     merged: (context) => ({ weight: mergedAt(site, context, butterfly) }),
   }
+}
+
+/** [out, inputs], those of a convolution being its window's. */
+function shapeOf(site: Site): readonly [number, number] {
+  if (site.kind === 'linear') return linearShape(site)
+  if (site.kind === 'conv2d') return [site.weight.shape[0]!, windowSize('boft', site)]
+  throw unsuited('boft', site, 'a linear or convolution module', `a ${site.kind} module`)
 }
 
 /** @throws ERR_HEDDLE_ARGUMENT where PEFT refuses too */
@@ -118,9 +139,7 @@ function butterflyOf(site: Site, inner: number, config: BoftConfig): Butterfly {
   return { factors, blocks, h }
 }
 
-function forwardAt({ site, x, base, parameters, forward, stream }: SiteContext, butterfly: Butterfly, p: number): Sym {
-  const all = rotations(read(parameters.boft_R!))
-  const used = p > 0 && forward.training ? withDropout(all, p, forward.seed!, stream) : all
+function linearOutput({ site, x, base, parameters }: SiteContext, used: Sym, butterfly: Butterfly): Sym {
   const scale = reshape(read(parameters.boft_s!), [-1])
   const y = base(undefined, mixed(x, used, butterfly))
   if (!site.bias) return mul(y, scale)
@@ -129,10 +148,16 @@ function forwardAt({ site, x, base, parameters, forward, stream }: SiteContext, 
 }
 
 /** s ⊙ W Mᵀ as the weight is stored. */
-function mergedAt(site: Site, { weight, parameters }: MergeContext, butterfly: Butterfly): Sym {
-  const rows = mixed(oriented(site, weight), rotations(read(parameters.boft_R!)), butterfly, true)
-  return oriented(site, mul(rows, read(parameters.boft_s!)))
+function mergedAt(site: Site, context: MergeContext, butterfly: Butterfly): Sym {
+  const { weight, parameters } = context
+  const change = (rows: Sym): Sym => changed(rows, context, rotations(read(parameters.boft_R!)), butterfly)
+  if (site.kind === 'conv2d') return changedRows(weight, change)
+  return oriented(site, change(oriented(site, weight)))
 }
+
+/** s ⊙ W Mᵀ for rows of W `[out, inputs]`. */
+const changed = (rows: Sym, { parameters }: SiteTensors, all: Sym, butterfly: Butterfly): Sym =>
+  mul(mixed(rows, all, butterfly, true), reshape(read(parameters.boft_s!), [-1, 1]))
 
 /** Orthogonal blocks `[factors, blocks, h, h]` of the skew parts. */
 const rotations = (matrices: Sym): Sym => cayley(mul(0.5, sub(matrices, transpose(matrices, [0, 1, 3, 2]))))

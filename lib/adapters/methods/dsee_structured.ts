@@ -80,9 +80,11 @@ interface Layer {
 function layersOf({ model }: Adapter): Layer[] {
   const layers = [...blocksOf(model).values()].flatMap((roles) => {
     const found = needed.map((role) => roles.get(role))
-    if (found.includes(undefined)) return []
+    // A module that computes several parts stands under each of them.
+    if (found.includes(undefined) || new Set(found).size < needed.length) return []
     const [query, key, value, output, up, down] = found as [Site, Site, Site, Site, Site, Site]
     const gate = roles.get('gate')
+    if (gate === up) return []
     return [{ query, key, value, output, up: gate ? [gate, up] : [up], down }]
   })
   if (layers.length > 0) return layers

@@ -10,9 +10,26 @@ import { read, type Sym } from '../../graph/sym.js'
 import { linearShape, type Site } from '../../nn/site.js'
 import { type GradientTransform, mapParameters, wrapped } from '../../optim/gradient_transform.js'
 import { declared, normal, zero } from '../initial_values.js'
-import type { OptimizerContext, Parametrization, ParametrizationType, SitePlan } from '../parametrization.js'
+import type {
+  OptimizerContext,
+  Parametrization,
+  ParametrizationType,
+  SiteContext,
+  SitePlan,
+  SiteTensors,
+} from '../parametrization.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from '../targeting.js'
-import { cayley, cayleyNeumann, droppedBlocks, rotated, skewSymmetric, withoutBlocks } from './rotation.js'
+import {
+  cayley,
+  cayleyNeumann,
+  changedRows,
+  convolvedWith,
+  droppedBlocks,
+  rotated,
+  skewSymmetric,
+  windowSize,
+  withoutBlocks,
+} from './rotation.js'
 
 /** Options of {@link oft}: PEFT's names and, but for `target_modules`, its defaults. */
 export interface OftOptions extends TargetOptions<'oft_only'> {
@@ -56,7 +73,7 @@ type OftConfig = z.infer<typeof schema>
 /**
  * y = W (x R) + b with R block-diagonal: each block `[h, h]` is the Cayley transform (I − Q)(I + Q)⁻¹ of a trained
  * skew-symmetric Q, orthogonal for every Q, or with `use_cayley_neumann` the first terms of (I + Q)(I − Q)⁻¹. Merged:
- * W Rᵀ. At an embedding the rows are rotated.
+ * W Rᵀ. At an embedding the rows are rotated, at a convolution those of the kernel as `[out, in · kh · kw]`.
  * @throws ERR_HEDDLE_ARGUMENT on a field that is unknown, out of range or at odds with another
  */
 export function oft(options: OftOptions = {}): Parametrization {
@@ -89,35 +106,51 @@ export const oftType: ParametrizationType = {
   restore: (stored) => oft(storedFields(schema, stored) as OftOptions),
 }
 
-const names = { linear: 'oft_R.weight', embedding: 'oft_embedding_R.weight' } as const
+const kernelName = 'oft_R.weight'
+const embeddingName = 'oft_embedding_R.weight'
 
 function planAt(site: Site, config: OftConfig): SitePlan {
   const { kind } = site
-  if (kind !== 'linear' && kind !== 'embedding')
-    throw unsuited('oft', site, 'a linear or embedding module', `a ${kind} module`)
-  const name = names[kind]
-  const channels = kind === 'linear' ? linearShape(site)[1] : site.weight.shape[1]!
+  const name = kind === 'embedding' ? embeddingName : kernelName
+  const channels = channelsOf(site)
   const h = blockSize(channels, config)
   const shape = [config.block_share ? 1 : channels / h, (h * (h - 1)) / 2]
-  const blocks = (parameter: Sym): Sym => rotation(parameter, h, config)
+  const blocks = ({ parameters }: SiteTensors): Sym => rotation(read(parameters[name]!), h, config)
   return {
     parameters: {
       [name]: declared(shape, config.init_weights ? zero : normal(0.1)),
     },
-    forward({ x, base, parameters, forward, stream }) {
-      const all = blocks(read(parameters[name]!))
-      const p = forward.training && shape[0]! > 1 ? config.module_dropout : 0
-      const dropped = p > 0 ? reshape(droppedBlocks(shape[0]!, p, forward.seed!, stream), [-1, 1, 1]) : undefined
-      const used = dropped ? withoutBlocks(all, dropped) : all
+    forward(context) {
+      const { x, base } = context
+      const used = withDropout(blocks(context), context, config.module_dropout)
+      if (kind === 'conv2d') return convolvedWith(context, (rows) => rotated(rows, used, true))
       return kind === 'linear' ? base(undefined, rotated(x, used)) : rotated(base(), used)
     },
-    merged({ weight, parameters }) {
-      const all = blocks(read(parameters[name]!))
-      if (kind === 'embedding') return { weight: rotated(weight, all) }
-      if (!site.transposed) return { weight: rotated(weight, all, true) }
-      return { weight: transpose(rotated(transpose(weight), all, true)) }
-    },
+    merged: (context) => ({ weight: mergedAt(site, context.weight, blocks(context)) }),
   }
+}
+
+/** What is rotated: inputs, those of a window, or the columns of an embedding. */
+function channelsOf(site: Site): number {
+  const { kind, weight } = site
+  if (kind === 'linear') return linearShape(site)[1]
+  if (kind === 'embedding') return weight.shape[1]!
+  if (kind === 'conv2d') return windowSize('oft', site)
+  throw unsuited('oft', site, 'a linear, embedding or convolution module', `a ${kind} module`)
+}
+
+function withDropout(blocks: Sym, { forward, stream }: SiteContext, p: number): Sym {
+  const count = blocks.shape[0]!
+  if (p === 0 || !forward.training || count === 1) return blocks
+  return withoutBlocks(blocks, reshape(droppedBlocks(count, p, forward.seed!, stream), [-1, 1, 1]))
+}
+
+/** W Rᵀ, of an embedding E R, as the weight is stored. */
+function mergedAt({ kind, transposed }: Site, weight: Sym, blocks: Sym): Sym {
+  const turned = (rows: Sym): Sym => rotated(rows, blocks, true)
+  if (kind === 'embedding') return rotated(weight, blocks)
+  if (kind === 'conv2d') return changedRows(weight, turned)
+  return transposed ? transpose(turned(transpose(weight))) : turned(weight)
 }
 
 /** Channels of a block; where the config's number does not divide the channels, its nearest divisor is taken, as in PEFT. */
@@ -157,7 +190,7 @@ const constrained = (inner: GradientTransform, { names: all }: OptimizerContext,
     tensors: {},
     update: (updates, _, context) =>
       mapParameters(updates, (update, i) => {
-        if (!Object.values(names).some((name) => all[i]!.endsWith(`.${name}`))) return update
+        if (!all[i]!.endsWith(`.${kernelName}`) && !all[i]!.endsWith(`.${embeddingName}`)) return update
         const value = context.parameters[i]!
         return sub(projected(add(projected(value, eps), update), eps), value)
       }),

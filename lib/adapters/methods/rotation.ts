@@ -1,5 +1,6 @@
 /** Rotations of blocks of channels, made of skew-symmetric matrices: what OFT and BOFT have in common. */
 import { blockDiagonal } from '../../graph/ops/block_diagonal.js'
+import { conv2d } from '../../graph/ops/conv.js'
 import { add, broadcastTo, cast, constant, maximum, minimum, mul, sign, sub } from '../../graph/ops/elementwise.js'
 import { arange, indexSelect, scatterAdd } from '../../graph/ops/gather.js'
 import { transpose } from '../../graph/ops/index.js'
@@ -9,7 +10,11 @@ import { randomUniform } from '../../graph/ops/random.js'
 import { reshape } from '../../graph/ops/reduce.js'
 import { solveOf } from '../../graph/ops/solve.js'
 import { topk } from '../../graph/ops/sort.js'
-import type { Sym } from '../../graph/sym.js'
+import { read, type Sym } from '../../graph/sym.js'
+import type { Site } from '../../nn/site.js'
+import { elementCount } from '../../tensor/dtype.js'
+import type { SiteContext } from '../parametrization.js'
+import { unsuited } from '../targeting.js'
 
 /** Q `[blocks, h, h]` with Q = −Qᵀ, from what is above its diagonals, row by row: `[blocks, h (h − 1) / 2]`. */
 export function skewSymmetric(above: Sym, h: number): Sym {
@@ -63,3 +68,24 @@ export function withoutBlocks(blocks: Sym, isDropped: Sym): Sym {
   const one = identityLike(blocks.shape.at(-1)!, blocks)
   return add(blocks, mul(isDropped, sub(one, blocks)))
 }
+
+/**
+ * Numbers of a convolution's window, all channels of it: what a rotation of its kernel acts on.
+ * @throws ERR_HEDDLE_ARGUMENT where kernels see a part of the channels only
+ */
+export function windowSize(method: string, site: Site): number {
+  const groups = site.window?.groups ?? 1
+  if (groups > 1) throw unsuited(method, site, 'a convolution without groups', `${groups}`)
+  return elementCount(site.weight.shape.slice(1))
+}
+
+/** A kernel `[out, in, kh, kw]` with its rows `[out, in · kh · kw]` changed. */
+export const changedRows = (kernel: Sym, change: (rows: Sym) => Sym): Sym =>
+  reshape(change(reshape(kernel, [kernel.shape[0]!, -1])), kernel.shape)
+
+/**
+ * What a convolution computes with such a kernel. A rotation of the kernel takes as many multiplications for all of an
+ * image as one of the input takes for `out` of its windows, which overlap besides.
+ */
+export const convolvedWith = ({ site, x }: SiteContext, change: (rows: Sym) => Sym): Sym =>
+  conv2d(x, changedRows(read(site.weight), change), { ...site.window, bias: site.bias && read(site.bias) })

@@ -6,7 +6,7 @@ import { read } from '../../graph/sym.js'
 import type { Network } from '../../nn/network.js'
 import { linearShape, type Site } from '../../nn/site.js'
 import { type Tensor, tensor } from '../../tensor/tensor.js'
-import { type BlockRole, blocksOf } from '../block_roles.js'
+import { type BlockRole, blocksOf, unitPlaces, unitRows } from '../block_roles.js'
 import { headCount, type S2ftAxis } from './s2ft_selection.js'
 
 /** Orders of {@link permuteCoupled}: place i gets what stands at order[i]. */
@@ -23,7 +23,7 @@ export interface CoupledOrders {
  * Permutes coupled matrices of one block, with the biases of their rows; the network computes the same. Adapters that
  * were attached before mean the old places. Programs traced before keep the old weights.
  * @param block path of the block, e.g. `model.layers.3`
- * @throws ERR_HEDDLE_ARGUMENT when an order is no permutation, or the block has no such modules of their own
+ * @throws ERR_HEDDLE_ARGUMENT when an order is no permutation, or the block has no such modules
  */
 export async function permuteCoupled(network: Network, block: string, orders: CoupledOrders): Promise<void> {
   const { channels, keyValueHeads, queryHeads } = orders
@@ -43,47 +43,59 @@ interface Move {
 
 function channelMoves(network: Network, block: string, channels: readonly number[]): Move[] {
   const modules = blocksOf(network).get(block) ?? new Map<BlockRole, Site>()
-  const [up, down] = [expectModule(modules, 'up', block), expectModule(modules, 'down', block)]
+  const down = expectModule(modules, 'down', block)
+  expectModule(modules, 'up', block)
   expectPermutation('channels', channels, linearShape(down)[1])
-  const gate = modules.get('gate')
-  return [
-    ...[up, ...(gate ? [gate] : [])].map((site): Move => ({ site, axis: 'out', from: channels })),
-    { site: down, axis: 'in', from: channels },
-  ]
+  const orders = (['gate', 'up', 'down'] as const).flatMap((role): UnitOrder[] =>
+    modules.has(role) ? [{ role, order: channels }] : [],
+  )
+  return movesOf(network, modules, orders)
 }
 
 function headMoves(network: Network, block: string, { keyValueHeads, queryHeads }: CoupledOrders): Move[] {
   const modules = blocksOf(network).get(block) ?? new Map<BlockRole, Site>()
-  const [heads, groups] = [headCount(network, 'query head'), headCount(network, 'key-value head')]
+  const [heads, groups] = [headCount(network, 'query'), headCount(network, 'key')]
   const perGroup = heads / groups
-  const [q, k, v, o] = (['query', 'key', 'value', 'attention_output'] as const).map((role) =>
-    expectModule(modules, role, block),
-  ) as [Site, Site, Site, Site]
-  const size = linearShape(o)[1] / heads
+  for (const role of ['query', 'key', 'value', 'attention_output'] as const) expectModule(modules, role, block)
   const groupOrder = keyValueHeads ?? counting(groups)
   const headOrder = queryHeads ?? counting(heads)
   expectPermutation('keyValueHeads', groupOrder, groups)
   expectPermutation('queryHeads', headOrder, heads)
   if (headOrder.some((from, to) => Math.floor(from / perGroup) !== Math.floor(to / perGroup)))
     throw misuse('queryHeads', `heads that stay in their groups of ${perGroup}`, `[${headOrder}]`)
-  const ofGroups = spread(groupOrder, size)
-  const ofHeads = spread(
-    spread(groupOrder, perGroup).map((head) => headOrder[head]!),
-    size,
-  )
-  return [
-    { site: q, axis: 'out', from: ofHeads },
-    { site: k, axis: 'out', from: ofGroups },
-    { site: v, axis: 'out', from: ofGroups },
-    { site: o, axis: 'in', from: ofHeads },
-  ]
+  const ofHeads = groupOrder.flatMap((group) => counting(perGroup).map((i) => headOrder[group * perGroup + i]!))
+  return movesOf(network, modules, [
+    { role: 'query', order: ofHeads },
+    { role: 'key', order: groupOrder },
+    { role: 'value', order: groupOrder },
+    { role: 'attention_output', order: ofHeads },
+  ])
+}
+
+/** The units of a part come from these places. */
+interface UnitOrder {
+  readonly role: BlockRole
+  readonly order: readonly number[]
+}
+
+/** By module, which can compute several of the parts. */
+function movesOf(network: Network, modules: ReadonlyMap<BlockRole, Site>, orders: readonly UnitOrder[]): Move[] {
+  const moves = new Map<Site, Move & { readonly from: number[] }>()
+  for (const { role, order } of orders) {
+    const site = modules.get(role)!
+    const axis = role === 'attention_output' || role === 'down' ? 'in' : 'out'
+    const move = moves.get(site) ?? { site, axis, from: counting(linearShape(site)[axis === 'in' ? 1 : 0]) }
+    const places = unitPlaces(site, role, (part) => headCount(network, part))
+    for (const [to, unit] of order.entries()) {
+      const source = unitRows(places, unit)
+      for (const [i, row] of unitRows(places, to).entries()) move.from[row] = source[i]!
+    }
+    moves.set(site, move)
+  }
+  return [...moves.values()]
 }
 
 const counting = (count: number): number[] => Array.from({ length: count }, (_, i) => i)
-
-/** Each place as `size` neighbouring ones. */
-const spread = (order: readonly number[], size: number): number[] =>
-  order.flatMap((place) => counting(size).map((i) => place * size + i))
 
 async function moveAlong({ site, axis, from }: Move): Promise<void> {
   using index = tensor(Int32Array.from(from))
@@ -100,7 +112,7 @@ async function moveAlong({ site, axis, from }: Move): Promise<void> {
 function expectModule(modules: ReadonlyMap<BlockRole, Site>, role: BlockRole, block: string): Site {
   const found = modules.get(role)
   if (found && !found.structure) return found
-  throw misuse(block, `a dense ${role.replace('_', ' ')} projection of its own`, found ? found.structure!.kind : 'none')
+  throw misuse(block, `a dense ${role.replace('_', ' ')} projection`, found ? found.structure!.kind : 'none')
 }
 
 function expectPermutation(name: string, order: readonly number[], count: number): void {

@@ -1,7 +1,8 @@
 /** Which heads and channels S²FT trains: a share of those of the whole model, drawn or by a score. */
 import { HeddleError } from '../../errors.js'
 import { computed } from '../../graph/computed.js'
-import { add, mul, sqrt, square } from '../../graph/ops/elementwise.js'
+import { add, cast, mul, sqrt, square } from '../../graph/ops/elementwise.js'
+import { arange, indexSelect } from '../../graph/ops/gather.js'
 import { concat } from '../../graph/ops/index.js'
 import { randomUniform } from '../../graph/ops/random.js'
 import { reshape, sum } from '../../graph/ops/reduce.js'
@@ -13,7 +14,16 @@ import { observeInputs } from '../../observers/site_inputs.js'
 import { weightGradients } from '../../observers/weight_gradients.js'
 import { seedTensor } from '../../tensor/seed.js'
 import { type Tensor, zeros } from '../../tensor/tensor.js'
-import { attentionHeads, type BlockRole, blockPlace, blocksOf } from '../block_roles.js'
+import {
+  attentionHeads,
+  type BlockRole,
+  blockParts,
+  blocksOf,
+  type HeadRole,
+  type UnitPlaces,
+  unitPlaces,
+  unitRows,
+} from '../block_roles.js'
 import type { ResolveContext } from '../parametrization.js'
 
 /** How heads and channels are chosen. */
@@ -52,12 +62,10 @@ const kinds: Readonly<Record<Projection, Kind>> = {
 
 export const projections = Object.keys(kinds) as readonly Projection[]
 
-/** The units of one site; `units` · `width` channels along the axis. */
-interface Part {
+/** The units of one site, along the axis. */
+interface Part extends UnitPlaces {
   readonly site: Site
   readonly axis: S2ftAxis
-  readonly units: number
-  readonly width: number
 }
 
 /**
@@ -103,37 +111,37 @@ function expectDense(selection: S2ftSelection, parts: readonly Part[]): void {
 /** Units counted over all parts, as channels of each. */
 function channelsOf(parts: readonly Part[], units: readonly number[]): [string, SelectedChannels][] {
   let before = 0
-  return parts.flatMap(({ site, axis, units: count, width }) => {
+  return parts.flatMap((part) => {
+    const { site, axis, units: count } = part
     const own = units.filter((unit) => unit >= before && unit < before + count).map((unit) => unit - before)
     before += count
-    const indices = own.flatMap((unit) => Array.from({ length: width }, (_, i) => unit * width + i))
+    const indices = own.flatMap((unit) => unitRows(part, unit))
     return indices.length > 0 ? [[site.path, { axis, indices }] as [string, SelectedChannels]] : []
   })
 }
 
 function partsOf(projection: Projection, { network, sites }: ResolveContext): readonly Part[] {
-  const { role, axis, unit } = kinds[projection]
-  const found = sites.filter(({ path }) => blockPlace(path)?.role === role)
+  const { role, axis } = kinds[projection]
+  const found = sites.filter(({ path }) => blockParts(path)?.parts.includes(role))
   if (found.length === 0)
     throw misuse(
       `s2ft.${projection}_ratio`,
-      `a ${role.replace('_', ' ')} projection of its own among the target modules`,
+      `${role.replace('_', ' ')} projections among the target modules`,
       sites.map(({ path }) => path).join(', '),
     )
   return found.map((site) => {
-    const [out, inner] = linearShape(site)
-    const channels = axis === 'out' ? out : inner
-    const units = unit === 'channel' ? channels : headCount(network, unit)
-    if (channels % units !== 0)
-      throw misuse(`s2ft.${projection}_ratio`, `${units} heads of equal size`, `${channels} channels`)
-    return { site, axis, units, width: channels / units }
+    const places = unitPlaces(site, role, (part) => headCount(network, part))
+    if (!Number.isInteger(places.width))
+      throw misuse(`s2ft.${projection}_ratio`, `${places.units} heads of equal size`, `[${linearShape(site)}]`)
+    return { site, axis, ...places }
   })
 }
 
-/** Values belong to key–value heads, outputs to query heads; they differ under grouped-query attention. */
-export function headCount(network: Network, unit: 'query head' | 'key-value head'): number {
+/** Keys and values belong to key–value heads, which are fewer than query heads under grouped-query attention. */
+export function headCount(network: Network, role: HeadRole): number {
   const heads = attentionHeads(network)
-  const count = unit === 'query head' ? heads : (network.config.num_key_value_heads ?? heads)
+  const isShared = role === 'key' || role === 'value'
+  const count = isShared ? (network.config.num_key_value_heads ?? heads) : heads
   if (typeof count === 'number') return count
   throw misuse('s2ft', 'a network with attention heads for v_ratio and o_ratio', network.architecture)
 }
@@ -168,9 +176,16 @@ async function unitScores(
 }
 
 /** ‖·‖ of each unit's rows or columns of a matrix that is stored as the site's weight is: `[units]`. */
-function blockNorms({ site, axis, units }: Part, matrix: Sym): Sym {
-  const isRow = (axis === 'out') !== (site.transposed === true)
-  return groupNorms(sum(square(matrix), { axes: [isRow ? 1 : 0] }), units)
+function blockNorms(part: Part, matrix: Sym): Sym {
+  const isRow = (part.axis === 'out') !== (part.site.transposed === true)
+  const squares = sum(square(matrix), { axes: [isRow ? 1 : 0] })
+  return groupNorms(indexSelect(squares, 0, rowsOf(part)), part.units)
+}
+
+/** The rows of all units, one unit after the other, `i32 [units · width]`. */
+function rowsOf({ units, width, first, stride }: UnitPlaces): Sym {
+  const starts = reshape(add(mul(arange(units, { dtype: 'f32' }), stride), first), [units, 1])
+  return cast(reshape(add(starts, arange(width, { dtype: 'f32' })), [-1]), 'i32')
 }
 
 /** Roots of the sums of equal parts of `squares`. */
@@ -222,7 +237,7 @@ async function activationNorms(
 /** The module of the same block that reads what the projection's units give. */
 function readerOf(projection: Projection, site: Site, network: Network): Site {
   const wanted = projection === 'v' || projection === 'o' ? kinds.o.role : kinds.d.role
-  const reader = blocksOf(network).get(blockPlace(site.path)!.block)?.get(wanted)
+  const reader = blocksOf(network).get(blockParts(site.path)!.block)?.get(wanted)
   if (reader) return reader
   throw misuse('s2ft.selection', `${wanted.replace('_', ' ')} projections beside ${site.path}`, 'none')
 }

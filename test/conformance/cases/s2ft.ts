@@ -20,7 +20,7 @@ export const cases: readonly MethodCase[] = [
       { config: { d_ratio: 0.5, selection: 'best' }, message: /selection: expected one of "random"/ },
       {
         config: { d_ratio: 0.5, target_modules: ['q_proj'] },
-        message: /a down projection of its own among the target modules/,
+        message: /down projections among the target modules/,
       },
     ],
   },
