@@ -138,7 +138,7 @@ function addonCurrent() {
 function addonKey() {
   const versions = ['node-addon-api', 'node-api-headers', 'cmake-js'].map(installedVersion)
   return hashOf(
-    ['CMakeLists.txt', ...filesBelow('cpp')],
+    ['CMakeLists.txt', ...filesBelow('cpp'), ...filesBelow('cuda')],
     [process.platform, process.arch, process.env.CXX, ...versions],
   )
 }

@@ -7,6 +7,9 @@ import { fileURLToPath } from 'node:url'
 import { HeddleError, type HeddleErrorCode } from './errors.js'
 import type { DType } from './tensor/dtype.js'
 
+/** Where programs run: the processor, or the first CUDA device that the driver shows. */
+export type Device = 'cpu' | 'cuda'
+
 /** GGUF's blocks along the last dimension. */
 export type BlockEncoding =
   | 'q4_0'
@@ -88,10 +91,23 @@ export interface ProfileEntry {
   readonly seconds: number
 }
 
+/** A CUDA device. */
+export interface CudaInfo {
+  readonly name: string
+  /** Compute capability, such as `9.0`. */
+  readonly capability: string
+  /** Bytes of memory in all. */
+  readonly memory: number
+  /** Operators that have a kernel for it. */
+  readonly operators: readonly string[]
+}
+
 export interface CpuInfo {
   /** The best instruction set that the kernels dispatch to here, as Highway names it. */
   readonly isa: string
   readonly hasBf16: boolean
+  /** Operators that have a kernel. */
+  readonly operators: readonly string[]
   readonly cores: number
 }
 
@@ -158,7 +174,8 @@ interface RawAddon {
   tensorDataSync(tensor: NativeTensor): ArrayBuffer
   tensorWrite(tensor: NativeTensor, view: ArrayBufferView): void
   writeRows(writes: readonly NativeRowWrite[]): Promise<void>
-  compile(bytes: Uint8Array, bound: readonly NativeTensor[]): Promise<RawProgram>
+  compile(bytes: Uint8Array, bound: readonly NativeTensor[], device: Device): Promise<RawProgram>
+  addBackend(table: unknown): void
   readonly NativeAbort: new () => RawAbort
   openFile(path: string): Promise<RawFile>
   writeSafetensors(
@@ -209,9 +226,16 @@ export const addon = {
   /** Fills rows of tensors off the event loop; programs may read other rows meanwhile. */
   writeRows: (writes: readonly NativeRowWrite[]): Promise<void> => async(() => raw().writeRows(writes)),
 
-  /** Validates, plans and packs an instruction list off the event loop. */
-  compile: (bytes: Uint8Array, bound: readonly NativeTensor[]): Promise<NativeProgram> =>
-    async(() => raw().compile(bytes, bound)).then((program) => new NativeProgram(program)),
+  /** Validates, plans and packs an instruction list off the event loop, for the device that is to run it. */
+  compile: (bytes: Uint8Array, bound: readonly NativeTensor[], device: Device = 'cpu'): Promise<NativeProgram> =>
+    async(() => {
+      const loaded = raw()
+      if (device === 'cuda') loadCuda(loaded)
+      return loaded.compile(bytes, bound, device)
+    }).then((program) => new NativeProgram(program)),
+
+  /** The CUDA device in use. @throws ERR_HEDDLE_DEVICE that says what is missing where there is none */
+  cudaInfo: (): CudaInfo => sync(() => loadCuda(raw())),
 
   openFile: (path: string): Promise<NativeFile> =>
     async(() => raw().openFile(path)).then((file) => new NativeFile(file)),
@@ -370,6 +394,47 @@ export function addonPath(): string {
     })
   }
   return path
+}
+
+interface RawCudaAddon {
+  /** @throws where there is no usable device */
+  open(): CudaInfo & { readonly backend: unknown }
+}
+
+let cudaInfo: CudaInfo | undefined
+
+/** Hands the CUDA addon's table to the core, once. */
+function loadCuda(core: RawAddon): CudaInfo {
+  if (cudaInfo === undefined) {
+    const { backend, ...info } = requireCuda().open()
+    core.addBackend(backend)
+    cudaInfo = info
+  }
+  return cudaInfo
+}
+
+/** `HEDDLE_CUDA_ADDON` names another one: the tests' runs the same kernels on the processor. */
+function requireCuda(): RawCudaAddon {
+  const built = process.env.HEDDLE_CUDA_ADDON ?? join(packageRoot(), 'build', 'Release', 'heddle_cuda.node')
+  const path = existsSync(built) ? built : resolved(`heddle-cuda-${process.platform}-${process.arch}`)
+  if (path === undefined)
+    throw new HeddleError('ERR_HEDDLE_DEVICE', {
+      place: 'device cuda',
+      expected: `the CUDA addon at ${built}`,
+      got: 'none',
+      hint: 'Build it with `npm run build:cuda`; it needs nvcc 12.4 or newer',
+    })
+  try {
+    return createRequire(import.meta.url)(path) as RawCudaAddon
+  } catch (cause) {
+    throw new HeddleError('ERR_HEDDLE_DEVICE', {
+      place: path,
+      expected: 'the CUDA addon with the libraries it was built with',
+      got: cause instanceof Error ? cause.message : String(cause),
+      hint: 'Build it for this machine with `npm run build:cuda`',
+      cause,
+    })
+  }
 }
 
 function load(): RawAddon {

@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 /* Grows with every incompatible change; the core refuses a table of another version. */
-#define HEDDLE_BACKEND_VERSION 1
+#define HEDDLE_BACKEND_VERSION 2
 #define HEDDLE_MAX_RANK 8
 
 /* 0, or 1 + the number of a heddle::ErrorCode. */
@@ -91,17 +91,21 @@ typedef struct heddle_backend {
   uint32_t version; /* HEDDLE_BACKEND_VERSION */
   const char* name;
   void* self;
+  /* 1: the host reads and writes this memory as its own, and the core copies nothing. */
+  uint32_t host_memory;
 
   /* 64-byte aligned memory of the device. */
   heddle_status (*allocate)(void* self, uint64_t bytes, void** memory, heddle_error* error);
   void (*release)(void* self, void* memory, uint64_t bytes);
-  /* Between any two of: the device's memory, the host's. */
+  /* Between any two of: the device's memory, the host's. After everything started before it; on return `source` may
+   * be overwritten, and a target in the host's memory is filled. */
   heddle_status (*copy)(void* self, void* target, const void* source, uint64_t bytes, heddle_error* error);
 
   /* Between begin and end the number of threads (regions of scratch) stays the same. */
   uint32_t (*begin)(void* self);
   void (*end)(void* self);
 
+  /* Where the memory is not the host's, the core has had the CPU's kernel check the instruction before. */
   heddle_status (*compile)(void* self, const heddle_instruction* instruction, heddle_kernel* kernel,
                            heddle_error* error);
   void (*destroy)(void* self, heddle_kernel* kernel);

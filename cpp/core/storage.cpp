@@ -123,13 +123,21 @@ std::shared_ptr<Storage> Storage::adopted(std::span<std::byte> bytes, std::funct
   return storage;
 }
 
+std::shared_ptr<Storage> Storage::of_device(std::shared_ptr<DeviceMemory> memory) {
+  std::shared_ptr<Storage> storage(new Storage(Kind::kOwned, memory->size()));
+  storage->device_ = std::move(memory);
+  storage->host_stale_ = true;
+  return storage;
+}
+
 Storage::~Storage() {
   if (release_) release_();
 }
 
 size_t Storage::resident() const noexcept {
   const std::lock_guard lock(mutex_);
-  return buffer_.size() + adopted_.size();
+  const size_t host = buffer_.size() + adopted_.size();
+  return host == 0 && host_stale_ ? size_ : host;
 }
 
 const std::byte* Storage::data() {
@@ -138,6 +146,7 @@ const std::byte* Storage::data() {
 }
 
 const std::byte* Storage::load() {
+  if (host_stale_) fetch();
   if (kind_ == Kind::kView) return view_.data();
   if (adopted_.data() != nullptr) return adopted_.data();
   if (kind_ == Kind::kDecoded && buffer_.size() != size_) {
@@ -146,6 +155,34 @@ const std::byte* Storage::load() {
     buffer_ = std::move(fresh);
   }
   return buffer_.data();
+}
+
+/// Only what a program may write is ever changed on a device, so it is of kind kOwned.
+void Storage::fetch() {
+  if (adopted_.data() == nullptr && buffer_.size() != size_) buffer_ = AlignedBuffer(size_);
+  device_->read(adopted_.data() != nullptr ? adopted_.data() : buffer_.data());
+  host_stale_ = false;
+}
+
+std::shared_ptr<DeviceMemory> Storage::on_device(const heddle_backend& backend) {
+  const std::lock_guard lock(mutex_);
+  if (device_ && &device_->backend() == &backend) return device_;
+  const bool decodes = kind_ == Kind::kDecoded && buffer_.size() != size_;
+  const std::byte* const bytes = load();
+  auto memory = std::make_shared<DeviceMemory>(backend, size_);
+  memory->fill(bytes);
+  device_ = std::move(memory);
+  if (decodes && pins_ == 0) buffer_ = AlignedBuffer();
+  if (kind_ == Kind::kView && pins_ == 0) drop_file_pages(view_);
+  return device_;
+}
+
+void Storage::changed_on_device() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (device_) host_stale_ = true;
+  }
+  invalidate_derived();
 }
 
 void Storage::read(size_t begin, std::span<std::byte> out) {
@@ -162,6 +199,9 @@ void Storage::read(size_t begin, std::span<std::byte> out) {
 std::byte* Storage::mutable_data() {
   if (!writable()) throw Error(ErrorCode::kArgument, "tensor", "a writable tensor", "a read-only view of a file");
   invalidate_derived();
+  const std::lock_guard lock(mutex_);
+  if (host_stale_) fetch();
+  device_ = nullptr;
   return adopted_.data() != nullptr ? adopted_.data() : buffer_.data();
 }
 

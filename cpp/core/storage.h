@@ -1,5 +1,7 @@
 // Native memory behind a tensor. Three kinds: owned; a view into a kept-alive mapping; and file-backed with a
 // decoder, materialised on demand and evictable, so that a frozen weight which a matmul has packed is not held twice.
+// Beside the host's bytes there may be a copy in the memory of a device: each is made from the other when it is asked
+// for and not up to date.
 #pragma once
 
 #include <atomic>
@@ -12,6 +14,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+
+#include "core/device_memory.h"
 
 namespace heddle {
 
@@ -76,6 +80,8 @@ class Storage {
                                           std::shared_ptr<const EncodedRows> rows = nullptr);
   /// Writable bytes that a backend allocated; `release` gives them back.
   static std::shared_ptr<Storage> adopted(std::span<std::byte> bytes, std::function<void()> release);
+  /// Writable bytes that so far are a device's alone.
+  static std::shared_ptr<Storage> of_device(std::shared_ptr<DeviceMemory> memory);
 
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -85,15 +91,22 @@ class Storage {
   bool writable() const noexcept { return kind_ == Kind::kOwned; }
   /// Null unless the contents are decoded from rows of blocks.
   const EncodedRows* encoded_rows() const noexcept { return rows_.get(); }
-  /// Bytes held in anonymous memory right now (reported to V8 as external memory).
+  /// Bytes held in anonymous memory right now, or by a device alone (reported to V8 as external memory).
   size_t resident() const noexcept;
 
-  /// The elements. Materialises a decoded storage (thread-safe). The pointer stays valid while a Pin is held.
+  /// The elements. Materialises a decoded storage, or what a device has changed (thread-safe). The pointer stays valid
+  /// while a Pin is held.
   const std::byte* data();
   /// Copies bytes from `begin` on; what is not in memory is decoded for this alone, from where a Decoder can begin.
   void read(size_t begin, std::span<std::byte> out);
-  /// Throws kArgument unless writable().
+  /// Throws kArgument unless writable(). A copy on a device is then out of date.
   std::byte* mutable_data();
+
+  /// The elements in the memory of a backend that has its own; copied there if they are not. It is kept for the next
+  /// program, while the host lets go of what it has only decoded for the copy.
+  std::shared_ptr<DeviceMemory> on_device(const heddle_backend& backend);
+  /// What on_device() gave has been written: the host's bytes are out of date.
+  void changed_on_device();
 
   /// Keeps the bytes from being evicted (program buffers bound to this storage hold one).
   class Pin {
@@ -125,6 +138,7 @@ class Storage {
   enum class Kind { kOwned, kView, kDecoded };
   Storage(Kind kind, size_t size) : kind_(kind), size_(size) {}
   const std::byte* load();
+  void fetch();
 
   Kind kind_;
   size_t size_;
@@ -136,6 +150,9 @@ class Storage {
   std::shared_ptr<const EncodedRows> rows_;
   std::span<std::byte> adopted_;
   std::function<void()> release_;
+  /// Up to date whenever it is there.
+  std::shared_ptr<DeviceMemory> device_;
+  bool host_stale_ = false;
   std::atomic<uint64_t> version_{0};
   std::map<std::string, std::shared_ptr<void>> derived_;
   mutable std::mutex mutex_;

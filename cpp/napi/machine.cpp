@@ -6,6 +6,7 @@
 #include "core/status.h"
 #include "core/tile_pool.h"
 #include "napi/classes.h"
+#include "program/kernel.h"
 
 #if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
@@ -52,6 +53,9 @@ Napi::Value cpu_info(const Napi::CallbackInfo& info) {
     Napi::Object object = Napi::Object::New(info.Env());
     object.Set("isa", best_isa());
     object.Set("hasBf16", has_bf16());
+    Napi::Array operators = Napi::Array::New(info.Env());
+    for (const auto& [name, compile] : cpu_kernels()) operators.Set(operators.Length(), name);
+    object.Set("operators", operators);
     object.Set("cores", static_cast<double>(std::max(1U, std::thread::hardware_concurrency())));
     return object;
   });

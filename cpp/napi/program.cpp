@@ -2,7 +2,7 @@
 
 #include "core/status.h"
 #include "napi/classes.h"
-#include "program/cpu_backend.h"
+#include "program/backends.h"
 #include "program/executor.h"
 
 namespace heddle {
@@ -128,13 +128,22 @@ Napi::Value compile(const Napi::CallbackInfo& info) {
     const auto bytes = bytes_argument(info[0], "instruction list");
     // Copied: JavaScript may change its array while the list is decoded elsewhere.
     const auto work = [list = std::vector<std::byte>(bytes.begin(), bytes.end()),
-                       bound = tensor_list_argument(info[1], "bound tensor"), closing = addon.closing()] {
-      return std::make_shared<Program>(cpu_backend(), list, bound, closing);
-    };
+                       bound = tensor_list_argument(info[1], "bound tensor"),
+                       backend = &backend_named(info[2].IsUndefined() ? "cpu" : string_argument(info[2], "device")),
+                       closing = addon.closing()] { return std::make_shared<Program>(*backend, list, bound, closing); };
     return addon.async(info.Env(), work, [](Napi::Env env, std::shared_ptr<Program> program) -> Napi::Value {
       Addon::of(env).constructing = &program;
       return Addon::of(env).program_class.New({});
     });
+  });
+}
+
+/// Takes the External that a backend's addon exports.
+Napi::Value add_backend_of(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    if (!info[0].IsExternal()) reject_argument("backend", "the table of a backend", info[0]);
+    add_backend(*info[0].As<Napi::External<heddle_backend>>().Data());
+    return info.Env().Undefined();
   });
 }
 
@@ -146,6 +155,7 @@ void define_program(Napi::Env env, Addon& addon, Napi::Object exports) {
   exports.Set("NativeProgram", addon.program_class.Value());
   exports.Set("NativeAbort", addon.abort_class.Value());
   exports.Set("compile", Napi::Function::New<compile>(env, "compile"));
+  exports.Set("addBackend", Napi::Function::New<add_backend_of>(env, "addBackend"));
 }
 
 }  // namespace heddle

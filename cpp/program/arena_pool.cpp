@@ -3,8 +3,8 @@
 #include <mutex>
 #include <utility>
 
+#include "core/backend_status.h"
 #include "core/resting_memory.h"
-#include "program/cpu_backend.h"
 
 namespace heddle {
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/abort.h"
+#include "core/backend_status.h"
 #include "core/resting_memory.h"
 #include "program/arena_pool.h"
 #include "program/cpu_backend.h"
@@ -85,6 +86,19 @@ class Session {
   size_t threads_;
 };
 
+/// The checks of operands and attributes are the CPU's kernels', for every backend: what they accept, others may rely
+/// on. Nothing is packed for it.
+void check_by_cpu(heddle_instruction instruction) {
+  std::vector<heddle_operand> inputs(instruction.inputs, instruction.inputs + instruction.input_count);
+  for (heddle_operand& input : inputs) input.frozen = nullptr;
+  instruction.inputs = inputs.data();
+  const heddle_backend& cpu = cpu_backend();
+  heddle_kernel kernel{};
+  heddle_error error;
+  check_status(cpu.compile(cpu.self, &instruction, &kernel, &error), error);
+  cpu.destroy(cpu.self, &kernel);
+}
+
 std::string describe(DType dtype, const Shape& shape) { return std::string(dtype_name(dtype)) + " " + shape.str(); }
 
 }  // namespace
@@ -135,9 +149,11 @@ struct Program::Consumed {
   uint64_t version;
 };
 
-/// Where each root's memory is during one run.
+/// Where each root's memory is during one run, and what keeps it there.
 struct Program::Addresses {
   std::vector<std::byte*> data;
+  std::vector<Storage::Pin> pins;
+  std::vector<std::shared_ptr<DeviceMemory>> device;
 
   std::byte* at(uint32_t root) const noexcept { return root == kAbsent ? nullptr : data[root]; }
 };
@@ -265,8 +281,11 @@ void Program::compile_step(uint32_t index) {
   attributes.reserve(held.size());
   for (const CAttribute& attribute : held) attributes.push_back(attribute.attribute);
 
-  step.kernel = Kernel(backend_, {c_string(instruction.op), inputs.data(), outputs.data(), attributes.data(),
-                                  inputs.size(), outputs.size(), attributes.size()});
+  const heddle_instruction compiled{c_string(instruction.op), inputs.data(), outputs.data(),
+                                    attributes.data(),        inputs.size(), outputs.size(),
+                                    attributes.size()};
+  if (backend_.host_memory == 0) check_by_cpu(compiled);
+  step.kernel = Kernel(backend_, compiled);
   step.inputs.clear();
   step.outputs.clear();
   for (const heddle_operand& operand : inputs) step.inputs.push_back(operand.buffer);
@@ -334,12 +353,15 @@ void Program::plan() {
 }
 
 void Program::pin_bound() {
-  bound_data_.assign(list_.buffers.size(), nullptr);
+  dense_.assign(list_.buffers.size(), false);
   for (uint32_t root = 0; root < list_.buffers.size(); ++root) {
     if (list_.buffers[root].kind != BufferKind::kBound || list_.buffers[root].root != root) continue;
     if (!read_dense_[root] && !list_.written[root]) continue;
-    pins_.emplace_back(storage(root));
-    bound_data_[root] = pins_.back().data();
+    dense_[root] = true;
+    if (backend_.host_memory != 0)
+      pins_.emplace_back(storage(root));
+    else
+      storage(root)->on_device(backend_);
   }
 }
 
@@ -356,32 +378,20 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, const Aborted& 
   check_inputs(inputs);
   recompile_stale();
 
-  std::vector<Storage::Pin> pins;
-  for (const Tensor& input : inputs) pins.emplace_back(input.storage);
+  Addresses addresses;
   std::vector<Tensor> outputs = allocate_outputs();
   const size_t scratch = scratch_bytes(session.threads());
   const Arena arena(backend_, checked_add(plan_.bytes, scratch, "program"));
-
-  Addresses addresses{std::vector<std::byte*>(list_.buffers.size(), nullptr)};
-  for (uint32_t root = 0; root < list_.buffers.size(); ++root) {
-    const BufferDeclaration& buffer = list_.buffers[root];
-    if (buffer.root != root) continue;
-    switch (buffer.kind) {
-      case BufferKind::kTemp: addresses.data[root] = arena.data() + offsets_[root]; break;
-      // Read only: the decoder refuses instructions that write an input.
-      case BufferKind::kInput: addresses.data[root] = const_cast<std::byte*>(pins[buffer.index].data()); break;
-      case BufferKind::kOutput: addresses.data[root] = outputs[buffer.index].storage->mutable_data(); break;
-      case BufferKind::kBound:
-        addresses.data[root] =
-            list_.written[root] ? storage(root)->mutable_data() : const_cast<std::byte*>(bound_data_[root]);
-        break;
-      case BufferKind::kAlias: break;
-    }
-  }
+  place_buffers(addresses, inputs, outputs, arena.data());
 
   const auto mark_state_changed = [&] {
-    for (uint32_t root = 0; root < list_.buffers.size(); ++root)
-      if (list_.buffers[root].kind == BufferKind::kBound && list_.written[root]) storage(root)->invalidate_derived();
+    for (uint32_t root = 0; root < list_.buffers.size(); ++root) {
+      if (list_.buffers[root].kind != BufferKind::kBound || !list_.written[root]) continue;
+      if (backend_.host_memory != 0)
+        storage(root)->invalidate_derived();
+      else
+        storage(root)->changed_on_device();
+    }
   };
   try {
     execute(addresses, arena.data() + plan_.bytes, aborted);
@@ -393,6 +403,32 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, const Aborted& 
   return outputs;
 }
 
+void Program::place_buffers(Addresses& addresses, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
+                            std::byte* arena) const {
+  addresses.data.assign(list_.buffers.size(), nullptr);
+  for (uint32_t root = 0; root < list_.buffers.size(); ++root) {
+    const BufferDeclaration& buffer = list_.buffers[root];
+    if (buffer.root != root) continue;
+    std::byte*& address = addresses.data[root];
+    switch (buffer.kind) {
+      case BufferKind::kTemp: address = arena + offsets_[root]; break;
+      case BufferKind::kInput: address = address_of(addresses, inputs[buffer.index].storage, false); break;
+      case BufferKind::kOutput: address = address_of(addresses, outputs[buffer.index].storage, true); break;
+      case BufferKind::kBound:
+        if (dense_[root]) address = address_of(addresses, storage(root), list_.written[root]);
+        break;
+      case BufferKind::kAlias: break;
+    }
+  }
+}
+
+/// What is only read is never written through the pointer: the decoder refuses instructions that would.
+std::byte* Program::address_of(Addresses& addresses, const std::shared_ptr<Storage>& storage, bool written) const {
+  if (backend_.host_memory == 0) return addresses.device.emplace_back(storage->on_device(backend_))->data();
+  if (written) return storage->mutable_data();
+  return const_cast<std::byte*>(addresses.pins.emplace_back(storage).data());
+}
+
 /// A weight that another program updates was packed as it was then: pack it again.
 void Program::recompile_stale() {
   std::set<uint32_t> stale;
@@ -401,7 +437,7 @@ void Program::recompile_stale() {
   for (const uint32_t index : stale) {
     compile_step(index);
     for (const uint32_t root : steps_[index].inputs)
-      if (root != kAbsent && frozen(root) && bound_data_[root] == nullptr && list_.buffers[root].bytes != 0)
+      if (root != kAbsent && frozen(root) && !dense_[root] && list_.buffers[root].bytes != 0)
         throw Error(ErrorCode::kInternal, list_.instructions[index].op, "the same inputs packed as before", "fewer");
   }
 }
@@ -428,6 +464,11 @@ std::vector<Tensor> Program::allocate_outputs() const {
   outputs.reserve(list_.outputs.size());
   for (const uint32_t id : list_.outputs) {
     const BufferDeclaration& buffer = list_.buffers[id];
+    if (backend_.host_memory == 0) {
+      auto memory = std::make_shared<DeviceMemory>(backend_, buffer.bytes);
+      outputs.push_back({buffer.dtype, buffer.shape, Storage::of_device(std::move(memory))});
+      continue;
+    }
     const RestingMemory::Block block{&backend_, allocate_result(backend_, buffer.bytes), buffer.bytes, release_result};
     outputs.push_back({buffer.dtype, buffer.shape,
                        Storage::adopted({block.data, block.size}, [block] { RestingMemory::shared().give(block); })});

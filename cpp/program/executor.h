@@ -59,6 +59,9 @@ class Program {
   void recompile_stale();
   void check_inputs(std::span<const Tensor> inputs) const;
   std::vector<Tensor> allocate_outputs() const;
+  void place_buffers(Addresses& addresses, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
+                     std::byte* arena) const;
+  std::byte* address_of(Addresses& addresses, const std::shared_ptr<Storage>& storage, bool written) const;
   size_t scratch_bytes(size_t threads) const;
   void execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted);
   bool frozen(uint32_t root) const;
@@ -74,8 +77,8 @@ class Program {
   std::vector<Storage::Pin> pins_;
   /// By root: its place in the arena.
   std::vector<size_t> offsets_;
-  /// By root: the pinned contents of a bound buffer.
-  std::vector<const std::byte*> bound_data_;
+  /// By root: bound buffers whose contents are passed to kernels as they are.
+  std::vector<bool> dense_;
   MemoryPlan plan_;
   size_t peak_bytes_ = 0;
 

@@ -1,6 +1,6 @@
 /** From a finished trace to a native program: passes, the choice of what to recompute, lowering. */
 import { HeddleError } from '../errors.js'
-import { addon, type NativeProgram } from '../native.js'
+import { addon, type Device, type NativeProgram } from '../native.js'
 import { encode } from './encode.js'
 import { type Graph, graphOf } from './graph.js'
 import { liveBytes, lower } from './lower.js'
@@ -53,12 +53,13 @@ export interface CompiledGraph {
 export interface CompileOptions {
   readonly recompute: boolean | RecomputePolicy
   readonly activations: 'f32' | 'bf16'
+  readonly device: Device
 }
 
 export async function compileTrace(
   trace: Trace,
   outputs: readonly Sym[],
-  { recompute, activations }: CompileOptions,
+  { recompute, activations, device }: CompileOptions,
 ): Promise<CompiledGraph> {
   let graph = await graphOf(trace, outputs)
   await removeDeadCode(graph)
@@ -76,9 +77,9 @@ export async function compileTrace(
   const policy = typeof recompute === 'object' ? recompute : {}
   const patterns = policy.scopes === undefined ? [] : [policy.scopes].flat()
   const scopeOf = policy.scopes === undefined ? blockOf : scopeFinder(patterns as readonly ScopePattern[])
-  if (policy.memoryBytes !== undefined) return withinBudget(graph, scopeOf, policy.memoryBytes)
+  if (policy.memoryBytes !== undefined) return withinBudget(graph, scopeOf, policy.memoryBytes, device)
   const scopes = policy.scopes === undefined ? [] : (await scopeCosts(graph, scopeOf)).map(({ scope }) => scope)
-  return compileGraph(await variantOf(graph, scopeOf, scopes))
+  return compileGraph(await variantOf(graph, scopeOf, scopes), device)
 }
 
 /** What was traced within `recomputed`, at any depth, is recomputed whatever the policy. */
@@ -106,21 +107,22 @@ async function variantOf(graph: Graph, scopeOf: ScopeOf, recomputed: readonly st
   return { graph: changed, recomputed, flops: total, recomputedFlops: total - flops }
 }
 
-async function compileGraph({ graph, ...rest }: Variant): Promise<CompiledGraph> {
+async function compileGraph({ graph, ...rest }: Variant, device: Device): Promise<CompiledGraph> {
   const { list, bound } = await lower(graph)
   const native = await addon.compile(
     await encode(list),
     bound.map((tensor) => tensor.native),
+    device,
   )
   return { native, instructions: list.instructions.length, ...rest }
 }
 
 /** Beside the temporaries, whose sum is known here, a run takes scratch memory, which the kernels know. */
-async function withinBudget(graph: Graph, scopeOf: ScopeOf, budget: number): Promise<CompiledGraph> {
+async function withinBudget(graph: Graph, scopeOf: ScopeOf, budget: number, device: Device): Promise<CompiledGraph> {
   let besides = 0
   for (;;) {
     const { variant, live } = await leanest(graph, scopeOf, budget - besides)
-    const compiled = await compileGraph(variant)
+    const compiled = await compileGraph(variant, device)
     const { peakBytes } = compiled.native
     if (peakBytes <= budget) return compiled
     compiled.native.dispose()

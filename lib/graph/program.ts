@@ -1,8 +1,9 @@
 /** `program(fn)`: traces a function once per input type, compiles it, and runs it natively off the event loop. */
 import { HeddleError, throwIfAborted } from '../errors.js'
-import { NativeAbort } from '../native.js'
+import { type Device, NativeAbort } from '../native.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type CompiledGraph, type CompileOptions, compileTrace, type RecomputePolicy } from './compile.js'
+import { checkedDevice, currentDevice } from './device.js'
 import { typeText } from './operator.js'
 import { turn } from './pause.js'
 import { Sym, Trace } from './sym.js'
@@ -65,6 +66,11 @@ export interface ProgramOptions {
    * half the memory.
    */
   readonly activations?: 'f32' | 'bf16'
+  /**
+   * Where it runs; default: what {@link setDevice} says. Tensors are copied to the device when they are first needed there
+   * and back when they are read; results and what programs update stay there in between.
+   */
+  readonly device?: Device
 }
 
 interface Compiled extends CompiledGraph {
@@ -84,10 +90,12 @@ interface Entry {
  * Makes an asynchronous function of tensors out of a function of symbolic values. `fn` is traced once for each
  * distinct combination of input shapes and dtypes; it may be async, so that tracing a large model can let the event
  * loop turn.
- * @throws HeddleError of the operator that was misused, when first called with inputs of a new type
+ * @throws HeddleError of the operator that was misused, when first called with inputs of a new type; ERR_HEDDLE_DEVICE,
+ * then as well, where the device is missing or has no kernel for an operator
  */
 export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: ProgramOptions = {}): Program<O> {
   const { cacheSize = 8, recompute = true, activations = 'f32' } = options
+  const device = checkedDevice(options.device ?? currentDevice(), 'program.device')
   const cache = new Map<string, Entry>()
   const used = new Set<Compiled>()
 
@@ -100,7 +108,7 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
   const entryFor = (inputs: readonly Tensor[]): Entry => {
     const key = inputs.map(checkedTypeText).join('|')
     const entry = cache.get(key) ?? {
-      compiled: compile(fn, inputs, { recompute, activations }),
+      compiled: compile(fn, inputs, { recompute, activations, device }),
       users: 0,
       dropped: false,
     }

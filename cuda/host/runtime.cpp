@@ -1,0 +1,158 @@
+// The runtime's part of cuda_runtime.h: memory of the device is memory of the host, and everything has ended when it
+// returns.
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "cuda_runtime.h"
+
+namespace {
+
+struct Runtime {
+  std::mutex mutex;
+  std::map<void*, size_t> blocks;
+  bool fail_memory = false;
+  bool fail_launch = false;
+  bool fault_pending = false;
+  /// As a context that a kernel has broken: every call says so.
+  cudaError_t sticky = cudaSuccess;
+};
+
+Runtime& runtime() {
+  static Runtime kRuntime;
+  return kRuntime;
+}
+
+thread_local cudaError_t last_error = cudaSuccess;
+
+cudaError_t result(cudaError_t error) {
+  if (error == cudaSuccess) error = runtime().sticky;
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+cudaError_t after_work() {
+  if (std::exchange(runtime().fault_pending, false)) runtime().sticky = cudaErrorIllegalAddress;
+  return result(cudaSuccess);
+}
+
+// Handles that are never looked into.
+int stream_object, event_object, pool_object;
+constexpr std::align_val_t kAlignment{256};
+
+cudaError_t allocate(void** memory, size_t bytes) {
+  const std::lock_guard lock(runtime().mutex);
+  if (std::exchange(runtime().fail_memory, false)) return result(cudaErrorMemoryAllocation);
+  void* const block = ::operator new(std::max<size_t>(bytes, 1), kAlignment, std::nothrow);
+  if (block == nullptr) return result(cudaErrorMemoryAllocation);
+  // NaN in every floating type: what is read before it is written shows.
+  std::memset(block, 0xff, bytes);
+  runtime().blocks[block] = bytes;
+  *memory = block;
+  return result(cudaSuccess);
+}
+
+cudaError_t release(void* memory) {
+  const std::lock_guard lock(runtime().mutex);
+  if (memory != nullptr && runtime().blocks.erase(memory) == 0) return result(cudaErrorInvalidValue);
+  ::operator delete(memory, kAlignment);
+  return result(cudaSuccess);
+}
+
+}  // namespace
+
+namespace heddle::cuda::host {
+
+void inject(const std::string& kind) {
+  if (kind == "memory") runtime().fail_memory = true;
+  if (kind == "launch") runtime().fail_launch = true;
+  if (kind == "fault") runtime().fault_pending = true;
+}
+
+bool launch_allowed() {
+  if (runtime().sticky != cudaSuccess) return result(cudaSuccess) == cudaSuccess;
+  if (!std::exchange(runtime().fail_launch, false)) return true;
+  last_error = cudaErrorLaunchOutOfResources;
+  return false;
+}
+
+}  // namespace heddle::cuda::host
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
+    default: return "cudaError";
+  }
+}
+
+const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = std::exchange(last_error, cudaSuccess);
+  return runtime().sticky != cudaSuccess ? runtime().sticky : error;
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return result(cudaSuccess);
+}
+cudaError_t cudaSetDevice(int device) { return result(device == 0 ? cudaSuccess : cudaErrorInvalidValue); }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  *properties = {.name = "emulated on the processor", .totalGlobalMem = size_t{8} << 30};
+  return result(cudaSuccess);
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : attribute == cudaDevAttrMemoryPoolsSupported ? 1 : 0;
+  return result(cudaSuccess);
+}
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+  *pool = reinterpret_cast<cudaMemPool_t>(&pool_object);
+  return result(cudaSuccess);
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return result(cudaSuccess); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = reinterpret_cast<cudaStream_t>(&stream_object);
+  return result(cudaSuccess);
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return after_work(); }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = reinterpret_cast<cudaEvent_t>(&event_object);
+  return result(cudaSuccess);
+}
+cudaError_t cudaEventDestroy(cudaEvent_t) { return result(cudaSuccess); }
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return result(cudaSuccess); }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return after_work(); }
+cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) { return allocate(memory, bytes); }
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t) { return release(memory); }
+cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (bytes != 0) std::memmove(target, source, bytes);
+  return result(cudaSuccess);
+}
+cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
+  if (bytes != 0) std::memset(target, value, bytes);
+  return result(cudaSuccess);
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
+  const std::lock_guard lock(runtime().mutex);
+  const auto after = runtime().blocks.upper_bound(const_cast<void*>(memory));
+  attributes->type = cudaMemoryTypeUnregistered;
+  if (after != runtime().blocks.begin()) {
+    const auto& [block, size] = *std::prev(after);
+    if (static_cast<const std::byte*>(memory) < static_cast<const std::byte*>(block) + size)
+      attributes->type = cudaMemoryTypeDevice;
+  }
+  return result(cudaSuccess);
+}
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) { return allocate(memory, bytes); }
+cudaError_t cudaFreeHost(void* memory) { return release(memory); }
+cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
+  *device = host;
+  return result(cudaSuccess);
+}

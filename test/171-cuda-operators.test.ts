@@ -1,0 +1,120 @@
+// Which operators run on CUDA devices. A new operator gets a CUDA kernel, or a line here that says why it has none.
+import './support/cuda_host.js'
+import test from 'ava'
+import { addon } from '../lib/native.js'
+import { difference, numbersOf, prepare, randomOf, results } from './support/both_devices.js'
+import { kernels } from './support/kernel_calls.js'
+
+/** To be written (issue 8); compiling a program with one of them for `cuda` is refused. */
+const missing: readonly string[] = [
+  'arange',
+  'attention',
+  'attention_cached',
+  'attention_vjp',
+  'block_diagonal',
+  'block_diagonal_vjp',
+  'broadcast_to',
+  'cache_update',
+  'cholesky',
+  'concat',
+  'conv2d',
+  'conv2d_input_vjp',
+  'conv2d_weight_vjp',
+  'copy',
+  'cumsum',
+  'eigh',
+  'flip',
+  'gather',
+  'gather_last',
+  'gather_rows',
+  'grouped_low_rank',
+  'kronecker',
+  'kronecker_vjp',
+  'layer_norm',
+  'layer_norm_vjp',
+  'linear_assignment',
+  'linear_cross_entropy',
+  'linear_cross_entropy_vjp',
+  'linear_scan',
+  'log_sum_exp',
+  'logcumsumexp',
+  'low_rank_matmul',
+  'lu',
+  'matmul',
+  'max_pool2d',
+  'monarch',
+  'monarch_vjp',
+  'paged_attention',
+  'paged_cache_update',
+  'qr',
+  'qr_pivoted',
+  'random_normal',
+  'random_uniform',
+  'resample',
+  'rms_norm',
+  'rms_norm_vjp',
+  'rope',
+  'rope_table',
+  'sample_token',
+  'scatter_add',
+  'scatter_add_rows',
+  'scatter_last',
+  'sddmm',
+  'segment_max',
+  'slice',
+  'slice_vjp',
+  'softmax',
+  'softmax_vjp',
+  'solve',
+  'solve_triangular',
+  'sort',
+  'sparse_add',
+  'sparse_gather',
+  'spmm',
+  'svd',
+  'top_k',
+  'walsh_hadamard',
+  'transpose',
+]
+
+test('every operator has a CUDA kernel, or is known to have none', (t) => {
+  const without = addon.cpuInfo().operators.filter((op) => !addon.cudaInfo().operators.includes(op))
+  t.deepEqual(without, [...missing].sort())
+})
+
+test('every operator has calls to compare its kernels by', (t) => {
+  t.deepEqual(
+    addon.cpuInfo().operators.filter((op) => kernels[op] === undefined),
+    [],
+  )
+})
+
+const [unwritten] = missing
+
+if (unwritten !== undefined)
+  test('an operator without a CUDA kernel is refused by name', async (t) => {
+    const random = randomOf('refused')
+    const prepared = prepare(unwritten, kernels[unwritten]!(random), random)
+    await t.throwsAsync(results(prepared, 'cuda'), {
+      code: 'ERR_HEDDLE_DEVICE',
+      message: new RegExp(`^${unwritten}: expected an operator that CUDA devices have a kernel for`),
+    })
+  })
+
+test('the comparison notices a wrong element, a wrong sign of zero excepted', async (t) => {
+  const sums = {
+    op: 'reduce_sum',
+    call: {
+      inputs: [{ dtype: 'f32', shape: [3, 4] }],
+      outputs: [{ dtype: 'f32', shape: [3] }],
+      attributes: [['axes', [1]]],
+    },
+  } as const
+  const call = { inputs: [...sums.call.inputs], outputs: [...sums.call.outputs], attributes: [...sums.call.attributes] }
+  const [sum] = await results(prepare(sums.op, call, randomOf('sum')), 'cuda')
+  const [largest] = await results(prepare('reduce_max', call, randomOf('sum')), 'cuda')
+  const [a, b] = [await numbersOf(sum!), await numbersOf(largest!)]
+  t.is(difference('f32', a, [...a], 0), undefined)
+  t.regex(difference('f32', a, b, 1e-5)!, /^element 0 is/)
+  t.is(difference('f32', [0], [-0], 0), undefined)
+})
