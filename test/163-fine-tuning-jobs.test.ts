@@ -1,6 +1,7 @@
 // Fine-tuning over HTTP as the official client does it: upload, job, events, and a chat with the result.
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setImmediate as turn } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 import type OpenAI from 'openai'
@@ -10,6 +11,7 @@ import { loadDriver } from '../lib/serve/jobs/database.js'
 import { type ServerOptions, startServer } from '../lib/serve/server.js'
 import { tinyChatFolder } from './support/chat_model.js'
 import { jobTranscripts } from './support/job_transcripts.js'
+import { RawClient } from './support/raw_client.js'
 import { clientOf, serveTiny } from './support/serve.js'
 import { serveProcess } from './support/serve_process.js'
 import { temporaryFolder } from './support/temporary_folder.js'
@@ -57,9 +59,13 @@ const create = (client: OpenAI, job: Partial<Job> & Pick<Job, 'training_file'>):
   client.fineTuning.jobs.create({ model: 'tiny', seed: 7, ...job } as Job)
 
 /** Its events as they come, until it is over. */
-async function* live(client: OpenAI, id: string): AsyncGenerator<OpenAI.FineTuning.FineTuningJobEvent, void, void> {
+async function* live(
+  client: OpenAI,
+  id: string,
+  query = {},
+): AsyncGenerator<OpenAI.FineTuning.FineTuningJobEvent, void, void> {
   yield* await client.get<AsyncIterable<OpenAI.FineTuning.FineTuningJobEvent>>(`/fine_tuning/jobs/${id}/events`, {
-    query: { stream: true },
+    query: { stream: true, ...query },
     stream: true,
   } as never)
 }
@@ -107,6 +113,29 @@ test('files that are too large, empty, of another kind or for another purpose le
   t.is((await readdir(join(data, 'files'))).length, 1)
 })
 
+test('files that come at the same time do not get more room than there is', async (t) => {
+  const { client, data } = await serve(t, { uploads: { totalBytes: 10_000 } })
+  const several = Array.from({ length: 6 }, () => upload(client, 'x'.repeat(4000)))
+  const outcomes = await Promise.allSettled(several)
+  const kept = outcomes.filter(({ status }) => status === 'fulfilled').length
+  t.true(kept <= 2, `${kept}`)
+  t.is((await readdir(join(data, 'files'))).length, kept)
+  await upload(client, 'x'.repeat(10_000 - 4000 * kept))
+})
+
+test('a client that hangs up in the middle of a file leaves nothing of it', async (t) => {
+  const { client, data } = await serve(t)
+  const raw = await RawClient.connect(client.baseURL)
+  const head = '--b\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+  await raw.send(`POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n`)
+  await raw.send(`content-type: multipart/form-data; boundary=b\r\n\r\n${head}${'x'.repeat(1000)}`)
+  const names = (): Promise<string[]> => readdir(join(data, 'files'))
+  while ((await names()).length === 0) await turn()
+  raw.socket.destroy()
+  while ((await names()).length > 0) await turn()
+  t.deepEqual((await client.files.list()).data, [])
+})
+
 test('an id is looked up, never followed', async (t) => {
   const { client } = await serve(t)
   for (const id of ['../../etc/passwd', '..', '.', 'file-%2e%2e', '\u0000'].map(encodeURIComponent))
@@ -124,6 +153,7 @@ test('files and jobs are listed in pages', async (t) => {
   t.deepEqual(await listed({ limit: 2 }), files.toReversed())
   t.deepEqual(await listed({ limit: 1, order: 'asc' }), files)
   t.deepEqual(await listed({ purpose: 'batch' }), [])
+  await refused(t, client.files.list({ after: 'file-none', order: 'asc' }), 400, /Invalid 'after'/)
   const jobs: string[] = []
   for (let i = 0; i < 3; i += 1) jobs.push((await create(client, { training_file: files[0]! })).id)
   const first = await client.fineTuning.jobs.list({ limit: 2 })
@@ -249,6 +279,10 @@ test('the list of events has pages, newest first', async (t) => {
   for await (const event of client.fineTuning.jobs.listEvents(id, { limit: 2 })) listed.push(event.id)
   t.deepEqual(listed, streamed.toReversed())
   t.is(listed.length, 7)
+  const rest: string[] = []
+  for await (const event of live(client, id, { after: streamed[4] })) rest.push(event.id)
+  t.deepEqual(rest, streamed.slice(5))
+  await refused(t, client.fineTuning.jobs.listEvents(id, { after: 'ftevent-none' }), 400, /Invalid 'after'/)
 })
 
 test('jobs run one at a time in their order; a cancelled one ends at once and leaves nothing', async (t) => {

@@ -27,6 +27,7 @@ export interface RunnerParts {
   readonly log: FastifyBaseLogger
 }
 
+/** Takes job after job from the store, as long as there are any. */
 export class JobRunner {
   readonly #parts: RunnerParts
   /** What trains now. */

@@ -1,5 +1,6 @@
 /** What is known about uploads and jobs; every change is told to those who watch. */
 import { EventEmitter, once } from 'node:events'
+import { HeddleError } from '../../errors.js'
 import { newId, seconds } from '../openai/route.js'
 import type { Connection } from './database.js'
 import type { JobSettings } from './settings.js'
@@ -7,7 +8,6 @@ import type { StepReport } from './worker_messages.js'
 
 /** An uploaded file, as OpenAI's API spells it. */
 export interface UploadRow {
-  readonly seq: number
   readonly id: string
   /** As the client calls it; never a path. */
   readonly filename: string
@@ -28,7 +28,6 @@ export interface JobError {
 
 /** A job. */
 export interface Job {
-  readonly seq: number
   readonly id: string
   readonly model: string
   readonly status: JobStatus
@@ -41,7 +40,6 @@ export interface Job {
 
 /** Something that happened to a job. */
 export interface JobEvent {
-  readonly seq: number
   readonly id: string
   readonly created_at: number
   readonly level: 'info' | 'warn' | 'error'
@@ -65,8 +63,10 @@ export interface Page<T> {
 
 type Row = Readonly<Record<string, string | number | null>>
 
+/** Whether nothing more will happen to a job. */
 export const isOver = ({ status }: Job): boolean => status !== 'queued' && status !== 'running'
 
+/** The tables. What is written is there for the next server, however this one ends. */
 export class JobStore {
   readonly #db: Connection
   readonly #changes = new EventEmitter().setMaxListeners(0)
@@ -84,7 +84,7 @@ export class JobStore {
     await once(this.#changes, id, { signal })
   }
 
-  addUpload(upload: Omit<UploadRow, 'seq'>): void {
+  addUpload(upload: UploadRow): void {
     this.#db
       .prepare(
         'INSERT INTO files (id, filename, purpose, bytes, created_at) VALUES (@id, @filename, @purpose, @bytes, @created_at)',
@@ -119,6 +119,7 @@ export class JobStore {
       .get(upload) as string | undefined
   }
 
+  /** @throws ERR_HEDDLE_ARGUMENT for an `after` that is unknown */
   uploads({
     after,
     limit,
@@ -148,6 +149,7 @@ export class JobStore {
     return row && jobOf(row)
   }
 
+  /** @throws ERR_HEDDLE_ARGUMENT for an `after` that is unknown */
   jobs({ after, limit }: PageOptions): Page<Job> {
     const start = after === undefined ? Number.MAX_SAFE_INTEGER : this.#seqOf('jobs', after)
     const rows = this.#db.prepare('SELECT * FROM jobs WHERE seq < ? ORDER BY seq DESC LIMIT ?').all(start, limit + 1)
@@ -224,7 +226,7 @@ export class JobStore {
     })
   }
 
-  /** Newest first. */
+  /** Newest first. @throws ERR_HEDDLE_ARGUMENT for an `after` that is unknown */
   events(job: string, { after, limit }: PageOptions): Page<JobEvent> {
     const start = after === undefined ? Number.MAX_SAFE_INTEGER : this.#seqOf('events', after)
     const rows = this.#db
@@ -233,11 +235,12 @@ export class JobStore {
     return pageOf(rows.map(eventOf), limit)
   }
 
-  /** Oldest first. */
-  eventsSince(job: string, seq: number, limit: number): readonly JobEvent[] {
+  /** Oldest first. @throws ERR_HEDDLE_ARGUMENT for an `after` that is unknown */
+  eventsAfter(job: string, after: string | undefined, limit: number): readonly JobEvent[] {
+    const start = after === undefined ? 0 : this.#seqOf('events', after)
     const rows = this.#db
       .prepare('SELECT * FROM events WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?')
-      .all(job, seq, limit) as Row[]
+      .all(job, start, limit) as Row[]
     return rows.map(eventOf)
   }
 
@@ -291,9 +294,15 @@ export class JobStore {
     queueMicrotask(() => this.#changes.emit(job))
   }
 
-  /** Where a page begins; after the end for an id that is unknown. */
+  /** Where a page begins. @throws ERR_HEDDLE_ARGUMENT */
   #seqOf(table: 'files' | 'jobs' | 'events', id: string): number {
-    return (this.#db.prepare(`SELECT seq FROM ${table} WHERE id = ?`).pluck().get(id) as number | undefined) ?? 0
+    const seq = this.#db.prepare(`SELECT seq FROM ${table} WHERE id = ?`).pluck().get(id) as number | undefined
+    if (seq !== undefined) return seq
+    throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
+      place: 'after',
+      expected: 'an id of the list',
+      got: JSON.stringify(id.slice(0, 100)),
+    })
   }
 }
 

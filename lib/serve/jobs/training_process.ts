@@ -1,4 +1,4 @@
-/** A process that trains one job: what it takes in memory goes with it, and a crash of it ends nothing else. */
+/** The server's side of a process that trains (its own is worker.ts). */
 import { type ChildProcess, fork } from 'node:child_process'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
@@ -17,6 +17,7 @@ export interface TrainingProcessOptions {
   readonly log: FastifyBaseLogger
 }
 
+/** A process that trains one job: what it takes in memory goes with it, and a crash of it ends nothing else. */
 export class TrainingProcess {
   readonly #child: ChildProcess
   readonly #options: TrainingProcessOptions

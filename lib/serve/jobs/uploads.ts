@@ -26,6 +26,7 @@ export interface ReceivedFile {
   readonly bytes: number
 }
 
+/** The folder of uploads and what is known about them. */
 export class Uploads {
   /** Of all files, those on their way among them: many that come at once must not fill the disk. */
   #bytes: number

@@ -29,6 +29,10 @@ export const oneOf = <const S extends readonly [z.ZodType, ...z.ZodType[]]>(word
 export const integer = (least: number, most: number = Number.MAX_SAFE_INTEGER) =>
   z.int().min(least, { error: integerKind }).max(most, { error: integerKind })
 
+/** An integer in a query, where it is a text. */
+export const queryInteger = (least: number, most: number) =>
+  maybe(z.string().regex(/^\d+$/).transform(Number).pipe(integer(least, most)))
+
 /** How the bounds of integers are told from others. */
 const integerKind = 'integer'
 

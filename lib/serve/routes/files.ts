@@ -5,19 +5,16 @@ import { z } from 'zod'
 import type { UploadRow } from '../jobs/store.js'
 import { type ReceivedFile, tooLarge, type Uploads } from '../jobs/uploads.js'
 import { invalidRequest, OpenAiError } from '../openai/error.js'
-import { integer, maybe, readBody } from '../openai/request.js'
+import { maybe, queryInteger, readBody } from '../openai/request.js'
 
 /** Options of {@link fileRoutes}. */
 export interface FileRouteOptions {
   readonly uploads: Uploads
 }
 
-/** A field of a query is a text. */
-const count = (most: number) => maybe(z.string().regex(/^\d+$/).transform(Number).pipe(integer(1, most)))
-
 const listSchema = z.strictObject({
   after: maybe(z.string()),
-  limit: count(10_000),
+  limit: queryInteger(1, 10_000),
   order: maybe(z.enum(['asc', 'desc'])),
   purpose: maybe(z.string()),
 })

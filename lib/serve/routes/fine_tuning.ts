@@ -7,7 +7,7 @@ import { readJob } from '../jobs/settings.js'
 import { isOver, type Job, type JobEvent, type JobStore } from '../jobs/store.js'
 import { invalidRequest, modelNotFound, OpenAiError } from '../openai/error.js'
 import { clientSignal, sendEvents } from '../openai/events.js'
-import { integer, maybe, readBody } from '../openai/request.js'
+import { maybe, queryInteger, readBody } from '../openai/request.js'
 import { newId } from '../openai/route.js'
 import { ends } from './files.js'
 
@@ -26,7 +26,7 @@ const eventsAtATime = 100
 
 const page = {
   after: maybe(z.string()),
-  limit: maybe(z.string().regex(/^\d+$/).transform(Number).pipe(integer(1, 100))),
+  limit: queryInteger(1, 100),
 }
 const pageSchema = z.strictObject(page)
 const eventsSchema = z.strictObject({ ...page, stream: maybe(z.enum(['true', 'false'])) })
@@ -61,10 +61,13 @@ export async function fineTuningRoutes(app: FastifyInstance, options: FineTuning
   })
   app.get<WithId>('/v1/fine_tuning/jobs/:id/events', async (request, reply) => {
     const { id } = named(request.params.id)
-    const { limit = 20, after, stream } = readBody(eventsSchema, request.query)
-    if (stream === 'true')
-      return sendEvents(request, reply, liveEvents(store, id, AbortSignal.any([clientSignal(reply), stopped])))
-    const { data, has_more } = store.events(id, { after, limit })
+    const { limit, after, stream } = readBody(eventsSchema, request.query)
+    if (stream === 'true') {
+      if (limit !== undefined) throw invalidRequest("The 'limit' parameter is not allowed with 'stream'.", 'limit')
+      const signal = AbortSignal.any([clientSignal(reply), stopped])
+      return sendEvents(request, reply, liveEvents(store, id, { after, signal }))
+    }
+    const { data, has_more } = store.events(id, { after, limit: limit ?? 20 })
     return { object: 'list', data: data.map(shownEvent), ...ends(data), has_more }
   })
   app.get<WithId>('/v1/fine_tuning/jobs/:id/checkpoints', async ({ params: { id }, query }) => {
@@ -103,20 +106,24 @@ function create({ store, engine, modelName }: FineTuningOptions, body: unknown):
   return store.addJob({ id: newId('ftjob'), model, settings })
 }
 
-/** What happened so far and what happens from now on, until the job is over. */
-async function* liveEvents(store: JobStore, id: string, signal: AbortSignal): AsyncGenerator<unknown, void, void> {
-  let seen = 0
+/** What happened so far, or after an event, and what happens from now on, until the job is over. */
+async function* liveEvents(
+  store: JobStore,
+  id: string,
+  { after, signal }: { readonly after: string | undefined; readonly signal: AbortSignal },
+): AsyncGenerator<unknown, void, void> {
+  let last = after
   while (!signal.aborted) {
     // Read before the events: those of the end are then among them.
     const ended = isOver(store.job(id)!)
-    const events = store.eventsSince(id, seen, eventsAtATime)
+    const events = store.eventsAfter(id, last, eventsAtATime)
     if (events.length === 0) {
       if (ended) return
       await store.changed(id, signal).catch(() => {})
       continue
     }
     for (const event of events) {
-      seen = event.seq
+      last = event.id
       yield shownEvent(event)
     }
   }
