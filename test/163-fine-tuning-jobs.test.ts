@@ -113,6 +113,25 @@ test('files that are too large, empty, of another kind or for another purpose le
   t.is((await readdir(join(data, 'files'))).length, 1)
 })
 
+test('forms that cannot be read are refused as such', async (t) => {
+  const { client } = await serve(t)
+  const head = '--x\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+  const text = '--x\r\ncontent-disposition: form-data; name="file"\r\n\r\nabc\r\n--x--\r\n'
+  for (const [type, body, message] of [
+    ['multipart/form-data', 'abc', /Boundary not found/],
+    ['multipart/form-data; boundary=x', 'abc', /Unexpected end of multipart data/],
+    ['multipart/form-data; boundary=x', `${head}abc`, /unexpected end of multipart data/],
+    ['multipart/form-data; boundary=x', text, /Invalid type for 'file': expected a file/],
+    ['application/json', '{}', /Expected a multipart/],
+  ] as const)
+    await refused(
+      t,
+      client.post('/files', { headers: { 'content-type': type }, body: Buffer.from(body) }),
+      400,
+      message,
+    )
+})
+
 test('files that come at the same time do not get more room than there is', async (t) => {
   const { client, data } = await serve(t, { uploads: { totalBytes: 10_000 } })
   const several = Array.from({ length: 6 }, () => upload(client, 'x'.repeat(4000)))

@@ -82,7 +82,7 @@ async function receive(request: FastifyRequest, uploads: Uploads): Promise<Uploa
     for await (const part of request.parts()) {
       if (part.type === 'field' && part.fieldname === 'purpose') purpose = part.value
       else if (part.type === 'file' && part.fieldname === 'file') received.push(await receivePart(part, uploads))
-      else throw invalidRequest(`Unknown parameter: '${part.fieldname}'.`, part.fieldname, 'unknown_parameter')
+      else throw unexpectedPart(part.fieldname)
     }
     const [file] = received
     if (!file) throw invalidRequest("Missing required parameter: 'file'.", 'file', 'missing_required_parameter')
@@ -91,10 +91,25 @@ async function receive(request: FastifyRequest, uploads: Uploads): Promise<Uploa
     const row = await uploads.keep(file, 'fine-tune')
     received.pop()
     return row
+  } catch (error) {
+    throw isOfForm(error) ? invalidRequest(`The form cannot be read: ${error.message}.`) : error
   } finally {
     for (const file of received) await uploads.drop(file)
   }
 }
+
+/** What the parser finds wrong with a form is a plain error without the code that failures of the disk have. */
+const isOfForm = (error: unknown): error is Error =>
+  error instanceof Error && error.constructor === Error && !('code' in error)
+
+const unexpectedPart = (name: string): OpenAiError =>
+  name === 'file' || name === 'purpose'
+    ? invalidRequest(
+        `Invalid type for '${name}': expected ${name === 'file' ? 'a file' : 'a text'}.`,
+        name,
+        'invalid_type',
+      )
+    : invalidRequest(`Unknown parameter: '${name}'.`, name, 'unknown_parameter')
 
 async function receivePart({ file, filename }: MultipartFile, uploads: Uploads): Promise<ReceivedFile> {
   const received = await uploads.receive(file, labelOf(filename))
