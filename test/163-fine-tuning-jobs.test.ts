@@ -366,6 +366,7 @@ test('fields that are unknown, missing or out of range are refused with their na
     [{ method: { type: 'reinforcement' } }, /Supported values are: 'supervised' and 'dpo'/],
     [{ method: { type: 'supervised', supervised: { hyperparameters: { beta: 0.1 } } } }, /Unknown parameter: '.*beta'/],
     [{ heddle: { training: { max_length: 100_000 } } }, /max_length': integer above maximum value/],
+    [{ metadata: Object.fromEntries(Array.from({ length: 17 }, (_, i) => [i, ''])) }, /'metadata': more than 16 pairs/],
     [{ integrations: [{ type: 'wandb' }] }, /Unsupported parameter: 'integrations'/],
     [{ heddle: { method: 'lore' } }, /Did you mean "lora"/],
     [{ heddle: { r: 0 } }, /Invalid 'heddle'/],

@@ -1,7 +1,8 @@
 // Jobs outlive their server: killed or told to end, it is started again and the result is the same, byte for byte.
+import { randomUUID } from 'node:crypto'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { setImmediate as turn } from 'node:timers/promises'
 import test, { type ExecutionContext } from 'ava'
 import type OpenAI from 'openai'
 import { toFile } from 'openai'
@@ -152,33 +153,50 @@ test('killed between the adapter and the word that it is there, a job does not g
   t.is((await readdir(join(data, 'adapters'))).length, 1)
 })
 
-/** Whether a process with this command line part is there. */
-async function isRunning(part: string): Promise<boolean> {
+/** Processes that train, of a server that was started with this in its environment. */
+async function workersOf(mark: string): Promise<number[]> {
+  const read = (pid: string, name: string): Promise<string> =>
+    readFile(join('/proc', pid, name), 'utf8').catch(() => '')
+  const workers: number[] = []
   for (const pid of await readdir('/proc'))
-    if (/^\d+$/.test(pid)) {
-      const environment = await readFile(join('/proc', pid, 'environ'), 'utf8').catch(() => '')
-      const command = await readFile(join('/proc', pid, 'cmdline'), 'utf8').catch(() => '')
-      if (command.includes('jobs/worker.js') && environment.includes(part)) return true
-    }
-  return false
+    if ((await read(pid, 'cmdline')).includes('jobs/worker.js') && (await read(pid, 'environ')).includes(mark))
+      workers.push(Number(pid))
+  return workers
+}
+
+/** A server that can be told from others by its environment. */
+async function marked(): Promise<{ readonly server: ServeProcess; readonly mark: string }> {
+  const model = await tinyChatFolder()
+  const mark = randomUUID()
+  process.env.HEDDLE_TEST_MARK = mark
+  const starting = serve(model, temporaryFolder())
+  delete process.env.HEDDLE_TEST_MARK
+  return { server: await starting, mark }
 }
 
 const onLinux = process.platform === 'linux' ? test : test.skip
 
 onLinux('a process that trains ends by itself when its server is gone', async (t) => {
-  const model = await tinyChatFolder()
-  const mark = `HEDDLE_TEST_MARK=${process.pid}-${Date.now()}`
-  const [name, value] = mark.split('=') as [string, string]
-  process.env[name] = value
-  const starting = serve(model, temporaryFolder())
-  delete process.env[name]
-  const server = await starting
+  const { server, mark } = await marked()
   const id = await create(clientOf(server), { steps: 100_000 })
   for await (const _ of steps(clientOf(server), id)) break
-  t.true(await isRunning(mark))
+  t.is((await workersOf(mark)).length, 1)
   await end(server, 'SIGKILL')
-  for (let i = 0; i < 100 && (await isRunning(mark)); i += 1) await sleep(50)
-  t.false(await isRunning(mark))
+  while ((await workersOf(mark)).length > 0) await turn()
+  t.pass()
+})
+
+onLinux('a process that trains and is killed takes its job with it, and nothing else', async (t) => {
+  const { server, mark } = await marked()
+  const id = await create(clientOf(server), { steps: 100_000 })
+  const next = await create(clientOf(server), { steps: 2 })
+  for await (const _ of steps(clientOf(server), id)) break
+  for (const pid of await workersOf(mark)) process.kill(pid, 'SIGKILL')
+  t.is((await lossesOf(clientOf(server), next)).length, 2)
+  const { status, error } = await clientOf(server).fineTuning.jobs.retrieve(id)
+  t.is(status, 'failed')
+  t.deepEqual(error, { code: 'server_error', message: 'The training process ended unexpectedly.', param: null })
+  await end(server, 'SIGTERM')
 })
 
 async function failureOf(data: string): Promise<unknown> {

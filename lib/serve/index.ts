@@ -1,5 +1,6 @@
 /** Serve a model over HTTP, in the form of OpenAI's API: `import { startServer } from 'heddle/serve'`. */
 export type { ServerContext, ServerFolders } from './context.js'
+export type { UploadLimits } from './jobs/uploads.js'
 export { KeyRing } from './keys.js'
 export type { Limits } from './limits.js'
 export type { NamedEncoder } from './openai/embedder.js'

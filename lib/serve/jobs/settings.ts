@@ -19,6 +19,11 @@ const common = { n_epochs: maybe(epochs), batch_size: maybe(batchSize), learning
 const supervised = z.strictObject({ hyperparameters: maybe(z.strictObject(common)) })
 const dpo = z.strictObject({ hyperparameters: maybe(z.strictObject({ ...common, beta: maybe(positive) })) })
 
+/** With OpenAI's limits. */
+const metadata = z
+  .record(z.string().max(64), z.string().max(512))
+  .refine((pairs) => Object.keys(pairs).length <= 16, { error: 'more than 16 pairs' })
+
 const training = z.strictObject({
   max_steps: maybe(integer(1, 10 ** 6)),
   max_length: maybe(integer(1, 2 ** 20)),
@@ -40,7 +45,7 @@ const schema = z.strictObject({
       z.strictObject({ type: z.literal('dpo'), dpo: maybe(dpo) }),
     ]),
   ),
-  metadata: maybe(z.record(z.string().max(64), z.string().max(512))),
+  metadata: maybe(metadata),
   integrations: unsupported,
   heddle: maybe(z.looseObject({ method: maybe(z.string()), training: maybe(training) })),
 })

@@ -1,7 +1,4 @@
-/**
- * Trains one job, in a process of its own: what it takes in memory goes with it, and a crash ends nothing else. It ends
- * as soon as the server is gone.
- */
+/** The main module of a process that trains one job, and ends as soon as its server is gone. */
 import { mkdir } from 'node:fs/promises'
 import { setPriority } from 'node:os'
 import { join } from 'node:path'
@@ -139,9 +136,13 @@ const reportOf = (step: TrainStep<EvaluationResult>): StepReport => ({
 
 function failureOf(error: unknown): WorkerMessage {
   if (!(error instanceof HeddleError))
-    return { kind: 'failed', code: 'ERR_HEDDLE_INTERNAL', place: '', message: String(error) }
-  const { code, place, message } = error
-  return code === 'ERR_HEDDLE_ABORTED' ? { kind: 'stopped' } : { kind: 'failed', code, place, message }
+    return {
+      kind: 'failed',
+      code: 'ERR_HEDDLE_INTERNAL',
+      message: error instanceof Error ? error.stack! : String(error),
+    }
+  const { code, message } = error
+  return code === 'ERR_HEDDLE_ABORTED' ? { kind: 'stopped' } : { kind: 'failed', code, message }
 }
 
 /** Waits until the message is on its way: a process that ends takes along what it has not sent. */

@@ -45,4 +45,4 @@ export type WorkerMessage =
   | { readonly kind: 'step'; readonly report: StepReport }
   | { readonly kind: 'done' }
   | { readonly kind: 'stopped' }
-  | { readonly kind: 'failed'; readonly code: string; readonly place: string; readonly message: string }
+  | { readonly kind: 'failed'; readonly code: string; readonly message: string }
