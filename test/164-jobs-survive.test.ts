@@ -153,6 +153,24 @@ test('killed between the adapter and the word that it is there, a job does not g
   t.is((await readdir(join(data, 'adapters'))).length, 1)
 })
 
+test('a job waits for a server with its model', async (t) => {
+  const [model, other, data] = [await tinyChatFolder(), await tinyChatFolder(), temporaryFolder()]
+  const serving = (source: string) => startServer({ model: source, modelName: 'tiny', data, port: 0, logger: false })
+  const first = await serving(model)
+  const id = await create(clientOf(first), { steps: 1000 })
+  await first.close()
+  const second = await serving(other)
+  t.is((await clientOf(second).fineTuning.jobs.retrieve(id)).status, 'queued')
+  const own = await create(clientOf(second), { steps: 2 })
+  t.is((await lossesOf(clientOf(second), own)).length, 2)
+  t.is((await clientOf(second).fineTuning.jobs.retrieve(id)).status, 'queued')
+  await second.close()
+  const third = await serving(model)
+  for await (const _ of steps(clientOf(third), id)) break
+  t.is((await clientOf(third).fineTuning.jobs.cancel(id)).status, 'cancelled')
+  await third.close()
+})
+
 /** Processes that train, of a server that was started with this in its environment. */
 async function workersOf(mark: string): Promise<number[]> {
   const read = (pid: string, name: string): Promise<string> =>

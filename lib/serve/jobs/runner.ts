@@ -6,7 +6,7 @@ import type { ServerContext } from '../context.js'
 import { crash, errorOf } from './failure.js'
 import { publishAdapter, sweepUnpublished, withdrawAdapter } from './publish.js'
 import { taskOf } from './settings.js'
-import type { Job, JobStore } from './store.js'
+import type { Job, JobStore, ServedModel } from './store.js'
 import { type Outcome, TrainingProcess } from './training_process.js'
 
 /** How long a process may take to end the step that it is in, when the server is told to end. */
@@ -42,13 +42,15 @@ export class JobRunner {
 
   /** Goes on where the last server ended, however it ended. */
   static async start(parts: RunnerParts): Promise<JobRunner> {
-    const { store, folders } = parts
+    const { store, folders, context, log } = parts
     await mkdir(folders.jobs, { recursive: true })
     await sweepUnpublished(folders.adapters)
     const unfinished = new Set(store.unfinishedIds)
     for (const name of await readdir(folders.jobs))
       if (!unfinished.has(name)) await rm(join(folders.jobs, name), { recursive: true, force: true })
     store.requeueRunning()
+    const others = store.queuedForOthers(servedBy(context))
+    if (others.length > 0) log.warn({ jobs: others }, 'jobs wait for a server with another model')
     const runner = new JobRunner(parts)
     runner.wake()
     return runner
@@ -89,7 +91,7 @@ export class JobRunner {
     const { store, context, log } = this.#parts
     try {
       while (!this.#isClosed) {
-        const job = store.nextQueued(context.modelName)
+        const job = store.nextQueued(servedBy(context))
         if (!job) break
         await this.#run(job)
       }
@@ -151,6 +153,11 @@ export class JobRunner {
     await withdrawAdapter(folders.adapters, name)
   }
 }
+
+const servedBy = ({ modelName, engine }: ServerContext): ServedModel => ({
+  name: modelName,
+  source: engine.model.source,
+})
 
 /** ft:base:suffix:id, a plain file name. */
 const nameOf = ({ id, model, settings: { suffix } }: Job): string =>

@@ -61,6 +61,15 @@ export interface Page<T> {
   readonly has_more: boolean
 }
 
+/** The model that jobs are for. */
+export interface ServedModel {
+  readonly name: string
+  /** What `loadModel` takes. */
+  readonly source: string
+}
+
+const isFor = "model = @name AND settings ->> '$.source' = @source"
+
 type Row = Readonly<Record<string, string | number | null>>
 
 /** Whether nothing more will happen to a job. */
@@ -166,12 +175,20 @@ export class JobStore {
     return this.#db.prepare("SELECT id FROM jobs WHERE status IN ('queued', 'running')").pluck().all() as string[]
   }
 
-  /** The job that has waited longest. */
-  nextQueued(model: string): Job | undefined {
+  /** The job that has waited longest for this model. */
+  nextQueued(model: ServedModel): Job | undefined {
     const row = this.#db
-      .prepare("SELECT * FROM jobs WHERE status = 'queued' AND model = ? ORDER BY seq LIMIT 1")
+      .prepare(`SELECT * FROM jobs WHERE status = 'queued' AND ${isFor} ORDER BY seq LIMIT 1`)
       .get(model) as Row | undefined
     return row && jobOf(row)
+  }
+
+  /** Jobs that wait for a server with another model. */
+  queuedForOthers(model: ServedModel): readonly string[] {
+    return this.#db
+      .prepare(`SELECT id FROM jobs WHERE status = 'queued' AND NOT (${isFor})`)
+      .pluck()
+      .all(model) as string[]
   }
 
   /** A process that ended left jobs running; they keep their place before those that waited. */
