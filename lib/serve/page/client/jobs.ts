@@ -5,8 +5,9 @@ import { Chart, type Curve } from './chart.js'
 import { clock, rate } from './format.js'
 import { usePolled, useRedraw } from './hooks.js'
 import { html } from './html.js'
+import { NewJob } from './new_job.js'
 
-const seconds = 5
+const seconds = 2
 /** Seconds until a stream that broke is asked for again. */
 const retryAfter = 3
 /** Milliseconds for the second press of a button that ends a job. */
@@ -36,8 +37,11 @@ interface JobEvent {
   readonly data: Step | Record<string, never>
 }
 
-/** @param onEnd an adapter may be there that was not */
-export function Jobs({ onEnd }: { readonly onEnd: () => void }) {
+/**
+ * @param base name of the model that is trained
+ * @param onEnd an adapter may be there that was not
+ */
+export function Jobs({ base, onEnd }: { readonly base: string; readonly onEnd: () => void }) {
   const [jobs, setJobs] = useState<readonly Job[] | undefined>(undefined)
   const { problem, refresh } = usePolled<{ readonly data: readonly Job[] }>(
     () => 'v1/fine_tuning/jobs?limit=20',
@@ -50,8 +54,9 @@ export function Jobs({ onEnd }: { readonly onEnd: () => void }) {
   }
   return html`<section class="panel jobs" aria-labelledby="jobs-title">
     <header><h2 id="jobs-title">Training</h2></header>
+    ${jobs && html`<${NewJob} base=${base} onStart=${refresh} />`}
     ${problem !== undefined && html`<p class="problem" role="status">${problem}</p>`}
-    ${jobs?.length === 0 && html`<p class="quiet">No jobs yet. POST /v1/fine_tuning/jobs starts one.</p>`}
+    ${jobs?.length === 0 && html`<p class="quiet">No jobs yet.</p>`}
     ${jobs?.map((job) => html`<${JobRow} key=${job.id} job=${job} onChange=${ended} />`)}
   </section>`
 }
