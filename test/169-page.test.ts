@@ -233,6 +233,7 @@ test.serial('a running job shows its losses as they fall, and is cancelled by pr
   t.is((await client.fineTuning.jobs.retrieve(id)).status, 'running')
   await job.getByRole('button', { name: 'Really cancel job long' }).click()
   await shows(job, 'cancelled')
+  await job.getByRole('button', { name: 'long' }).and(page.locator(':focus')).waitFor()
   t.is((await client.fineTuning.jobs.retrieve(id)).status, 'cancelled')
   t.is(await job.getByRole('button', { name: /cancel/i }).count(), 0)
   t.deepEqual(faults, [])
