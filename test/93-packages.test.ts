@@ -85,6 +85,22 @@ test('every library that the addon loads comes from its package, but for what No
   t.true(stdout.includes('heddle.node') && stdout.includes('libdnnl'))
 })
 
+test("the server's page is in the package, with everything that it loads", async (t) => {
+  const script = `
+    import { startServer } from 'heddle/serve'
+    const model = 'node_modules/heddle/models/heddle-tiny'
+    const server = await startServer({ model, port: 0, logger: false })
+    const page = await (await fetch(server.url)).text()
+    const paths = [...page.matchAll(/"\\.\\/(page\\/[^"]+)"/g)].map(([, path]) => path)
+    const answers = await Promise.all(paths.map((path) => fetch(server.url + '/' + path)))
+    await server.close()
+    console.log(JSON.stringify(answers.map(({ status }) => status)))`
+  const options = { cwd: project.folder, env: { PATH: project.path } }
+  const { stdout } = await run(process.execPath, ['--input-type=module', '--eval', script], options)
+  const statuses = JSON.parse(stdout) as number[]
+  t.true(statuses.length > 10 && statuses.every((status) => status === 200))
+})
+
 test('without an addon, the first call says which line to type', async (t) => {
   const error = await t.throwsAsync<Error & { stderr: string }>(heddle(bare, ['quickstart', '--steps', '1']))
   t.regex(error?.stderr ?? '', /ERR_HEDDLE_DEVICE|npx heddle build/)

@@ -66,7 +66,7 @@ function refuseForeignPages(app: FastifyInstance, allowed: OperationsOptions['co
   app.addHook('onRequest', async (request, reply) => {
     const { origin } = request.headers
     if (origin === undefined || allowed === '*' || allowed.includes(origin)) return undefined
-    if (URL.parse?.(origin)?.host === request.host) return undefined
+    if (URL.canParse(origin) && new URL(origin).host === request.host) return undefined
     return refuse(reply, 403, {
       type: 'invalid_request_error',
       code: 'unknown_origin',

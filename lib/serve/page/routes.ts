@@ -7,7 +7,7 @@ import type { RouteContext } from '../openai/route.js'
 import { type Assets, readAssets } from './assets.js'
 import { type PageDocument, pageDocument } from './document.js'
 import { LoadRecorder, loadInterval } from './load.js'
-import type { PageLoad, PageModels } from './messages.js'
+import type { BaseCard, PageLoad, PageModels } from './messages.js'
 import { AdapterCards, baseCard } from './models.js'
 
 const loadQuery = z.strictObject({ after: z.coerce.number().default(0) })
@@ -70,12 +70,14 @@ function answer(
 }
 
 function answerPage(app: FastifyInstance, { engine, modelName, folders, newTokens }: RouteContext): void {
+  let base: BaseCard | undefined
   const cards = new AdapterCards(folders.adapters)
   const load = new LoadRecorder(engine)
   app.addHook('onClose', async () => load.close())
   // A page asks every few seconds: its requests are logged where they fail.
   app.get('/page/models', { logLevel: 'warn' }, async (): Promise<PageModels> => {
-    return { base: baseCard(modelName, engine, newTokens), adapters: await cards.list(engine) }
+    base ??= baseCard(modelName, engine, newTokens)
+    return { base, adapters: await cards.list(engine) }
   })
   app.get('/page/load', { logLevel: 'warn', config: { scope: 'metrics' } }, async ({ query }): Promise<PageLoad> => {
     const { after } = readBody(loadQuery, query)

@@ -1,6 +1,6 @@
 /** The page: head, load, chat, models, jobs; or the question for a key. */
 import { render } from 'preact'
-import { useEffect, useState } from 'preact/hooks'
+import { useEffect, useRef, useState } from 'preact/hooks'
 import type { PageModels } from '../messages.js'
 import { hasKey, onKey, setKey, wantsKey } from './api.js'
 import { Chat } from './chat.js'
@@ -22,6 +22,8 @@ function Page() {
 /** The key opens what its scopes say; the parts of the page that it does not open say so. */
 function KeyQuestion() {
   const [value, setValue] = useState('')
+  const field = useRef<HTMLInputElement>(null)
+  useEffect(() => field.current!.focus(), [])
   const submit = (event: Event): void => {
     event.preventDefault()
     if (value.trim() !== '') setKey(value.trim())
@@ -31,7 +33,7 @@ function KeyQuestion() {
       <h1>Heddle</h1>
       <p>${hasKey() ? 'This key is not known to the server.' : 'This server asks for a key.'}</p>
       <label>API key
-        <input type="password" autocomplete="off" autofocus spellcheck="false" value=${value}
+        <input type="password" autocomplete="off" ref=${field} spellcheck="false" value=${value}
           onInput=${(event: Event) => setValue((event.currentTarget as HTMLInputElement).value)} />
       </label>
       <p class="quiet">It stays in this tab and is forgotten when the tab is closed.</p>
@@ -44,6 +46,10 @@ function Server() {
   const [models, setModels] = useState<PageModels | undefined>(undefined)
   const [right, setRight] = useState<string | undefined>(undefined)
   const { problem, refresh } = usePolled<PageModels>(() => 'page/models', seconds, setModels)
+  const choose = (name: string): void => {
+    setRight(name)
+    document.getElementById('question')?.focus()
+  }
   return html`<a class="skip" href="#content">To the content</a>
     <header class="head">
       <h1>Heddle</h1>
@@ -55,8 +61,8 @@ function Server() {
       <${Load} />
       <div class="parts">
         ${models && html`<${Chat} models=${models} right=${right} onRight=${setRight} />`}
-        ${models && html`<${Models} models=${models} onChoose=${setRight} />`}
-        <${Jobs} onEnd=${refresh} />
+        ${models && html`<${Models} models=${models} onChoose=${choose} />`}
+        ${models && html`<${Jobs} base=${models.base.name} onEnd=${refresh} />`}
       </div>
     </main>`
 }

@@ -65,6 +65,9 @@ const dataOf = ({ x, curves }: ChartProps): UPlot.AlignedData =>
 
 const colour = (name: string): string => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
 
+/** Between numbers below the picture: 1, 2, 5, 10, … */
+const wholeSteps = Array.from({ length: 21 }, (_, i) => [1, 2, 5][i % 3]! * 10 ** Math.floor(i / 3))
+
 /** The legend stands below the picture. */
 const legendHeight = 28
 const plotHeight = ({ height, hasAxes }: ChartProps): number => (hasAxes ? height - legendHeight : height)
@@ -86,16 +89,12 @@ function optionsOf(props: ChartProps, width: number): UPlot.Options {
     scales: { x: { time: false }, y: fromZero ? { range: (_, __, most) => [0, most > 0 ? 1.1 * most : 1] } : {} },
     axes: hasAxes
       ? [
-          {
-            ...axis,
-            size: 28,
-            values: (_, values) => values.map((value) => (Number.isInteger(value) ? `${value}` : '')),
-          },
+          { ...axis, size: 28, incrs: wholeSteps },
           { ...axis, size: 44 },
         ]
       : [{ show: false }, { show: false }],
     series: [
-      { label: 'Step' },
+      { label: 'Step', value: (_, value) => (value === null ? '–' : `${value}`) },
       ...curves.map(
         ({ label, colour: name, format }): UPlot.Series => ({
           label,

@@ -131,7 +131,7 @@ function factsOf({ state, tokens, finish, begun, first, ended }: Answer): string
   return [
     state === 'stopped' ? 'Stopped' : finish === 'length' ? 'Cut at the maximum' : 'Done',
     ...(tokens === undefined ? [] : [`${tokens} tokens`]),
-    ...(tokens !== undefined && tokens > 1 && seconds > 0 ? [`${rate((tokens - 1) / seconds)} tokens/s`] : []),
+    ...(tokens !== undefined && tokens > 1 && seconds > 0 ? [`${rate((tokens - 1) / seconds)}/s`] : []),
     `first after ${duration((first - begun) / 1000)}`,
   ].join(' · ')
 }
@@ -158,10 +158,10 @@ function Composer({
     setQuestion('')
   }
   const key = (event: KeyboardEvent): void => {
-    if (event.key === 'Escape' && isBusy) onStop()
     if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
     event.preventDefault()
-    send()
+    // As the button does it, so that the numbers are checked.
+    ;(event.currentTarget as HTMLTextAreaElement).form!.requestSubmit()
   }
   const number = (event: Event): number => (event.currentTarget as HTMLInputElement).valueAsNumber
   return html`<form class="composer" onKeyDown=${(event: KeyboardEvent) => event.key === 'Escape' && isBusy && onStop()}
@@ -171,7 +171,7 @@ function Composer({
     }}>
     <label class="ask">
       <span class="unseen">Question to both models</span>
-      <textarea rows="2" placeholder="Ask both…" value=${question} aria-describedby="ask-hint" onKeyDown=${key}
+      <textarea id="question" rows="2" placeholder="Ask both…" value=${question} aria-describedby="ask-hint" onKeyDown=${key}
         onInput=${(event: Event) => setQuestion((event.currentTarget as HTMLTextAreaElement).value)}></textarea>
     </label>
     <div class="controls">
@@ -179,9 +179,11 @@ function Composer({
         onInput=${(event: Event) => onSettings({ temperature: number(event), maxTokens })} /></label>
       <label>Max tokens <input type="number" min="1" max=${most} step="1" required value=${maxTokens}
         onInput=${(event: Event) => onSettings({ temperature, maxTokens: number(event) })} /></label>
-      <span id="ask-hint" class="quiet">Enter sends, Shift+Enter begins a line, Esc stops.</span>
-      <button type="button" class="stop" aria-disabled=${!isBusy} onClick=${() => isBusy && onStop()}>Stop</button>
-      <button type="submit" class="main" aria-disabled=${isBusy || question.trim() === ''}>Send</button>
+      <span id="ask-hint" class="quiet">Enter sends, Esc stops</span>
+      <span class="buttons">
+        <button type="button" aria-disabled=${!isBusy} onClick=${() => isBusy && onStop()}>Stop</button>
+        <button type="submit" class="main" aria-disabled=${isBusy || question.trim() === ''}>Send</button>
+      </span>
     </div>
   </form>`
 }

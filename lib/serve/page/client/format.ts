@@ -6,6 +6,9 @@ const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 })
 /** 1234567 → 1.2M */
 export const short = (value: number): string => count.format(value)
 
+/** 1 → 1 adapter, 2 → 2 adapters */
+export const counted = (value: number, word: string): string => `${value} ${word}${value === 1 ? '' : 's'}`
+
 /** 1234.5 → 1,235 and 1.25 → 1.3 */
 export const rate = (value: number): string => (value < 10 && value > 0 ? value.toFixed(1) : whole.format(value))
 

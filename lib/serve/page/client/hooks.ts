@@ -28,7 +28,10 @@ export interface Polled {
  */
 export function usePolled<T>(path: () => string, seconds: number, take: (value: T) => void): Polled {
   const [problem, setProblem] = useState<string | undefined>(undefined)
-  const wake = useRef<() => void>(() => {})
+  const wanted = useRef(false)
+  const wake = useRef(() => {
+    wanted.current = true
+  })
   const latest = useRef({ path, take })
   latest.current = { path, take }
   useEffect(() => {
@@ -36,6 +39,15 @@ export function usePolled<T>(path: () => string, seconds: number, take: (value: 
     const visible = (): void => {
       if (!document.hidden) wake.current()
     }
+    const rest = (pause: number): Promise<void> =>
+      new Promise((resolve) => {
+        const timer = setTimeout(resolve, 1000 * pause)
+        wake.current = () => {
+          wanted.current = true
+          clearTimeout(timer)
+          resolve()
+        }
+      })
     document.addEventListener('visibilitychange', visible)
     const ask = async (): Promise<number> => {
       if (document.hidden) return seconds
@@ -50,14 +62,10 @@ export function usePolled<T>(path: () => string, seconds: number, take: (value: 
     }
     const run = async (): Promise<void> => {
       while (!stop.signal.aborted) {
-        const rest = await ask()
-        await new Promise<void>((resolve) => {
-          const timer = setTimeout(resolve, 1000 * rest)
-          wake.current = () => {
-            clearTimeout(timer)
-            resolve()
-          }
-        })
+        wanted.current = false
+        const pause = await ask()
+        // Someone may have wanted it anew while the answer was under way.
+        if (!wanted.current) await rest(pause)
       }
     }
     void run()

@@ -5,8 +5,9 @@ import { Chart, type Curve } from './chart.js'
 import { clock, rate } from './format.js'
 import { usePolled, useRedraw } from './hooks.js'
 import { html } from './html.js'
+import { NewJob } from './new_job.js'
 
-const seconds = 5
+const seconds = 2
 /** Seconds until a stream that broke is asked for again. */
 const retryAfter = 3
 /** Milliseconds for the second press of a button that ends a job. */
@@ -36,8 +37,11 @@ interface JobEvent {
   readonly data: Step | Record<string, never>
 }
 
-/** @param onEnd an adapter may be there that was not */
-export function Jobs({ onEnd }: { readonly onEnd: () => void }) {
+/**
+ * @param base name of the model that is trained
+ * @param onEnd an adapter may be there that was not
+ */
+export function Jobs({ base, onEnd }: { readonly base: string; readonly onEnd: () => void }) {
   const [jobs, setJobs] = useState<readonly Job[] | undefined>(undefined)
   const { problem, refresh } = usePolled<{ readonly data: readonly Job[] }>(
     () => 'v1/fine_tuning/jobs?limit=20',
@@ -50,8 +54,9 @@ export function Jobs({ onEnd }: { readonly onEnd: () => void }) {
   }
   return html`<section class="panel jobs" aria-labelledby="jobs-title">
     <header><h2 id="jobs-title">Training</h2></header>
+    ${jobs && html`<${NewJob} base=${base} onStart=${refresh} />`}
     ${problem !== undefined && html`<p class="problem" role="status">${problem}</p>`}
-    ${jobs?.length === 0 && html`<p class="quiet">No jobs yet. POST /v1/fine_tuning/jobs starts one.</p>`}
+    ${jobs?.length === 0 && html`<p class="quiet">No jobs yet.</p>`}
     ${jobs?.map((job) => html`<${JobRow} key=${job.id} job=${job} onChange=${ended} />`)}
   </section>`
 }
@@ -60,14 +65,23 @@ const isOver = ({ status }: Job): boolean => status !== 'queued' && status !== '
 
 function JobRow({ job, onChange }: { readonly job: Job; readonly onChange: () => void }) {
   const [isChosen, setChosen] = useState<boolean | undefined>(undefined)
-  const isShown = isChosen ?? job.status === 'running'
+  // Who watched it run sees how it ended.
+  const hasRun = useRef(false)
+  hasRun.current ||= job.status === 'running'
+  const isShown = isChosen ?? hasRun.current
+  const reveal = useRef<HTMLButtonElement>(null)
+  const cancelled = (): void => {
+    // The button that has the focus goes.
+    reveal.current!.focus()
+    onChange()
+  }
   const name = job.user_provided_suffix ?? job.id.replace('ftjob-', '')
   return html`<article class="job" aria-label=${`Job ${name}`}>
     <div class="row">
-      <button type="button" class="reveal" aria-expanded=${isShown} onClick=${() => setChosen(!isShown)}>${name}</button>
+      <button type="button" class="reveal" ref=${reveal} aria-expanded=${isShown} onClick=${() => setChosen(!isShown)}>${name}</button>
       <span class=${`badge ${job.status}`}>${job.status}</span>
       <span class="quiet">${job.heddle.method} · ${clock(job.created_at)}${job.fine_tuned_model === null ? '' : ` · ${job.fine_tuned_model}`}</span>
-      ${!isOver(job) && html`<${CancelButton} id=${job.id} name=${name} onDone=${onChange} />`}
+      ${!isOver(job) && html`<${CancelButton} id=${job.id} name=${name} onDone=${cancelled} />`}
     </div>
     ${job.error?.message !== undefined && html`<p class="problem">${job.error.message}</p>`}
     ${isShown && job.status !== 'queued' && html`<${Losses} job=${job} onEnd=${onChange} />`}
@@ -109,13 +123,12 @@ function CancelButton({
 }
 
 function Losses({ job, onEnd }: { readonly job: Job; readonly onEnd: () => void }) {
-  const { steps, problem } = useSteps(job, onEnd)
+  const { steps, isRead, problem } = useSteps(job, onEnd)
   const last = steps.at(-1)
   const x = useMemo(() => steps.map(({ step }) => step), [steps])
   const curves = useMemo(() => curvesOf(steps), [steps])
   if (problem !== undefined) return html`<p class="problem" role="status">${problem}</p>`
-  if (last === undefined)
-    return html`<p class="quiet">${isOver(job) ? 'It made no step.' : 'The model is being loaded…'}</p>`
+  if (last === undefined) return html`<p class="quiet">${isRead ? 'It made no step.' : 'No step yet…'}</p>`
   const words = `Step ${last.step} of ${last.total_steps}, training loss ${last.train_loss.toFixed(4)}`
   return html`<div class="losses">
     <p class="progress">
@@ -143,6 +156,7 @@ function curvesOf(steps: readonly Step[]): Curve[] {
 function useSteps(job: Job, onEnd: () => void) {
   const known = useRef(new Map<number, Step>())
   const [problem, setProblem] = useState<string | undefined>(undefined)
+  const [isRead, setRead] = useState(false)
   const count = known.current.size
   const redraw = useRedraw()
   useEffect(() => {
@@ -160,6 +174,7 @@ function useSteps(job: Job, onEnd: () => void) {
         try {
           await read()
           setProblem(undefined)
+          setRead(true)
           if (!isOver(job)) onEnd()
           return
         } catch (error) {
@@ -172,5 +187,5 @@ function useSteps(job: Job, onEnd: () => void) {
     void follow()
     return () => stop.abort()
   }, [job.id])
-  return { steps: useMemo(() => [...known.current.values()], [count]), problem }
+  return { steps: useMemo(() => [...known.current.values()], [count]), isRead, problem }
 }

@@ -1,7 +1,7 @@
 /** The base and its adapters: where they are, how large, and a way to ask one. */
 import { useState } from 'preact/hooks'
 import type { AdapterCard, PageModels } from '../messages.js'
-import { bytes, short } from './format.js'
+import { bytes, counted, short } from './format.js'
 import { html } from './html.js'
 
 /** From so many adapters on, there is a field to find one. */
@@ -21,7 +21,7 @@ export function Models({
   return html`<section class="panel models" aria-labelledby="models-title">
     <header>
       <h2 id="models-title">Models</h2>
-      <span class="quiet">${adapters.length} adapters, ${loaded} in memory</span>
+      <span class="quiet">${counted(adapters.length, 'adapter')}, ${loaded} in memory</span>
     </header>
     <ul class="cards" aria-label="Base">
       <li class="card base">
@@ -56,7 +56,9 @@ function Card({
   readonly onChoose: (name: string) => void
 }) {
   const facts =
-    about === null ? ['not in the folder of adapters'] : [about.method, ...rankOf(about.rank), bytes(about.bytes)]
+    about === null
+      ? ['not in the folder of adapters']
+      : [about.method.toLowerCase(), ...rankOf(about.rank), bytes(about.bytes)]
   return html`<li class="card">
     <span class="name">${name}</span>
     <button type="button" class="small" aria-label=${`Compare ${name} with the base`} onClick=${() => onChoose(name)}>Compare</button>
