@@ -1,4 +1,7 @@
-/** An engine's throughput: one stream and sixteen, the base and a hundred adapters, and node-llama-cpp beside it. */
+/**
+ * An engine's throughput: one stream against sixteen, a hundred adapters against the base alone, and node-llama-cpp beside
+ * it. `npm run bench -- serve [case or all] [rounds] [precision] [threads]`.
+ */
 import { fileURLToPath } from 'node:url'
 import { fetchModel } from '../test/models/fetch.js'
 import { llamaCppModule } from './peers/llama_cpp.js'
@@ -9,38 +12,100 @@ import { machineText } from './train-lora.js'
 export const purpose =
   'concurrent streams on one model, with a hundred adapters and without, against node-llama-cpp with as many sequences'
 
-/** What each round measures, in tokens per second. */
-const columns = ['one', 'sixteen', 'base', 'adapters', 'mixed'] as const
+/** So many streams at once, each with so many new tokens, on the base alone or each with an adapter of its own. */
+interface Load {
+  readonly streams: number
+  readonly tokens: number
+  readonly adapters?: boolean
+  readonly side?: 'heddle' | 'node-llama-cpp'
+}
 
-/** @param args threads, rounds, precision of the engine's weights (`stored`, `bf16`) */
-export async function run([threads = '2', rounds = '3', precision = 'bf16']: readonly string[]): Promise<void> {
-  const path = await fetchModel('smollm2')
-  const peer = await llamaCppModule()
-  const workerOf = (name: string): string => fileURLToPath(new URL(`./workers/${name}.js`, import.meta.url))
-  const ours = await startStepper(process.execPath, [workerOf('serve_engine'), path, precision], Number(threads))
-  const theirs = await startStepper(
-    process.execPath,
-    [workerOf('serve_llama_cpp'), peer, path, threads],
-    Number(threads),
-  )
-  const measured: Record<string, number>[] = []
-  for (let round = 0; round < Number(rounds); round += 1)
-    measured.push({ ...(await ours.measure()), llamaCpp: (await theirs.measure()).sixteen! })
-  const median = (name: string): number =>
-    measured.map((each) => each[name]!).toSorted((a, b) => a - b)[Math.floor(measured.length / 2)]!
-  for (const name of [...columns, 'llamaCpp'])
-    console.log(`${name.padEnd(10)} ${median(name).toFixed(0).padStart(6)} tok/s`)
-  for (const [name, side] of Object.entries({ heddle: ours, 'node-llama-cpp': theirs })) await reportMemory(name, side)
-  const ratios = {
-    'sixteen streams / one': median('sixteen') / median('one'),
-    '100 adapters r 8 / base, 64 streams': median('adapters') / median('base'),
-    '100 adapters of r 4 to 32 / base, 64 streams': median('mixed') / median('base'),
-    'sixteen streams / node-llama-cpp': median('sixteen') / median('llamaCpp'),
+/** Two loads of which the first is to be so many times as fast. */
+interface Claim {
+  readonly name: string
+  readonly loads: readonly [Load, Load]
+}
+
+const one: Load = { streams: 1, tokens: 64 }
+const sixteen: Load = { streams: 16, tokens: 64 }
+const many: Load = { streams: 64, tokens: 32 }
+const others = (load: Load): Load => ({ ...load, side: 'node-llama-cpp' })
+const adapted = (load: Load): Load => ({ ...load, adapters: true })
+
+const cases: Readonly<Record<string, readonly Claim[]>> = {
+  streams: [{ name: '16 streams / 1', loads: [sixteen, one] }],
+  adapters: [
+    { name: '100 adapters / base, 16 streams', loads: [adapted(sixteen), sixteen] },
+    { name: '100 adapters / base, 64 streams', loads: [adapted(many), many] },
+  ],
+  llama: [
+    { name: 'heddle / node-llama-cpp, 1 stream', loads: [one, others(one)] },
+    { name: 'heddle / node-llama-cpp, 16 streams', loads: [sixteen, others(sixteen)] },
+  ],
+}
+
+/** @param args one of the cases or `all`, rounds, precision of the engine's products, threads */
+export async function run([
+  wanted = 'all',
+  rounds = '3',
+  precision = 'stored',
+  threads = '2',
+]: readonly string[]): Promise<void> {
+  const claims = wanted === 'all' ? Object.values(cases).flat() : cases[wanted]
+  if (!claims) throw new Error(`There is no case "${wanted}". There are: all, ${Object.keys(cases).join(', ')}.`)
+  const loads = [...new Map(claims.flatMap(({ loads }) => loads).map((load) => [lineOf(load), load])).values()]
+  const sides = new Map<string, Stepper>()
+  for (const side of new Set(loads.map(sideOf))) sides.set(side, await started(side, precision, threads))
+  const medians = await measured(loads, sides, Number(rounds))
+  for (const load of loads) console.log(textOf(load, medians.get(lineOf(load))!))
+  for (const [name, side] of sides) {
+    console.log(`${name.padEnd(15)} peak ${((await side.peakBytes()) / 1e6).toFixed(0)} MB`)
+    side.stop()
   }
+  const speed = (load: Load): number => medians.get(lineOf(load))!.speed!
+  const ratios = Object.fromEntries(claims.map(({ name, loads: [a, b] }) => [name, speed(a) / speed(b)]))
   console.log(JSON.stringify({ bench: 'serve', precision, ratios, machine: machineText(Number(threads)) }))
 }
 
-async function reportMemory(name: string, side: Stepper): Promise<void> {
-  console.log(`${name.padEnd(14)} peak ${((await side.peakBytes()) / 1e6).toFixed(0)} MB`)
-  side.stop()
+const sideOf = ({ side = 'heddle' }: Load): string => side
+
+/** What the process is asked for; also tells loads apart, with its side. */
+const lineOf = (load: Load): string =>
+  [load.streams, load.tokens, load.adapters ? 'adapters' : 'base', sideOf(load)].join(' ')
+
+async function started(side: string, precision: string, threads: string): Promise<Stepper> {
+  const path = await fetchModel('smollm2')
+  const workerOf = (name: string): string => fileURLToPath(new URL(`./workers/${name}.js`, import.meta.url))
+  const args =
+    side === 'heddle'
+      ? [workerOf('serve_engine'), path, precision]
+      : [workerOf('serve_llama_cpp'), await llamaCppModule(), path, threads]
+  return startStepper(process.execPath, args, Number(threads))
+}
+
+/** Medians over rounds in which the loads take turns, after one that does not count: programs are compiled in it. */
+async function measured(
+  loads: readonly Load[],
+  sides: ReadonlyMap<string, Stepper>,
+  rounds: number,
+): Promise<Map<string, Record<string, number>>> {
+  const results = new Map(loads.map((load) => [lineOf(load), [] as Record<string, number>[]]))
+  for (let round = 0; round <= rounds; round += 1)
+    for (const load of loads) {
+      const result = await sides.get(sideOf(load))!.ask(lineOf(load))
+      if (round > 0) results.get(lineOf(load))!.push(result)
+    }
+  const median = (each: readonly Record<string, number>[], name: string): number =>
+    each.map((result) => result[name]!).toSorted((a, b) => a - b)[Math.floor(each.length / 2)]!
+  return new Map(
+    [...results].map(([line, each]) => [
+      line,
+      Object.fromEntries(Object.keys(each[0]!).map((name) => [name, median(each, name)])),
+    ]),
+  )
+}
+
+function textOf(load: Load, { speed, first }: Record<string, number>): string {
+  const name = `${sideOf(load).padEnd(15)} ${`${load.streams}`.padStart(2)} streams, ${load.adapters ? 'adapters' : 'base'}`
+  return `${name.padEnd(38)} ${speed!.toFixed(0).padStart(5)} tok/s   first token ${(1000 * first!).toFixed(0).padStart(5)} ms`
 }
