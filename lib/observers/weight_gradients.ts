@@ -9,15 +9,14 @@ import type { Network } from '../nn/network.js'
 import type { Site } from '../nn/site.js'
 import { batchTensors, namedInputs } from '../objectives/batch_tensors.js'
 import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
-import type { Calibration } from './calibration.js'
+import type { Calibration, Watch } from './calibration.js'
 
 /** Options of {@link weightGradients}. */
-export interface WeightGradientOptions {
+export interface WeightGradientOptions extends Watch {
   /** The mean of the batches' gradients (default), or of their squares: the diagonal of the empirical Fisher matrix. */
   readonly of?: 'gradients' | 'squares'
   /** Most bytes of gradients that are held at once: the batches are run again for the next sites. Default 256 MiB. */
   readonly memoryBytes?: number
-  readonly signal?: AbortSignal | undefined
 }
 
 /**
@@ -30,12 +29,19 @@ export async function weightGradients(
   sites: readonly Site[],
   calibration: Calibration,
   visit: (site: Site, gradient: Tensor) => Promise<void>,
-  { of = 'gradients', memoryBytes = 256 * 2 ** 20, signal }: WeightGradientOptions = {},
+  { of = 'gradients', memoryBytes = 256 * 2 ** 20, signal, onBatch }: WeightGradientOptions = {},
 ): Promise<void> {
-  for (const part of partsOf(sites, memoryBytes)) {
+  const parts = partsOf(sites, memoryBytes)
+  const total = parts.length * (calibration.batchCount ?? 0)
+  let done = 0
+  const onPart = (): void => {
+    done += 1
+    onBatch?.(done, total)
+  }
+  for (const part of parts) {
     const sums = part.map(({ weight }) => zeros(weight.shape))
     try {
-      const batches = await addUp(network, part, sums, calibration, { of, signal })
+      const batches = await addUp(network, part, sums, calibration, { of, signal, onBatch: onPart })
       if (batches === 0)
         throw new HeddleError('ERR_HEDDLE_ARGUMENT', { place: 'weightGradients', expected: 'a batch', got: 'none' })
       for (const [i, site] of part.entries()) {
@@ -54,7 +60,7 @@ async function addUp(
   sites: readonly Site[],
   sums: readonly Tensor[],
   { objective, batches, precision = 'f32' }: Calibration,
-  { of, signal }: Pick<WeightGradientOptions, 'of' | 'signal'>,
+  { of, signal, onBatch }: Pick<WeightGradientOptions, 'of' | 'signal'> & { readonly onBatch: () => void },
 ): Promise<number> {
   const step = program(async (normaliser, ...arrays) => {
     const total = await objective.loss(network, namedInputs(objective, arrays), { precision, training: false })
@@ -72,9 +78,11 @@ async function addUp(
   try {
     for await (const batch of batches()) {
       const inputs = [tensor([Math.max(1, objective.weight(batch))], []), ...batchTensors(objective, batch)]
-      await step.run(inputs, { signal })
-      for (const used of inputs) used.dispose()
+      await step.run(inputs, { signal }).finally(() => {
+        for (const used of inputs) used.dispose()
+      })
       count += 1
+      onBatch()
     }
   } finally {
     step.dispose()
