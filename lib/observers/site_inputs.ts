@@ -1,4 +1,5 @@
 /** What goes into the sites of a network while data runs through it. */
+import { pause } from '../graph/pause.js'
 import { program } from '../graph/program.js'
 import type { Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
@@ -70,6 +71,7 @@ async function visitAll(
     for (const [index, input] of values.entries()) {
       if ((await visit({ sites: groups[index]!, input })) === 'stop') return false
       input.dispose()
+      await pause()
     }
     return true
   } finally {

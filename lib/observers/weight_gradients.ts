@@ -3,6 +3,7 @@ import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { gradients } from '../graph/grad.js'
 import { add, div, square } from '../graph/ops/elementwise.js'
+import { pause } from '../graph/pause.js'
 import { program } from '../graph/program.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
@@ -39,14 +40,19 @@ export async function weightGradients(
     onBatch?.(done, total)
   }
   for (const part of parts) {
-    const sums = part.map(({ weight }) => zeros(weight.shape))
+    const sums: Tensor[] = []
     try {
+      for (const { weight } of part) {
+        sums.push(zeros(weight.shape))
+        await pause()
+      }
       const batches = await addUp(network, part, sums, calibration, { of, signal, onBatch: onPart })
       if (batches === 0)
         throw new HeddleError('ERR_HEDDLE_ARGUMENT', { place: 'weightGradients', expected: 'a batch', got: 'none' })
       for (const [i, site] of part.entries()) {
         using mean = await computed((sum) => div(sum!, batches), [sums[i]!])
         await visit(site, mean)
+        await pause()
       }
     } finally {
       for (const sum of sums) sum.dispose()
@@ -71,6 +77,7 @@ async function addUp(
     for (const [i, gradient] of found.entries()) {
       const term: Sym = of === 'squares' ? square(gradient) : gradient
       assign(sums[i]!, add(read(sums[i]!), term))
+      await pause()
     }
     return []
   })

@@ -96,7 +96,10 @@ async function resolved(config: EvaConfig, context: ResolveContext): Promise<Par
   const plainConfig: LoraConfig = { ...fields, init_lora_weights: true }
   // Refuses modules that LoRA cannot act at before any batch is run.
   const checked = lora(fields as LoraOptions)
-  for (const site of context.sites) checked.plan(site)
+  for (const site of context.sites) {
+    checked.plan(site)
+    await pause()
+  }
   const rankOf = (site: Site): number => scaleAt(plainConfig, site.path).r
   const linear = context.sites.filter(({ kind }) => kind === 'linear')
   if (linear.length === 0)
@@ -109,7 +112,10 @@ async function resolved(config: EvaConfig, context: ResolveContext): Promise<Par
   try {
     const factors = await initialFactors(groups, ranks, settings.whiten)
     const kept = context.sites.filter((site) => (ranks.get(site) ?? rankOf(site)) > 0)
-    const method = lora({ ...(fields as LoraOptions), ...patterns(kept, ranks, config, plainConfig) })
+    const found = patterns(kept, ranks, config, plainConfig)
+    await pause()
+    const method = lora({ ...(fields as LoraOptions), ...found })
+    await pause()
     return {
       ...method,
       config: { ...method.config, init_lora_weights: 'eva', eva_config: stored },

@@ -4,6 +4,7 @@ import { computed, copied } from '../../graph/computed.js'
 import { mul } from '../../graph/ops/elementwise.js'
 import { gatherRows } from '../../graph/ops/index.js'
 import { reshape, sum } from '../../graph/ops/reduce.js'
+import { pause } from '../../graph/pause.js'
 import { IncrementalSvd } from '../../linalg/incremental_svd.js'
 import type { Site } from '../../nn/site.js'
 import type { BatchArray } from '../../objectives/objective.js'
@@ -65,7 +66,9 @@ export async function principalComponents(
   const onBatch = (): void => report({ unit: 'modules', done: modulesWhere(isDone), total: sites.length })
   const visit = async (shared: SharedInput): Promise<'stop' | undefined> => {
     if (shared.batch !== current) {
+      await pause()
       if (isSettled()) return 'stop'
+      await pause()
       current = shared.batch
       seen += 1
     }

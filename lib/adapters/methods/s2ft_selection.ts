@@ -217,7 +217,8 @@ async function activationNorms(
   context: ResolveContext,
 ): Promise<Tensor> {
   const { network, calibration } = context
-  const readers = parts.map(({ site }) => readerOf(projection, site, network))
+  const blocks = blocksOf(network)
+  const readers = parts.map(({ site }) => readerOf(projection, site, blocks))
   const sums = new Map(readers.map((site) => [site, zeros([linearShape(site)[1]])] as const))
   try {
     const visit = async ({ sites, input }: SharedInput): Promise<undefined> => {
@@ -237,9 +238,9 @@ async function activationNorms(
 }
 
 /** The module of the same block that reads what the projection's units give. */
-function readerOf(projection: Projection, site: Site, network: Network): Site {
+function readerOf(projection: Projection, site: Site, blocks: ReturnType<typeof blocksOf>): Site {
   const wanted = projection === 'v' || projection === 'o' ? kinds.o.role : kinds.d.role
-  const reader = blocksOf(network).get(blockParts(site.path)!.block)?.get(wanted)
+  const reader = blocks.get(blockParts(site.path)!.block)?.get(wanted)
   if (reader) return reader
   throw misuse('s2ft.selection', `${wanted.replace('_', ' ')} projections beside ${site.path}`, 'none')
 }
