@@ -36,6 +36,7 @@ export { type SvfitOptions, svfit } from './adapters/methods/svfit.js'
 export { type VeraOptions, vera } from './adapters/methods/vera.js'
 export type {
   AttachedSite,
+  AttachProgress,
   BufferDeclaration,
   Factors,
   InitContext,
@@ -316,6 +317,13 @@ export {
 } from './optim/schedule.js'
 export { type SgdOptions, sgd } from './optim/sgd.js'
 export {
+  type StepRequest,
+  type StepResult,
+  type TrainingStep,
+  type TrainingStepOptions,
+  trainingStep,
+} from './optim/training_step.js'
+export {
   type Classification,
   type ClassifyOptions,
   type LoadClassifierOptions,
@@ -404,10 +412,3 @@ export {
 } from './train/report.js'
 export { type TrainStep, train } from './train/train.js'
 export type { Trainable } from './train/trainable.js'
-export {
-  type StepRequest,
-  type StepResult,
-  type TrainingStep,
-  type TrainingStepOptions,
-  trainingStep,
-} from './train/training_step.js'

@@ -169,6 +169,9 @@ const resolved = (network: Network, options: Parameters<typeof s2ft>[0]) =>
     network,
     sites: [...network.sites.values()],
     seed: 4,
+    watch: {},
+    report() {},
+    warn() {},
     calibration: () => {
       throw new Error('no data')
     },

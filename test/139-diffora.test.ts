@@ -18,8 +18,8 @@ import { type Forward, linear, type Site, type SiteHook } from '../lib/nn/site.j
 import type { Objective } from '../lib/objectives/objective.js'
 import type { Calibration } from '../lib/observers/calibration.js'
 import { adamw } from '../lib/optim/adamw.js'
+import { trainingStep } from '../lib/optim/training_step.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
-import { trainingStep } from '../lib/train/training_step.js'
 import { randomNumbers } from './random_numbers.js'
 import { disturb, near, networkOf, numbers } from './support/one_site.js'
 

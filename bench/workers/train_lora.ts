@@ -16,7 +16,7 @@ import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../../lib/optim/clip.js'
 import { chain } from '../../lib/optim/gradient_transform.js'
-import { trainingStep } from '../../lib/train/training_step.js'
+import { trainingStep } from '../../lib/optim/training_step.js'
 
 const [precision = 'f32', layers = '30', methodName = 'lora', profile] = process.argv.slice(2)
 const rows = 4

@@ -1,5 +1,5 @@
 /** A parametrization attached to a model: its trainable tensors at every chosen site, and its place in the forward pass. */
-import { HeddleError } from '../errors.js'
+import { HeddleError, throwIfAborted } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { copy, transpose } from '../graph/ops/index.js'
 import { pause } from '../graph/pause.js'
@@ -7,19 +7,25 @@ import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Site, SiteHook } from '../nn/site.js'
 import type { Calibration } from '../observers/calibration.js'
-import { type Tensor, zeros } from '../tensor/tensor.js'
+import type { Tensor } from '../tensor/tensor.js'
 import {
+  type Attached,
   type Attachment,
-  attachTo,
-  disposeAttachment,
-  initialise,
-  madeShared,
+  attachMethod,
+  disposeAttached,
   networkSites,
   replaced,
   type SharedTensors,
 } from './attachment.js'
-import { maskBytes, maskedWeight, maskName } from './masked_weight.js'
-import type { AttachedSite, Parametrization, SitePart, SiteTensors } from './parametrization.js'
+import { maskedWeight, maskName } from './masked_weight.js'
+import type {
+  AttachedSite,
+  AttachProgress,
+  Parametrization,
+  ResolveContext,
+  SitePart,
+  SiteTensors,
+} from './parametrization.js'
 import { readMethod, readParameters, type SaveOptions, writeAdapter } from './peft_folder.js'
 import { namingMethod, traceStructured } from './structured_sites.js'
 import { selectSites } from './target_modules.js'
@@ -36,6 +42,12 @@ export interface AttachOptions {
   readonly taskType?: string
   /** For a method that learns from data where to act and how to begin. */
   readonly calibration?: Calibration | undefined
+  /** Stops the attaching, of which then nothing is left: ERR_HEDDLE_ABORTED. */
+  readonly signal?: AbortSignal | undefined
+  /** Called where attaching takes its time: while a method learns from data, or takes weights apart. */
+  readonly onProgress?: ((progress: AttachProgress) => void) | undefined
+  /** Called with what did not go as it should; default: `process.emitWarning`. */
+  readonly onWarning?: ((message: string) => void) | undefined
 }
 
 /** A method attached to a network; made by {@link Adapter.attach} or {@link Adapter.load}. */
@@ -51,7 +63,7 @@ export class Adapter {
   private constructor(
     model: Network,
     method: Parametrization,
-    { attachments, shared }: { attachments: Map<string, Attachment>; shared: SharedTensors },
+    { attachments, shared }: Attached,
     { baseModel = '', taskType = 'CAUSAL_LM' }: AttachOptions,
   ) {
     this.model = model
@@ -64,7 +76,8 @@ export class Adapter {
 
   /**
    * Attaches a method to the sites that its config selects and initialises its parameters.
-   * @throws ERR_HEDDLE_ARGUMENT when no site matches, the method cannot act at one of them, or needs data and gets none
+   * @throws ERR_HEDDLE_ARGUMENT when no site matches, the method cannot act at one of them, or needs data and gets none;
+   *   ERR_HEDDLE_ABORTED
    */
   static async attach(model: Network, method: Parametrization, options: AttachOptions = {}): Promise<Adapter> {
     return await namingMethod(method.name, networkSites(model), async () =>
@@ -99,33 +112,11 @@ export class Adapter {
     options: AttachOptions,
     isLoading = false,
   ): Promise<Adapter> {
-    const sites = networkSites(model)
-    const chosen = selectSites(sites, method.targetModules, method.targetFilter)
-    const targets = new Set(chosen)
-    const attachments = new Map<string, Attachment>()
-    const masked = new Set(method.maskedModules)
-    const { seed = 0 } = options
-    const shared = await madeShared(method.shared?.(chosen) ?? {}, seed)
-    let stream = 0
+    const { seed = 0, signal, onProgress } = options
+    const attached = await attachMethod(model, method, { seed, signal, onProgress, isLoading })
+    const adapter = new Adapter(model, method, attached, options)
     try {
-      for (const site of sites) {
-        const parts = method.trainedParts?.(site, targets.has(site)) ?? []
-        if (!targets.has(site) && parts.length === 0 && !masked.has(site.path)) continue
-        const plan = targets.has(site) ? method.plan(site) : undefined
-        const attachment = await attachTo(site, { plan, parts, seed, stream, shared, isLoading })
-        attachments.set(site.path, masked.has(site.path) ? withMask(attachment) : attachment)
-        if (plan) stream += Object.keys(plan.parameters).length + 1
-        await pause()
-      }
-    } catch (error) {
-      for (const attachment of attachments.values()) disposeAttachment(attachment)
-      for (const { tensor } of Object.values(shared)) tensor.dispose()
-      throw error
-    }
-    const adapter = new Adapter(model, method, { attachments, shared }, options)
-    try {
-      await initialise([...attachments.values()], seed)
-      for (const { site } of attachments.values()) if (site.structure) traceStructured(site, adapter.hook)
+      for (const { site } of attached.attachments.values()) if (site.structure) traceStructured(site, adapter.hook)
       return adapter
     } catch (error) {
       adapter.dispose()
@@ -304,8 +295,7 @@ export class Adapter {
 
   /** Frees the adapter's tensors. */
   dispose(): void {
-    for (const attachment of this.#attachments.values()) disposeAttachment(attachment)
-    for (const { tensor } of Object.values(this.#shared)) tensor.dispose()
+    disposeAttached({ attachments: this.#attachments, shared: this.#shared })
   }
 
   /** A site's tensors with those that all sites share. */
@@ -335,13 +325,18 @@ type Original = Pick<Site, SitePart | 'structure'>
 async function resolved(
   model: Network,
   method: Parametrization,
-  { seed = 0, calibration }: AttachOptions,
+  { seed = 0, calibration, signal, onProgress, onWarning = (message) => process.emitWarning(message) }: AttachOptions,
 ): Promise<Parametrization> {
+  throwIfAborted(signal, `Adapter.attach: ${method.name}`)
   if (!method.resolve) return method
+  const report: ResolveContext['report'] = (progress) => onProgress?.({ method: method.name, ...progress })
   return method.resolve({
     network: model,
     sites: selectSites(networkSites(model), method.targetModules, method.targetFilter),
     seed,
+    watch: { signal, onBatch: (done, total) => report({ unit: 'batches', done, total }) },
+    report,
+    warn: (message) => onWarning(`${method.name}: ${message}`),
     calibration() {
       if (calibration) return calibration
       throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
@@ -353,12 +348,6 @@ async function resolved(
     },
   })
 }
-
-/** With room for the mask of the module's weight. */
-const withMask = (attachment: Attachment): Attachment => ({
-  ...attachment,
-  buffers: { ...attachment.buffers, [maskName]: zeros([maskBytes(attachment.site)], 'u8') },
-})
 
 /** New tensors for the merged site; the bias only where it is another. */
 async function mergedTensors(attachment: Attachment, tensors: SiteTensors): Promise<{ weight: Tensor; bias?: Tensor }> {

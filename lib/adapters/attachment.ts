@@ -1,13 +1,23 @@
 /** What an adapter has at one site, and how its tensors begin. */
-import { HeddleError } from '../errors.js'
+import { HeddleError, throwIfAborted } from '../errors.js'
 import { computed, copied } from '../graph/computed.js'
 import { pause } from '../graph/pause.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Site } from '../nn/site.js'
+import { sameShape, shapeText } from '../tensor/dtype.js'
 import { seedTensor } from '../tensor/seed.js'
 import { type Tensor, zeros } from '../tensor/tensor.js'
-import type { SharedDeclaration, SitePart, SitePlan } from './parametrization.js'
+import { maskBytes, maskName } from './masked_weight.js'
+import type {
+  AttachProgress,
+  BufferDeclaration,
+  Parametrization,
+  SharedDeclaration,
+  SitePart,
+  SitePlan,
+} from './parametrization.js'
+import { selectSites } from './target_modules.js'
 
 /** What an adapter has at one site. */
 export interface Attachment {
@@ -53,16 +63,85 @@ export async function madeShared(
   return made
 }
 
+/** All that an adapter has, at the sites and above them. */
+export interface Attached {
+  /** By path. */
+  readonly attachments: Map<string, Attachment>
+  readonly shared: SharedTensors
+}
+
+/** Frees what an adapter has. */
+export function disposeAttached({ attachments, shared }: Attached): void {
+  for (const attachment of attachments.values()) disposeAttachment(attachment)
+  for (const { tensor } of Object.values(shared)) tensor.dispose()
+}
+
+/** Options of {@link attachMethod}. */
+export interface AttachSettings {
+  readonly seed: number
+  readonly signal?: AbortSignal | undefined
+  readonly onProgress?: ((progress: AttachProgress) => void) | undefined
+  /** A file will bring the tensors. */
+  readonly isLoading?: boolean
+}
+
+/** What the method has at every site that it acts on, or trains parts of, initialised; all freed where that fails. */
+export async function attachMethod(
+  model: Network,
+  method: Parametrization,
+  settings: AttachSettings,
+): Promise<Attached> {
+  const { seed } = settings
+  const targets = selectSites(networkSites(model), method.targetModules, method.targetFilter)
+  const shared = await madeShared(method.shared?.(targets) ?? {}, seed)
+  const attached: Attached = { attachments: new Map(), shared }
+  try {
+    await attachSites(model, method, { ...settings, ...attached, targets: new Set(targets) })
+    await initialise([...attached.attachments.values()], seed)
+    return attached
+  } catch (error) {
+    disposeAttached(attached)
+    throw error
+  }
+}
+
+/** Adds one site's attachment after the other. */
+async function attachSites(
+  model: Network,
+  method: Parametrization,
+  { targets, attachments, signal, onProgress, ...source }: AttachSettings & Attached & { readonly targets: Set<Site> },
+): Promise<void> {
+  const masked = new Set(method.maskedModules)
+  let [stream, done] = [0, 0]
+  for (const site of networkSites(model)) {
+    const parts = method.trainedParts?.(site, targets.has(site)) ?? []
+    if (!targets.has(site) && parts.length === 0 && !masked.has(site.path)) continue
+    throwIfAborted(signal, `Adapter.attach: ${method.name}`)
+    const plan = targets.has(site) ? method.plan(site) : undefined
+    const attachment = await attachTo(site, { ...source, plan, parts, stream })
+    attachments.set(site.path, masked.has(site.path) ? withMask(attachment) : attachment)
+    if (plan) {
+      stream += Object.keys(plan.parameters).length + 1
+      done += 1
+      if (plan.prepare) onProgress?.({ method: method.name, unit: 'modules', done, total: targets.size })
+    }
+    await pause()
+  }
+}
+
+/** With room for the mask of the module's weight. */
+const withMask = (attachment: Attachment): Attachment => ({
+  ...attachment,
+  buffers: { ...attachment.buffers, [maskName]: zeros([maskBytes(attachment.site)], 'u8') },
+})
+
 /** What {@link attachTo} makes an attachment of. */
-export interface AttachmentSource {
+export interface AttachmentSource extends Pick<AttachSettings, 'seed' | 'isLoading'> {
   /** Absent where only parts of the site are trained. */
   readonly plan: SitePlan | undefined
   readonly parts: readonly SitePart[]
-  readonly seed: number
   readonly stream: number
   readonly shared: SharedTensors
-  /** A file will bring the tensors. */
-  readonly isLoading?: boolean
 }
 
 /** A site's tensors, prepared where the plan says so and otherwise zero: see {@link initialise}. */
@@ -91,12 +170,20 @@ async function prepared(
   const common = Object.fromEntries(Object.entries(shared).map(([name, { tensor }]) => [name, tensor]))
   const prepare = isLoading && plan.restoredWeight ? undefined : plan.prepare
   const { values = {}, weight } = (await prepare?.({ weight: site.weight, seed, stream, shared: common })) ?? {}
-  const parameters = Object.fromEntries(
-    Object.entries(plan.parameters).map(([name, { shape }]) => [name, values[name] ?? zeros(shape)]),
-  )
-  const buffers = Object.fromEntries(
-    Object.entries(plan.buffers ?? {}).map(([name, { shape, dtype }]) => [name, values[name] ?? zeros(shape, dtype)]),
-  )
+  const filledBy = (name: string, { shape, dtype }: BufferDeclaration): Tensor => {
+    const value = values[name]
+    if (value && !sameShape(value.shape, shape))
+      throw new HeddleError('ERR_HEDDLE_SHAPE', {
+        place: `${site.path}.${name}`,
+        expected: shapeText(shape),
+        got: shapeText(value.shape),
+        hint: 'Was the method made for another model?',
+      })
+    return value ?? zeros(shape, dtype)
+  }
+  const each = (declared: Readonly<Record<string, BufferDeclaration>>): Record<string, Tensor> =>
+    Object.fromEntries(Object.entries(declared).map(([name, one]) => [name, filledBy(name, one)]))
+  const [parameters, buffers] = [each(plan.parameters), each(plan.buffers ?? {})]
   const names = new Set(Object.keys(values))
   if (!weight) return { parameters, buffers, prepared: names }
   const initial: Record<string, Tensor> = {}

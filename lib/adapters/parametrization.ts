@@ -2,7 +2,7 @@
 import type { Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Forward, Site, SiteComputation } from '../nn/site.js'
-import type { Calibration } from '../observers/calibration.js'
+import type { Calibration, Watch } from '../observers/calibration.js'
 import type { GradientTransform } from '../optim/gradient_transform.js'
 import type { DType } from '../tensor/dtype.js'
 import type { Tensor } from '../tensor/tensor.js'
@@ -157,12 +157,29 @@ export interface Written {
   readonly tensors: ReadonlyMap<string, Tensor>
 }
 
+/** How far the attaching of a method is. */
+export interface AttachProgress {
+  /** Registry name. */
+  readonly method: string
+  /** What is counted. */
+  readonly unit: 'batches' | 'modules' | 'steps'
+  readonly done: number
+  /** At most; 0 where it is not known. */
+  readonly total: number
+}
+
 /** What {@link Parametrization.resolve} gets. */
 export interface ResolveContext {
   readonly network: Network
   /** The sites that the method is to act on. */
   readonly sites: readonly Site[]
   readonly seed: number
+  /** Handed on to what runs batches; its signal stops everything else too. */
+  readonly watch: Watch
+  /** Says how far it is, where no batches do. */
+  report(progress: Omit<AttachProgress, 'method'>): void
+  /** Says what did not go as it should, where it goes on all the same. */
+  warn(message: string): void
   /** @throws ERR_HEDDLE_ARGUMENT where the adapter is attached without data */
   calibration(): Calibration
 }
@@ -197,7 +214,8 @@ export interface Parametrization {
   readonly shared?: (sites: readonly Site[]) => Readonly<Record<string, SharedDeclaration>>
   /**
    * For a method that looks at the whole network, or at data, before it can say what it does at a site: what is
-   * attached in its place. Not called when an adapter is loaded from a folder.
+   * attached in its place. That may be attached again, to other models too: tensors that it found are its own, and what
+   * it prepares are copies. Not called when an adapter is loaded from a folder.
    */
   readonly resolve?: (context: ResolveContext) => Promise<Parametrization>
   /** Traced: what is added to the loss while this adapter is trained, `f32 []`. */

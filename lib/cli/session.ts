@@ -2,6 +2,8 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
+import type { Adapter } from '../adapters/adapter.js'
+import type { Parametrization } from '../adapters/parametrization.js'
 import { HeddleError } from '../errors.js'
 import type { HubOptions } from '../formats/hub.js'
 import type { Precision } from '../graph/ops/matmul.js'
@@ -10,6 +12,7 @@ import { addon } from '../native.js'
 import type { Network } from '../nn/network.js'
 import type { Objective, OpenOptions, TrainingData } from '../objectives/objective.js'
 import type { Trainable } from '../train/trainable.js'
+import { attachShown, type ShownOptions } from '../train/trained.js'
 import { type Progress, progress } from './progress.js'
 import { integerFrom } from './values.js'
 
@@ -92,6 +95,8 @@ export interface Session {
   keep<T extends { dispose(): unknown }>(made: T): T
   /** Reads a file of examples, and notes what its rows are. */
   openData<N extends Network, B>(data: DataRequest<N, B>): Promise<TrainingData<B>>
+  /** Attaches a method, with a bar where it takes its time; warnings are notes. */
+  attach(model: Trainable, method: Parametrization, options: ShownOptions): Promise<Adapter>
   /** A progress bar that is taken down when the command ends, whatever the reason. */
   progress(label: string, total: number, unit?: 'count' | 'bytes'): Progress
 }
@@ -155,6 +160,10 @@ function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanup
   const note = (text: string): void => {
     process.stderr.write(`${text}\n`)
   }
+  const report: Session['report'] = (event, fields, text) => {
+    if (json) process.stdout.write(`${JSON.stringify({ event, ...fields })}\n`)
+    else if (text !== undefined) process.stdout.write(`${text}\n`)
+  }
   const keep = <T extends { dispose(): unknown }>(made: T): T => {
     cleanups.push(() => made.dispose())
     return made
@@ -178,15 +187,34 @@ function makeSession({ json = false }: CommonFlags, signal: AbortSignal, cleanup
       if (!json) process.stdout.write(text)
     },
     progress: startProgress,
-    report(event, fields, text) {
-      if (json) process.stdout.write(`${JSON.stringify({ event, ...fields })}\n`)
-      else if (text !== undefined) process.stdout.write(`${text}\n`)
-    },
+    report,
     async loadModel({ model: source, precision = inferencePrecision(source) }) {
       return keep(await fetched(source, (hub) => loadModel(source, { ...hub, precision })))
     },
     fetched,
     keep,
+    async attach(model, method, options) {
+      let bar: Progress | undefined
+      let counted: string | undefined
+      const adapter = await attachShown(model, method, {
+        ...options,
+        signal,
+        onProgress: ({ unit, done, total }) => {
+          if (unit !== counted) {
+            bar?.stop()
+            bar = startProgress(`Attaching ${method.name}, ${unit}`, total)
+            counted = unit
+          }
+          bar?.update(done, { total })
+        },
+        onWarning(message) {
+          report('warning', { message })
+          note(message)
+        },
+      })
+      bar?.stop()
+      return adapter
+    },
     async openData({ path, model, objective, evaluationFraction = 0, seed = 0, maxLength }) {
       let bar: Progress | undefined
       const data = await objective.open(path, {

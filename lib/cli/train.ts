@@ -149,13 +149,14 @@ async function trainAs(session: Session, { given, config, resume, isRecorded }: 
   const { model, objective, section } = await trainingTask(session, config)
   const { evaluationFraction = 0, packing: _, ...options } = training
   const { seed = 0, full = false, maxLength = defaultLength(model) } = options
-  const adapter = full ? undefined : await model.attach(config.method, { seed })
   const request = { model, objective, maxLength, seed }
   const data = await session.openData({ ...request, path: config.data, evaluationFraction })
   const evaluationData =
     config.evaluationData === undefined
       ? undefined
       : await session.openData({ ...request, path: config.evaluationData })
+  const { batchSize = 4 } = options
+  const adapter = full ? undefined : await session.attach(model, config.method, { objective, data, seed, batchSize })
   if (!isRecorded) await writeRunRecord(output, { ...given, objective: section })
   const run: TrainingRunOptions = {
     model,

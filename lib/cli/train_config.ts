@@ -55,6 +55,8 @@ const decidedElsewhere = [
   'resume',
   'signal',
   'onDataProgress',
+  'onAttachProgress',
+  'onWarning',
   'onEvaluation',
 ]
 

@@ -87,6 +87,7 @@ class ByteWriter {
   #view = new DataView(new ArrayBuffer(1 << 16))
   #length = 0
   readonly #utf8 = new TextEncoder()
+  readonly #texts = new Map<string, Uint8Array>()
 
   u8(value: number): void {
     const at = this.#advance(1)
@@ -109,17 +110,24 @@ class ByteWriter {
     this.#view.setFloat64(at, value, true)
   }
   shortText(text: string): void {
-    const bytes = this.#utf8.encode(text)
+    const bytes = this.#encoded(text)
     this.u16(bytes.length)
     this.#bytes(bytes)
   }
   longText(text: string): void {
-    const bytes = this.#utf8.encode(text)
+    const bytes = this.#encoded(text)
     this.u32(bytes.length)
     this.#bytes(bytes)
   }
   finish(): Uint8Array {
     return new Uint8Array(this.#view.buffer.slice(0, this.#length))
+  }
+
+  /** The same few names and micro-operations come again and again, and the encoder takes its time for each. */
+  #encoded(text: string): Uint8Array {
+    const bytes = this.#texts.get(text) ?? this.#utf8.encode(text)
+    this.#texts.set(text, bytes)
+    return bytes
   }
 
   #bytes(bytes: Uint8Array): void {

@@ -8,8 +8,18 @@ export interface Calibration<N extends Network = Network, B = unknown> {
   readonly objective: Objective<N, B>
   /** The same batches in the same order at every call. */
   readonly batches: () => AsyncIterable<B>
+  /** How many there are, for progress; default: not known. */
+  readonly batchCount?: number
   /** Default `f32`. */
   readonly precision?: Precision
+}
+
+/** What goes along with running batches. */
+export interface Watch {
+  /** Stops between two instructions: ERR_HEDDLE_ABORTED. */
+  readonly signal?: AbortSignal | undefined
+  /** Called after each batch; `total` is 0 where it is not known. */
+  readonly onBatch?: ((done: number, total: number) => void) | undefined
 }
 
 /** Options of {@link calibrationOf}. */
@@ -32,6 +42,7 @@ export function calibrationOf<N extends Network, B>(
   return {
     objective,
     batches: () => first(data.batches({ batchSize, seed }), batches),
+    batchCount: Math.min(batches, data.batchCount(batchSize)),
     ...(precision ? { precision } : {}),
   }
 }

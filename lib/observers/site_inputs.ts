@@ -1,4 +1,5 @@
 /** What goes into the sites of a network while data runs through it. */
+import { pause } from '../graph/pause.js'
 import { program } from '../graph/program.js'
 import type { Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
@@ -6,7 +7,7 @@ import type { Forward, Site, SiteHook } from '../nn/site.js'
 import { arrayTensors, namedInputs } from '../objectives/batch_tensors.js'
 import type { BatchArray } from '../objectives/objective.js'
 import type { Tensor } from '../tensor/tensor.js'
-import type { Calibration } from './calibration.js'
+import type { Calibration, Watch } from './calibration.js'
 
 /** Sites that the very same value goes into, such as q, k and v, and that value. */
 export interface SharedInput {
@@ -20,10 +21,9 @@ export interface SharedInput {
 }
 
 /** Options of {@link observeInputs}. */
-export interface ObserveOptions {
+export interface ObserveOptions extends Watch {
   /** An adapter's part in the forward pass. */
   readonly hook?: SiteHook | undefined
-  readonly signal?: AbortSignal | undefined
 }
 
 /**
@@ -33,9 +33,9 @@ export interface ObserveOptions {
 export async function observeInputs(
   network: Network,
   sites: readonly Site[],
-  { objective, batches, precision = 'f32' }: Calibration,
+  { objective, batches, batchCount = 0, precision = 'f32' }: Calibration,
   visit: (shared: SharedInput) => Promise<'stop' | undefined>,
-  { hook, signal }: ObserveOptions = {},
+  { hook, signal, onBatch }: ObserveOptions = {},
 ): Promise<void> {
   const groups: Site[][] = []
   const observed = program(async (...arrays) => {
@@ -50,10 +50,12 @@ export async function observeInputs(
     for await (const each of batches()) {
       const arrays = objective.arrays(each)
       const inputs = arrayTensors(objective, arrays)
-      const values = await observed.run(inputs, { signal })
-      for (const used of inputs) used.dispose()
+      const values = await observed.run(inputs, { signal }).finally(() => {
+        for (const used of inputs) used.dispose()
+      })
       if (!(await visitAll(values, groups, (shared) => visit({ ...shared, arrays, batch })))) return
       batch += 1
+      onBatch?.(batch, batchCount)
     }
   } finally {
     observed.dispose()
@@ -65,12 +67,16 @@ async function visitAll(
   groups: readonly (readonly Site[])[],
   visit: (shared: Pick<SharedInput, 'sites' | 'input'>) => Promise<'stop' | undefined>,
 ): Promise<boolean> {
-  let goesOn = true
-  for (const [index, input] of values.entries()) {
-    if (goesOn) goesOn = (await visit({ sites: groups[index]!, input })) !== 'stop'
-    input.dispose()
+  try {
+    for (const [index, input] of values.entries()) {
+      if ((await visit({ sites: groups[index]!, input })) === 'stop') return false
+      input.dispose()
+      await pause()
+    }
+    return true
+  } finally {
+    for (const input of values) input.dispose()
   }
-  return goesOn
 }
 
 /** A hook that notes what goes into the sites, around another one. */

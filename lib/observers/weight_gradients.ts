@@ -3,21 +3,21 @@ import { HeddleError } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { gradients } from '../graph/grad.js'
 import { add, div, square } from '../graph/ops/elementwise.js'
+import { pause } from '../graph/pause.js'
 import { program } from '../graph/program.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
 import type { Site } from '../nn/site.js'
 import { batchTensors, namedInputs } from '../objectives/batch_tensors.js'
 import { type Tensor, tensor, zeros } from '../tensor/tensor.js'
-import type { Calibration } from './calibration.js'
+import type { Calibration, Watch } from './calibration.js'
 
 /** Options of {@link weightGradients}. */
-export interface WeightGradientOptions {
+export interface WeightGradientOptions extends Watch {
   /** The mean of the batches' gradients (default), or of their squares: the diagonal of the empirical Fisher matrix. */
   readonly of?: 'gradients' | 'squares'
   /** Most bytes of gradients that are held at once: the batches are run again for the next sites. Default 256 MiB. */
   readonly memoryBytes?: number
-  readonly signal?: AbortSignal | undefined
 }
 
 /**
@@ -30,17 +30,29 @@ export async function weightGradients(
   sites: readonly Site[],
   calibration: Calibration,
   visit: (site: Site, gradient: Tensor) => Promise<void>,
-  { of = 'gradients', memoryBytes = 256 * 2 ** 20, signal }: WeightGradientOptions = {},
+  { of = 'gradients', memoryBytes = 256 * 2 ** 20, signal, onBatch }: WeightGradientOptions = {},
 ): Promise<void> {
-  for (const part of partsOf(sites, memoryBytes)) {
-    const sums = part.map(({ weight }) => zeros(weight.shape))
+  const parts = partsOf(sites, memoryBytes)
+  const total = parts.length * (calibration.batchCount ?? 0)
+  let done = 0
+  const onPart = (): void => {
+    done += 1
+    onBatch?.(done, total)
+  }
+  for (const part of parts) {
+    const sums: Tensor[] = []
     try {
-      const batches = await addUp(network, part, sums, calibration, { of, signal })
+      for (const { weight } of part) {
+        sums.push(zeros(weight.shape))
+        await pause()
+      }
+      const batches = await addUp(network, part, sums, calibration, { of, signal, onBatch: onPart })
       if (batches === 0)
         throw new HeddleError('ERR_HEDDLE_ARGUMENT', { place: 'weightGradients', expected: 'a batch', got: 'none' })
       for (const [i, site] of part.entries()) {
         using mean = await computed((sum) => div(sum!, batches), [sums[i]!])
         await visit(site, mean)
+        await pause()
       }
     } finally {
       for (const sum of sums) sum.dispose()
@@ -54,7 +66,7 @@ async function addUp(
   sites: readonly Site[],
   sums: readonly Tensor[],
   { objective, batches, precision = 'f32' }: Calibration,
-  { of, signal }: Pick<WeightGradientOptions, 'of' | 'signal'>,
+  { of, signal, onBatch }: Pick<WeightGradientOptions, 'of' | 'signal'> & { readonly onBatch: () => void },
 ): Promise<number> {
   const step = program(async (normaliser, ...arrays) => {
     const total = await objective.loss(network, namedInputs(objective, arrays), { precision, training: false })
@@ -65,6 +77,7 @@ async function addUp(
     for (const [i, gradient] of found.entries()) {
       const term: Sym = of === 'squares' ? square(gradient) : gradient
       assign(sums[i]!, add(read(sums[i]!), term))
+      await pause()
     }
     return []
   })
@@ -72,9 +85,11 @@ async function addUp(
   try {
     for await (const batch of batches()) {
       const inputs = [tensor([Math.max(1, objective.weight(batch))], []), ...batchTensors(objective, batch)]
-      await step.run(inputs, { signal })
-      for (const used of inputs) used.dispose()
+      await step.run(inputs, { signal }).finally(() => {
+        for (const used of inputs) used.dispose()
+      })
       count += 1
+      onBatch()
     }
   } finally {
     step.dispose()

@@ -1,7 +1,7 @@
 /** What `train()` can be asked for, its defaults, and the check of both. */
 import { z } from 'zod'
 import { Adapter } from '../adapters/adapter.js'
-import type { Parametrization } from '../adapters/parametrization.js'
+import type { AttachProgress, Parametrization } from '../adapters/parametrization.js'
 import { parseConfig } from '../config.js'
 import type { Batch } from '../data/dataset.js'
 import { HeddleError } from '../errors.js'
@@ -115,6 +115,10 @@ export interface CommonTrainOptions {
   readonly signal?: AbortSignal | undefined
   /** Called with the share of the data that has been tokenized. */
   onDataProgress?(share: number): void
+  /** Called while a fresh method is attached, where that takes its time: it learns from data, or takes weights apart. */
+  onAttachProgress?(progress: AttachProgress): void
+  /** Called with what did not go as it should, where the run goes on; default: `process.emitWarning`. */
+  onWarning?(message: string): void
 }
 
 /** Data of an objective, and what its evaluations are told to. */
@@ -233,6 +237,8 @@ const schema = z.strictObject({
   resume: z.union([z.boolean(), z.string()]).default(false),
   signal: z.custom<AbortSignal>((value) => value instanceof AbortSignal, { error: 'an AbortSignal' }).optional(),
   onDataProgress: callback<(share: number) => void>(),
+  onAttachProgress: callback<(progress: AttachProgress) => void>(),
+  onWarning: callback<(message: string) => void>(),
   onEvaluation: callback<(event: EvaluationEvent<EvaluationResult>) => void>(),
 })
 

@@ -2,6 +2,7 @@
 import { dirname } from 'node:path'
 import { HeddleError } from '../errors.js'
 import type { TrainingData } from '../objectives/objective.js'
+import { type TrainingStep, trainingStep } from '../optim/training_step.js'
 import {
   checkpointFolder,
   latestCheckpoint,
@@ -15,7 +16,6 @@ import { History } from './history.js'
 import { scheduleOf, type TrainSettings } from './options.js'
 import type { Trainable } from './trainable.js'
 import { optimizerOf, type Trained, trainedPart } from './trained.js'
-import { type TrainingStep, trainingStep } from './training_step.js'
 
 /** A run that is ready to go. */
 export interface Run {

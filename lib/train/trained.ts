@@ -1,12 +1,14 @@
 /** What a run trains: an adapter's tensors, or all weights of the network, and the optimizer bound to them. */
-import type { Adapter } from '../adapters/adapter.js'
+import type { Adapter, AttachOptions } from '../adapters/adapter.js'
 import { lora } from '../adapters/methods/lora.js'
+import type { Parametrization } from '../adapters/parametrization.js'
 import { HeddleError } from '../errors.js'
 import { copied } from '../graph/computed.js'
+import type { Precision } from '../graph/ops/matmul.js'
 import { pause } from '../graph/pause.js'
 import type { Network } from '../nn/network.js'
 import type { Site, SiteHook } from '../nn/site.js'
-import type { TrainingData } from '../objectives/objective.js'
+import type { Objective, TrainingData } from '../objectives/objective.js'
 import { calibrationOf } from '../observers/calibration.js'
 import { clipByGlobalNorm } from '../optim/clip.js'
 import { chain, type GradientTransform } from '../optim/gradient_transform.js'
@@ -79,17 +81,37 @@ async function oneAdapter(model: Trainable, settings: TrainSettings, data: Train
 
 function attachedOrFresh(
   model: Trainable,
-  { method, seed, objective, batchSize, precision }: TrainSettings,
+  { method, onAttachProgress: onProgress, ...settings }: TrainSettings,
   data: TrainingData<unknown>,
 ): Adapter | Promise<Adapter> {
   const [only, ...more] = model.adapters
-  if (method || !only) {
-    const shown = { batches: calibrationBatches, batchSize, seed, precision: precision ?? model.precision }
-    const calibration = calibrationOf(objective, data, shown)
-    return model.attach(method ?? lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }), { seed, calibration })
-  }
+  if (method || !only)
+    return attachShown(model, method ?? lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }), {
+      ...settings,
+      data,
+      onProgress,
+    })
   if (more.length === 0) return only
   throw misuse('train.adapter', 'the adapter to train', `none, and the model has ${model.adapters.length}`)
+}
+
+/** Options of {@link attachShown}: those of the training to come. */
+export interface ShownOptions extends Pick<AttachOptions, 'seed' | 'signal' | 'onProgress' | 'onWarning'> {
+  readonly objective: Objective
+  readonly data: TrainingData<unknown>
+  readonly batchSize?: number
+  readonly precision?: Precision | undefined
+}
+
+/** Attaches a method, which may learn from the first batches of what it will be trained on. @throws as `attach` */
+export function attachShown(
+  model: Trainable,
+  method: Parametrization,
+  { objective, data, batchSize = 4, precision = model.precision, seed = 0, ...options }: ShownOptions,
+): Promise<Adapter> {
+  const calibration = calibrationOf(objective, data, { batches: calibrationBatches, batchSize, seed, precision })
+  const { signal, onProgress, onWarning } = options
+  return model.attach(method, { seed, calibration, signal, onProgress, onWarning })
 }
 
 /** Most batches that a method sees of the training data before it is attached. */

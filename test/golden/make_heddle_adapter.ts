@@ -11,7 +11,7 @@ import { writeFile } from 'node:fs/promises'
 import { Adapter } from '../../lib/adapters/adapter.js'
 import { lora } from '../../lib/adapters/methods/lora.js'
 import { adamw } from '../../lib/optim/adamw.js'
-import { trainingStep } from '../../lib/train/training_step.js'
+import { trainingStep } from '../../lib/optim/training_step.js'
 import { golden, goldenLlama } from '../golden.js'
 
 const rows = 2

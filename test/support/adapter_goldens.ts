@@ -12,8 +12,8 @@ import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { adamw } from '../../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../../lib/optim/clip.js'
 import { chain, type GradientTransform } from '../../lib/optim/gradient_transform.js'
+import { type StepResult, type TrainingStep, trainingStep } from '../../lib/optim/training_step.js'
 import { type Tensor, tensor } from '../../lib/tensor/tensor.js'
-import { type StepResult, type TrainingStep, trainingStep } from '../../lib/train/training_step.js'
 import { goldenJson } from '../golden.js'
 
 export interface Variant {

@@ -1,8 +1,8 @@
 /**
- * A process that loads SmolLM2, attaches LoRA, trains, generates and cleans up, and reports how long the event loop was
- * held: by `monitorEventLoopDelay`, and, on Linux, without the time in which the machine gave the processor to others.
+ * A process that loads SmolLM2, attaches LoRA, trains, generates, attaches EVA with data and cleans up, and reports how
+ * long the event loop was held: by `monitorEventLoopDelay`, and, on Linux, without the time in which the machine gave the processor to others.
  */
-import { loadModel, lora } from '../../lib/index.js'
+import { calibrationOf, causalLm, Dataset, eva, loadModel, lora } from '../../lib/index.js'
 import { train } from '../../lib/train/train.js'
 import { watchEventLoop } from './event_loop.js'
 
@@ -48,6 +48,12 @@ for await (const { index } of run) steps = index
 begin('generate')
 let text = ''
 for await (const piece of model.generate('What is a loom?', { adapter, maxTokens: 12 })) text += piece
+begin('attach with data')
+const shown = await Dataset.open(data, model.tokenizer, { maxLength: 64 })
+await model.attach(eva({ r: 2, target_modules: 'all-linear', eva_config: { rho: 1, max_batches: 2 } }), {
+  calibration: calibrationOf(causalLm(), shown, { batches: 2, batchSize: 2 }),
+  onWarning() {},
+})
 begin('dispose')
 await model.dispose()
 begin('end')

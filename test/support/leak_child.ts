@@ -13,7 +13,7 @@ import { decoders } from '../../lib/models/registry.js'
 import { disposeWeights } from '../../lib/models/save.js'
 import { causalLm } from '../../lib/objectives/causal_lm.js'
 import { adamw } from '../../lib/optim/adamw.js'
-import { trainingStep } from '../../lib/train/training_step.js'
+import { trainingStep } from '../../lib/optim/training_step.js'
 
 const [kind, folder, cycles] = process.argv.slice(2) as ['network' | 'model', string, string]
 const [rows, length] = [1, 32]

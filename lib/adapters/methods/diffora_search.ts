@@ -1,23 +1,19 @@
 /** The search of DiffoRA: gates on a LoRA of every candidate module, trained on other data than the LoRAs themselves. */
 import { HeddleError } from '../../errors.js'
 import { computed } from '../../graph/computed.js'
-import { gradients } from '../../graph/grad.js'
-import { add, div, mul, sigmoid, sqrt } from '../../graph/ops/elementwise.js'
+import { add, mul, sigmoid, sqrt } from '../../graph/ops/elementwise.js'
 import { stack } from '../../graph/ops/gather.js'
 import { slice } from '../../graph/ops/index.js'
 import { matmul } from '../../graph/ops/matmul.js'
 import { reshape, sum } from '../../graph/ops/reduce.js'
 import { softmax } from '../../graph/ops/softmax.js'
 import { pause } from '../../graph/pause.js'
-import { program } from '../../graph/program.js'
-import { assign, read, type Sym } from '../../graph/sym.js'
-import type { Network } from '../../nn/network.js'
+import { read, type Sym } from '../../graph/sym.js'
 import type { Site, SiteHook } from '../../nn/site.js'
-import { batchTensors, namedInputs } from '../../objectives/batch_tensors.js'
 import type { Calibration } from '../../observers/calibration.js'
 import { adamw } from '../../optim/adamw.js'
-import { mapParameters } from '../../optim/gradient_transform.js'
-import { type Tensor, tensor, zeros } from '../../tensor/tensor.js'
+import { trainingStep } from '../../optim/training_step.js'
+import { type Tensor, zeros } from '../../tensor/tensor.js'
 import { type Attachment, attachTo, disposeAttachment, initialise } from '../attachment.js'
 import type { Parametrization, ResolveContext } from '../parametrization.js'
 
@@ -118,35 +114,57 @@ export function discretise(
 export async function searchGates(
   config: SearchConfig,
   pair: Parametrization,
-  { network, sites, seed, calibration }: ResolveContext,
+  context: ResolveContext,
 ): Promise<DifforaSearch> {
-  const candidates = candidatesOf(sites)
-  const data = calibration()
-  const [training, held] = await splitBatches(data, config.valid_fraction)
-  const attachments = await pairs(candidates, pair, seed)
+  const candidates = candidatesOf(context.sites)
+  const batches = await splitBatches(context.calibration(), config.valid_fraction)
+  const attachments = await pairs(candidates, pair, context.seed)
   const { layers, modules } = candidates
   using theta = zeros([layers.length, modules.length])
-  const hook = gatedHook(config, candidates, attachments, theta)
+  try {
+    await trainGates(config, context, {
+      batches,
+      hook: gatedHook(config, candidates, attachments, theta),
+      attachments,
+      theta,
+    })
+    const scores = await gateScores(config, candidates, attachments, theta)
+    const gamma = discretise(scores, { ...config, threshold: startOf(config) })
+    return { layers, modules, theta: inPlaces(candidates, [...((await theta.data()) as Float32Array)]), gamma }
+  } finally {
+    for (const attachment of attachments.values()) disposeAttachment(attachment)
+  }
+}
+
+interface Searched {
+  /** To train on, and held out. */
+  readonly batches: readonly [readonly unknown[], readonly unknown[]]
+  readonly hook: SiteHook
+  readonly attachments: ReadonlyMap<Site, Attachment>
+  readonly theta: Tensor
+}
+
+/** A step of the LoRAs and one of the gates, in turns. */
+async function trainGates(
+  config: SearchConfig,
+  context: ResolveContext,
+  { batches: [training, held], hook, attachments, theta }: Searched,
+): Promise<void> {
   const weights = [...attachments.values()].flatMap(({ parameters }) => Object.values(parameters))
-  const [ofWeights, ofGates] = [
-    await searchStep({ network, data, hook, parameters: weights, lr: config.lr_w, weightDecay: 0.01 }),
-    // A gate that decays goes to one half, not to zero.
-    await searchStep({ network, data, hook, parameters: [theta], lr: config.lr_theta, weightDecay: 0 }),
-  ]
+  const ofWeights = await searchStep(context, hook, { parameters: weights, lr: config.lr_w, weightDecay: 0.01 })
+  // A gate that decays goes to one half, not to zero.
+  const ofGates = await searchStep(context, hook, { parameters: [theta], lr: config.lr_theta, weightDecay: 0 })
   try {
     for (let step = 0; step < config.search_steps; step += 1) {
       await ofWeights.run(training[step % training.length])
       // Before B has left zero the gradient of its gate is zero, and the first updates would be noise.
       const gateStep = step - config.warmup_steps
       if (gateStep >= 0) await ofGates.run(held[gateStep % held.length])
+      context.report({ unit: 'steps', done: step + 1, total: config.search_steps })
     }
-    const scores = await gateScores(config, candidates, attachments, theta)
-    const gamma = discretise(scores, { ...config, threshold: startOf(config) })
-    return { layers, modules, theta: inPlaces(candidates, [...((await theta.data()) as Float32Array)]), gamma }
   } finally {
     ofWeights.dispose()
     ofGates.dispose()
-    for (const attachment of attachments.values()) disposeAttachment(attachment)
   }
 }
 
@@ -213,43 +231,29 @@ const allGates = ({ relaxation }: SearchConfig, theta: Sym): Sym =>
 /** The value of a gate at θ = 0. */
 const startOf = ({ relaxation }: SearchConfig): number => (relaxation === 'sigmoid' ? 0.5 : 1)
 
-interface StepOptions {
-  readonly network: Network
-  readonly data: Calibration
-  readonly hook: SiteHook
+interface SearchStepOptions {
   readonly parameters: readonly Tensor[]
   readonly lr: number
   readonly weightDecay: number
 }
 
 /** AdamW on some of the tensors; the others stay. */
-async function searchStep({ network, data, hook, parameters, lr, weightDecay }: StepOptions) {
-  const { objective, precision = 'f32' } = data
-  const state = await adamw({ lr, weightDecay }).init(parameters)
-  const update = program(async (normaliser, step, rate, ...arrays) => {
-    const total = await objective.loss(network, namedInputs(objective, arrays), { precision, training: false, hook })
-    const loss = div(total, normaliser!)
-    const values = parameters.map(read)
-    const context = { step: step!, learningRate: rate!, parameters: values }
-    const updates = await state.update(await gradients(loss, values), context)
-    await mapParameters(updates, (each, i) => assign(parameters[i]!, add(values[i]!, each)))
-    return loss
-  })
-  let steps = 0
+async function searchStep(
+  { network, calibration, watch: { signal } }: ResolveContext,
+  hook: SiteHook,
+  { parameters, lr, weightDecay }: SearchStepOptions,
+) {
+  const { objective, precision = 'f32' } = calibration()
+  const optimizer = adamw({ lr, weightDecay })
+  const inner = await trainingStep({ network, objective, precision, hook, parameters, optimizer })
+  let step = 0
   return {
     async run(batch: unknown): Promise<void> {
-      steps += 1
-      const scalars = [Math.max(1, objective.weight(batch)), steps, lr].map((value) => tensor([value], []))
-      const inputs = [...scalars, ...batchTensors(objective, batch)]
-      using loss = await update(...inputs)
-      for (const used of inputs) used.dispose()
-      if (!Number.isFinite(loss.item()))
-        throw misuse(`diffora: step ${steps} of the search`, 'a finite loss', `${loss.item()}`)
+      step += 1
+      const { loss } = await inner.run({ batches: [batch], step, learningRate: lr, signal })
+      if (!Number.isFinite(loss)) throw misuse(`diffora: step ${step} of the search`, 'a finite loss', `${loss}`)
     },
-    dispose(): void {
-      update.dispose()
-      for (const each of Object.values(state.tensors)) each.dispose()
-    },
+    dispose: () => inner.dispose(),
   }
 }
 

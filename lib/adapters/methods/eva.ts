@@ -9,9 +9,10 @@ import { computed } from '../../graph/computed.js'
 import { div, sqrt } from '../../graph/ops/elementwise.js'
 import { copy, slice } from '../../graph/ops/index.js'
 import { reshape } from '../../graph/ops/reduce.js'
+import { pause } from '../../graph/pause.js'
 import { read } from '../../graph/sym.js'
 import type { Site } from '../../nn/site.js'
-import type { Tensor } from '../../tensor/tensor.js'
+import { copiesOf, foundValues, type Values } from '../owned_values.js'
 import type { Parametrization, ParametrizationType, ResolveContext } from '../parametrization.js'
 import { escaped } from '../target_modules.js'
 import { targeting } from '../targeting.js'
@@ -33,6 +34,11 @@ export interface EvaSettings {
   readonly whiten?: boolean
   /** Let alpha grow with a module's rank, so that alpha / r stays. Default true. */
   readonly adjust_scaling_factors?: boolean
+  /**
+   * Most batches, those of repeated passes included; default 256. Components of equal variance may turn for ever. Those
+   * that have not converged by then are taken as they are, with a warning. Heddle's own, and not in the folder.
+   */
+  readonly max_batches?: number
 }
 
 /** Options of {@link eva}: those of LoRA but how it begins. */
@@ -47,6 +53,7 @@ const settingsSchema = z.strictObject({
   label_mask_value: z.int().default(-100),
   whiten: z.boolean().default(false),
   adjust_scaling_factors: z.boolean().default(true),
+  max_batches: z.int().positive().default(256),
 })
 const schema = loraSchema.omit({ init_lora_weights: true }).extend({
   eva_config: settingsSchema.default(settingsSchema.parse({})),
@@ -85,10 +92,14 @@ export const evaType: ParametrizationType = {
 
 async function resolved(config: EvaConfig, context: ResolveContext): Promise<Parametrization> {
   const { eva_config: settings, ...fields } = config
+  const { max_batches: _, ...stored } = settings
   const plainConfig: LoraConfig = { ...fields, init_lora_weights: true }
   // Refuses modules that LoRA cannot act at before any batch is run.
   const checked = lora(fields as LoraOptions)
-  for (const site of context.sites) checked.plan(site)
+  for (const site of context.sites) {
+    checked.plan(site)
+    await pause()
+  }
   const rankOf = (site: Site): number => scaleAt(plainConfig, site.path).r
   const linear = context.sites.filter(({ kind }) => kind === 'linear')
   if (linear.length === 0)
@@ -101,14 +112,17 @@ async function resolved(config: EvaConfig, context: ResolveContext): Promise<Par
   try {
     const factors = await initialFactors(groups, ranks, settings.whiten)
     const kept = context.sites.filter((site) => (ranks.get(site) ?? rankOf(site)) > 0)
-    const method = lora({ ...(fields as LoraOptions), ...patterns(kept, ranks, config, plainConfig) })
+    const found = patterns(kept, ranks, config, plainConfig)
+    await pause()
+    const method = lora({ ...(fields as LoraOptions), ...found })
+    await pause()
     return {
       ...method,
-      config: { ...method.config, init_lora_weights: 'eva', eva_config: settings },
+      config: { ...method.config, init_lora_weights: 'eva', eva_config: stored },
       plan: (site) => {
         const plan = method.plan(site)
-        const a = factors.get(site.path)
-        return a ? { ...plan, prepare: async () => ({ values: { 'lora_A.weight': a } }) } : plan
+        const begin = factors.get(site.path)
+        return begin ? { ...plan, prepare: async () => ({ values: await copiesOf(begin) }) } : plan
       },
     }
   } finally {
@@ -117,25 +131,25 @@ async function resolved(config: EvaConfig, context: ResolveContext): Promise<Par
 }
 
 /** A `[rank, in]` of each module. */
-async function initialFactors(
+const initialFactors = (
   groups: readonly EvaGroup[],
   ranks: ReadonlyMap<Site, number>,
   whiten: boolean,
-): Promise<ReadonlyMap<string, Tensor>> {
-  const factors = new Map<string, Tensor>()
-  for (const { sites, svd } of groups)
-    for (const site of sites) {
-      const end = ranks.get(site)!
-      if (end === 0) continue
-      const a = await computed(() => {
-        const rows = slice(read(svd.vh), [{ axis: 0, start: 0, end }])
-        const values = slice(read(svd.s), [{ axis: 0, start: 0, end }])
-        return whiten ? div(rows, sqrt(reshape(values, [end, 1]))) : copy(rows)
-      })
-      factors.set(site.path, a)
-    }
-  return factors
-}
+): Promise<ReadonlyMap<string, Values>> =>
+  foundValues(async (add) => {
+    for (const { sites, svd } of groups)
+      for (const site of sites) {
+        const end = ranks.get(site)!
+        if (end === 0) continue
+        const a = await computed(() => {
+          const rows = slice(read(svd.vh), [{ axis: 0, start: 0, end }])
+          const values = slice(read(svd.s), [{ axis: 0, start: 0, end }])
+          return whiten ? div(rows, sqrt(reshape(values, [end, 1]))) : copy(rows)
+        })
+        add(site.path, { 'lora_A.weight': a })
+        await pause()
+      }
+  })
 
 /** The fields of the LoRA that say which modules have which rank and scale. */
 function patterns(

@@ -4,6 +4,7 @@ import { computed, copied } from '../../graph/computed.js'
 import { mul } from '../../graph/ops/elementwise.js'
 import { gatherRows } from '../../graph/ops/index.js'
 import { reshape, sum } from '../../graph/ops/reduce.js'
+import { pause } from '../../graph/pause.js'
 import { IncrementalSvd } from '../../linalg/incremental_svd.js'
 import type { Site } from '../../nn/site.js'
 import type { BatchArray } from '../../objectives/objective.js'
@@ -29,12 +30,11 @@ export interface EvaSearch {
   readonly rho: number
   readonly tau: number
   readonly use_label_mask: boolean
+  readonly max_batches: number
   /** The rank that a module has without redistribution. */
   readonly rankOf: (site: Site) => number
 }
 
-/** Most batches, those of repeated passes included: components of equal variance may turn for ever. */
-const mostBatches = 256
 /** As PEFT's randomised decomposition has them. */
 const iterations = 4
 
@@ -43,7 +43,7 @@ const iterations = 4
  * @throws ERR_HEDDLE_ARGUMENT when there is no batch, or a whole pass has too few tokens for a module
  */
 export async function principalComponents(
-  { network, calibration }: ResolveContext,
+  { network, calibration, watch: { signal }, report, warn }: ResolveContext,
   sites: readonly Site[],
   search: EvaSearch,
 ): Promise<{ readonly groups: readonly EvaGroup[]; readonly ranks: ReadonlyMap<Site, number> }> {
@@ -59,29 +59,36 @@ export async function principalComponents(
     const all = [...groups.values()]
     if (all.length === 0 || all.some(({ ratios }) => ratios.length === 0)) return false
     ranks = redistributed(all, search)
-    return all.every(isDone) || seen >= mostBatches
+    return all.every(isDone) || seen >= search.max_batches
   }
+  const modulesWhere = (is: (group: EvaGroup) => boolean): number =>
+    [...groups.values()].filter(is).reduce((count, group) => count + group.sites.length, 0)
+  const onBatch = (): void => report({ unit: 'modules', done: modulesWhere(isDone), total: sites.length })
   const visit = async (shared: SharedInput): Promise<'stop' | undefined> => {
     if (shared.batch !== current) {
+      await pause()
       if (isSettled()) return 'stop'
+      await pause()
       current = shared.batch
       seen += 1
     }
     const owner = shared.sites[0]!
     const group = groups.get(owner) ?? groupOf(shared.sites, search)
     groups.set(owner, group)
-    if (!isDone(group)) await take(group, shared, search)
+    if (!isDone(group)) await take(group, shared, search, signal)
     return undefined
   }
   try {
     do {
       const before = seen
       current = -1
-      await observeInputs(network, sites, calibration(), visit)
+      await observeInputs(network, sites, calibration(), visit, { signal, onBatch })
       const poor = [...groups.values()].find(({ ratios }) => ratios.length === 0)
       if (seen === 0 || poor) throw tooLittle(poor)
       if (before === seen) break
     } while (!isSettled())
+    const open = modulesWhere((group) => !isDone(group))
+    if (open > 0) warn(notConverged(open, sites.length, seen))
     return { groups: [...groups.values()], ranks }
   } catch (error) {
     for (const { svd } of groups.values()) svd.dispose()
@@ -101,12 +108,17 @@ function roundHalfEven(value: number): number {
 }
 
 /** A step of a group's components; batches with fewer tokens than components are left out, as in PEFT. */
-async function take(group: EvaGroup, { input, arrays }: SharedInput, { tau, ...search }: EvaSearch): Promise<void> {
+async function take(
+  group: EvaGroup,
+  { input, arrays }: SharedInput,
+  { tau, ...search }: EvaSearch,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const { svd, most } = group
   using rows = await rowsOf(input, arrays, search.use_label_mask)
   if (rows.shape[0]! < most || rows.shape[1]! < most) return
   using before = svd.rows > 0 ? await copied(svd.vh) : undefined
-  await svd.update(rows)
+  await svd.update(rows, { signal })
   if (before) {
     using cosines = await computed((old, now) => sum(mul(old!, now!), { axes: [1] }), [before, svd.vh])
     group.converged = [...(await cosines.data())].map((cosine) => Number(cosine) >= tau)
@@ -160,6 +172,10 @@ function redistributed(groups: readonly EvaGroup[], { rankOf }: EvaSearch): Read
     }
   return ranks
 }
+
+const notConverged = (open: number, all: number, batches: number): string =>
+  `${open} of ${all} modules have components that had not converged after ${batches} batches; they begin with them as ` +
+  'they are. Give more data, a higher eva_config.max_batches, or a lower eva_config.tau.'
 
 const tooLittle = (poor: EvaGroup | undefined): HeddleError =>
   new HeddleError('ERR_HEDDLE_ARGUMENT', {

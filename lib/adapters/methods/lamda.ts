@@ -4,6 +4,7 @@
  */
 import { z } from 'zod'
 import { parseConfig } from '../../config.js'
+import { throwIfAborted } from '../../errors.js'
 import { computed } from '../../graph/computed.js'
 import { div, greater, mul, select, sub } from '../../graph/ops/elementwise.js'
 import { arange } from '../../graph/ops/gather.js'
@@ -218,12 +219,14 @@ function frozen(value: Sym, part: Sym): Sym {
 /** LaMDA++: ranks from the weights' spectra. */
 async function ranksBySpectrum(
   { rank_candidates: candidates = [], budget, r }: LamdaConfig,
-  { sites }: ResolveContext,
+  { sites, watch, report }: ResolveContext,
 ): Promise<Record<string, number>> {
   const spectra: Allocation[] = []
   for (const site of sites) {
+    throwIfAborted(watch.signal, 'lamda')
     using spectrum = await singularValues(site.weight, matrixShape('lamda', site), site)
     spectra.push({ path: site.path, spectrum: [...((await spectrum.data()) as Float32Array)] })
+    report({ unit: 'modules', done: spectra.length, total: sites.length })
     await pause()
   }
   const ranks = allocateRanks(spectra, { candidates, budget: budget ?? r })

@@ -4,8 +4,8 @@
  */
 import { z } from 'zod'
 import { parseConfig } from '../../config.js'
-import { HeddleError } from '../../errors.js'
-import { computed, copied } from '../../graph/computed.js'
+import { HeddleError, throwIfAborted } from '../../errors.js'
+import { computed } from '../../graph/computed.js'
 import { mul, sign } from '../../graph/ops/elementwise.js'
 import { diagonal } from '../../graph/ops/matrices.js'
 import { reshape } from '../../graph/ops/reduce.js'
@@ -15,6 +15,7 @@ import { weightGradients } from '../../observers/weight_gradients.js'
 import type { Tensor } from '../../tensor/tensor.js'
 import { declared, type InitialValue, normal, zero } from '../initial_values.js'
 import { changedLinear, changedWeight, factorsOf, type LowRankChange, matrixShape } from '../low_rank_change.js'
+import { copiesOf, foundValues, type Values } from '../owned_values.js'
 import type {
   Parametrization,
   ParametrizationType,
@@ -94,24 +95,21 @@ export function loraXs(options: LoraXsOptions = {}): Parametrization {
  */
 export const loraSb = (options: LoraSbOptions = {}): Parametrization => sbOf(parseConfig('lora_sb', sbSchema, options))
 
-function sbOf(config: SbConfig, found?: ReadonlyMap<string, Prepared>): Parametrization {
+function sbOf(config: SbConfig, found?: ReadonlyMap<string, Values>): Parametrization {
   return {
     name: 'lora_sb',
     config,
     ...targeting(config),
     plan: (site) => {
       const begin = found?.get(site.path)
-      return { ...planAt('lora_sb', site, config, zero), ...(begin ? { prepare: () => copiesOf(begin) } : {}) }
+      if (found && !begin) throw unsuited('lora_sb', site, 'one of the modules that the data was shown', 'another one')
+      return {
+        ...planAt('lora_sb', site, config, zero),
+        ...(begin ? { prepare: async () => ({ values: await copiesOf(begin) }) } : {}),
+      }
     },
     ...(found ? {} : { resolve: async (context) => sbOf(config, await firstSteps(config, context)) }),
   }
-}
-
-/** The method may be attached more than once; an adapter owns what it begins with. */
-async function copiesOf({ values }: Prepared): Promise<Prepared> {
-  const copies: Record<string, Tensor> = {}
-  for (const [name, value] of Object.entries(values)) copies[name] = await copied(value)
-  return { values: copies }
 }
 
 /** Registry entry. */
@@ -173,21 +171,31 @@ function settingsAt(method: string, site: Site, { r, lora_alpha = r }: Pick<XsCo
 /** A, B and R of every site, from the mean gradient of the calibration's batches. */
 async function firstSteps(
   config: SbConfig,
-  { network, sites, calibration }: ResolveContext,
-): Promise<ReadonlyMap<string, Prepared>> {
+  { network, sites, calibration, watch }: ResolveContext,
+): Promise<ReadonlyMap<string, Values>> {
   const { r, lora_alpha = r, eta1, gradient } = config
   // What is refused is refused before the batches run.
   for (const site of sites) settingsAt('lora_sb', site, config)
-  const found = new Map<string, Prepared>()
-  await weightGradients(network, sites, calibration(), async (site, mean) => {
+  const begin = async (site: Site, mean: Tensor): Promise<Values> => {
     using delta = await computed(() => mul(gradient === 'sign' ? sign(read(mean)) : read(mean), -eta1))
     const { u, s, vh } = await leadingSvd(delta, matrixShape('lora_sb', site), r, site)
     if (!(((await s.data()) as Float32Array)[0]! > 0)) throw withoutGradient(site)
     const core = await computed(() => mul(diagonal(read(s)), r / lora_alpha))
     s.dispose()
-    found.set(site.path, { values: { [names.a]: vh, [names.b]: u, [names.r]: core } })
-  })
-  return found
+    return { [names.a]: vh, [names.b]: u, [names.r]: core }
+  }
+  return await foundValues((add) =>
+    weightGradients(
+      network,
+      sites,
+      calibration(),
+      async (site, mean) => {
+        throwIfAborted(watch.signal, 'lora_sb')
+        add(site.path, await begin(site, mean))
+      },
+      watch,
+    ),
+  )
 }
 
 const withoutGradient = ({ path }: Site): HeddleError =>

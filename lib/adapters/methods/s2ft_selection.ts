@@ -10,7 +10,7 @@ import { topk } from '../../graph/ops/sort.js'
 import { assign, read, type Sym } from '../../graph/sym.js'
 import type { Network } from '../../nn/network.js'
 import { linearShape, type Site } from '../../nn/site.js'
-import { observeInputs } from '../../observers/site_inputs.js'
+import { observeInputs, type SharedInput } from '../../observers/site_inputs.js'
 import { weightGradients } from '../../observers/weight_gradients.js'
 import { seedTensor } from '../../tensor/seed.js'
 import { type Tensor, zeros } from '../../tensor/tensor.js'
@@ -191,14 +191,16 @@ function rowsOf({ units, width, first, stride }: UnitPlaces): Sym {
 /** Roots of the sums of equal parts of `squares`. */
 const groupNorms = (squares: Sym, units: number): Sym => sqrt(sum(reshape(squares, [units, -1]), { axes: [1] }))
 
-async function gradientNorms(parts: readonly Part[], { network, calibration }: ResolveContext): Promise<Tensor> {
+async function gradientNorms(parts: readonly Part[], context: ResolveContext): Promise<Tensor> {
+  const { network, calibration } = context
   const norms = new Map<Site, Tensor>()
   const sites = parts.map(({ site }) => site)
   try {
-    await weightGradients(network, sites, calibration(), async (site, gradient) => {
+    const visit = async (site: Site, gradient: Tensor): Promise<void> => {
       const part = parts.find((each) => each.site === site)!
       norms.set(site, await computed(() => blockNorms(part, read(gradient))))
-    })
+    }
+    await weightGradients(network, sites, calibration(), visit, context.watch)
     return await computed(() => concat(sites.map((site) => read(norms.get(site)!))))
   } finally {
     for (const each of norms.values()) each.dispose()
@@ -215,10 +217,11 @@ async function activationNorms(
   context: ResolveContext,
 ): Promise<Tensor> {
   const { network, calibration } = context
-  const readers = parts.map(({ site }) => readerOf(projection, site, network))
+  const blocks = blocksOf(network)
+  const readers = parts.map(({ site }) => readerOf(projection, site, blocks))
   const sums = new Map(readers.map((site) => [site, zeros([linearShape(site)[1]])] as const))
   try {
-    await observeInputs(network, readers, calibration(), async ({ sites, input }) => {
+    const visit = async ({ sites, input }: SharedInput): Promise<undefined> => {
       await computed(() => {
         for (const site of sites) {
           const target = sums.get(site)!
@@ -226,8 +229,8 @@ async function activationNorms(
         }
         return []
       })
-      return undefined
-    })
+    }
+    await observeInputs(network, readers, calibration(), visit, context.watch)
     return await computed(() => concat(parts.map(({ units }, i) => groupNorms(read(sums.get(readers[i]!)!), units))))
   } finally {
     for (const each of sums.values()) each.dispose()
@@ -235,9 +238,9 @@ async function activationNorms(
 }
 
 /** The module of the same block that reads what the projection's units give. */
-function readerOf(projection: Projection, site: Site, network: Network): Site {
+function readerOf(projection: Projection, site: Site, blocks: ReturnType<typeof blocksOf>): Site {
   const wanted = projection === 'v' || projection === 'o' ? kinds.o.role : kinds.d.role
-  const reader = blocksOf(network).get(blockParts(site.path)!.block)?.get(wanted)
+  const reader = blocks.get(blockParts(site.path)!.block)?.get(wanted)
   if (reader) return reader
   throw misuse('s2ft.selection', `${wanted.replace('_', ' ')} projections beside ${site.path}`, 'none')
 }

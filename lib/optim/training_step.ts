@@ -10,9 +10,9 @@ import type { Network } from '../nn/network.js'
 import type { SiteHook } from '../nn/site.js'
 import { batchTensors, namedInputs } from '../objectives/batch_tensors.js'
 import type { Objective } from '../objectives/objective.js'
-import { globalNorm } from '../optim/clip.js'
-import { type GradientTransform, mapParameters, type TransformState, zerosLike } from '../optim/gradient_transform.js'
 import { type Tensor, tensor } from '../tensor/tensor.js'
+import { globalNorm } from './clip.js'
+import { type GradientTransform, mapParameters, type TransformState, zerosLike } from './gradient_transform.js'
 
 /** Options of {@link trainingStep}. */
 export interface TrainingStepOptions<N extends Network = Network, B = unknown> {
