@@ -8,13 +8,14 @@ import { promisify } from 'node:util'
 import { mails } from '../examples/classify/mails.js'
 import { permutation } from '../lib/data/shuffle.js'
 import { fetchModel } from '../test/models/fetch.js'
+import { runExperiment } from './adapters/experiment.js'
 import { type Setting, settings } from './adapters/settings.js'
 import { machineText } from './train-lora.js'
 import type { AdapterResult, AdapterRun } from './workers/adapter.js'
 
 /** One line for `npm run bench -- --list`. */
 export const purpose =
-  'every adapter method on spam/ham with MiniLM (or `text`: SmolLM2 on held-out text): quality, step time, memory'
+  'every adapter method on spam/ham with MiniLM (or `text`: SmolLM2 on held-out text): quality, step time, memory; or `experiment <method>`'
 
 type Task = AdapterRun['task']
 
@@ -32,9 +33,12 @@ interface Row {
 
 /**
  * `npm run bench -- adapters [mails|text] [seeds] [only these labels or methods, separated by commas]`. With 0 seeds it
- * takes a quick look: one seed and the highest of the rates.
+ * takes a quick look: one seed and the highest of the rates. `adapters experiment [method]`: one of
+ * bench/adapters/experiments.
  */
-export async function run([task = 'mails', seeds = '3', only]: readonly string[]): Promise<void> {
+export async function run([task = 'mails', ...rest]: readonly string[]): Promise<void> {
+  if (task === 'experiment') return runExperiment(rest)
+  const [seeds = '3', only] = rest
   const chosen = only?.split(',')
   const rows: Row[] = []
   const files = task === 'mails' ? await mailFiles() : await textFiles()
