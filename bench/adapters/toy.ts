@@ -3,9 +3,9 @@ import { Adapter } from '../../lib/adapters/adapter.js'
 import type { Parametrization } from '../../lib/adapters/parametrization.js'
 import { computed } from '../../lib/graph/computed.js'
 import { gradients } from '../../lib/graph/grad.js'
-import { add, div, mul, sqrt, square, sub } from '../../lib/graph/ops/elementwise.js'
+import { add, cast, div, mul, sqrt, square, sub } from '../../lib/graph/ops/elementwise.js'
 import { arange } from '../../lib/graph/ops/gather.js'
-import { gatherRows } from '../../lib/graph/ops/index.js'
+import { copy, gatherRows } from '../../lib/graph/ops/index.js'
 import { matmul } from '../../lib/graph/ops/matmul.js'
 import { randomNormal } from '../../lib/graph/ops/random.js'
 import { mean, sum } from '../../lib/graph/ops/reduce.js'
@@ -39,6 +39,8 @@ export interface Training {
   readonly batch?: number
   /** Trained beside the adapter, or without one. */
   readonly weights?: readonly Tensor[]
+  /** Their rate; default lr. */
+  readonly weightLr?: number
   /** Called with the loss before each step; true ends the training. */
   readonly until?: (loss: number, step: number) => boolean
 }
@@ -56,14 +58,15 @@ export async function lossOf({ output, loss = squaredError, x, y }: Task, adapte
 /** Adam without weight decay; as a method wants it, where there is an adapter. @returns the steps taken */
 export async function train(task: Task, adapter: Adapter | undefined, training: Training): Promise<number> {
   const { output, loss = squaredError, x, y } = task
-  const { lr, steps, batch, weights = [], until } = training
-  const trained = [...(adapter?.parameters() ?? []), ...weights.map((each, i) => [`weight.${i}`, each] as const)]
+  const { lr, steps, batch, weights = [], weightLr = lr, until } = training
+  const own = [...(adapter?.parameters() ?? [])]
+  const trained = [...own, ...weights.map((each, i) => [`weight.${i}`, each] as const)]
   const inner = adamw({ lr, weightDecay: 0 })
   const names = trained.map(([name]) => name)
   const rule = adapter?.method.optimizer?.(inner, { names, totalSteps: steps }) ?? inner
   const state = await rule.init(trained.map(([, each]) => each))
   const rowsOf = (each: Tensor, start: Sym): Sym =>
-    batch === undefined ? read(each) : gatherRows(read(each), add(arange(batch), start))
+    batch === undefined ? read(each) : gatherRows(read(each), cast(add(arange(batch), start), 'i32'))
   const step = program(async (count, rate, start) => {
     const forward: Forward = { precision: 'f32', training: true, hook: adapter?.hook }
     const error = loss(output(rowsOf(x, start!), forward), rowsOf(y, start!))
@@ -71,7 +74,9 @@ export async function train(task: Task, adapter: Adapter | undefined, training: 
     const values = trained.map(([, each]) => read(each))
     const found = await gradients(penalty ? add(error, penalty) : error, values)
     const updates = await state.update(found, { step: count!, learningRate: rate!, parameters: values })
-    for (const [i, [, each]] of trained.entries()) assign(each, add(values[i]!, updates[i]!))
+    // Adam's updates are proportional to the rate.
+    for (const [i, [, each]] of trained.entries())
+      assign(each, add(values[i]!, i < own.length ? updates[i]! : mul(updates[i]!, weightLr / lr)))
     return error
   })
   using rate = tensor([lr], [])
@@ -103,6 +108,9 @@ export async function adapt(task: Task, method: Parametrization, training: Train
   await train(task, adapter, training)
   return { adapter, parameters: adapter.parameterCount, loss: await lossOf(task, adapter) }
 }
+
+/** A copy, to be trained. */
+export const copyOf = async (each: Tensor): Promise<Tensor> => computed(() => copy(read(each)))
 
 /** The task's first rows, a batch after the other, for methods that look at data; default all rows at once. */
 export function calibrationOf(task: Task, rows = task.x.shape[0]!, batches = 1): Calibration {

@@ -69,7 +69,7 @@ async function changedInTheMiddle(seed: number): Promise<Task> {
     'model.middle': await normal([32, 32], seed + 1, 32 ** -0.5),
     'model.last': await normal([32, 32], seed + 2, 32 ** -0.5),
   }
-  const t = await outer(await normal([32, 6], seed + 3, 0.2), await normal([32, 6], seed + 4, 0.2))
+  const t = await outer(await normal([32, 6], seed + 3, 0.15), await normal([32, 6], seed + 4, 0.15))
   const middle = await computed(() => add(read(weights['model.middle']), read(t)))
   const [student, teacher] = [networkOf(weights), networkOf({ ...weights, 'model.middle': middle })]
   const outputOf =
