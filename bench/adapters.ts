@@ -1,20 +1,17 @@
 /** Every adapter method at its own settings on one real task, next to full fine-tuning and LoRA. */
 import { execFile } from 'node:child_process'
-import { mkdtemp, readFile, writeFile } from 'node:fs/promises'
-import { cpus, tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { cpus } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { mails } from '../examples/classify/mails.js'
-import { permutation } from '../lib/data/shuffle.js'
-import { fetchModel } from '../test/models/fetch.js'
+import { runExperiment } from './adapters/experiment.js'
+import { type Files, mailFiles, textFiles } from './adapters/files.js'
 import { type Setting, settings } from './adapters/settings.js'
 import { machineText } from './train-lora.js'
 import type { AdapterResult, AdapterRun } from './workers/adapter.js'
 
 /** One line for `npm run bench -- --list`. */
 export const purpose =
-  'every adapter method on spam/ham with MiniLM (or `text`: SmolLM2 on held-out text): quality, step time, memory'
+  'every adapter method on spam/ham with MiniLM (or `text`: SmolLM2 on held-out text): quality, step time, memory; or `experiment <method>`'
 
 type Task = AdapterRun['task']
 
@@ -32,9 +29,12 @@ interface Row {
 
 /**
  * `npm run bench -- adapters [mails|text] [seeds] [only these labels or methods, separated by commas]`. With 0 seeds it
- * takes a quick look: one seed and the highest of the rates.
+ * takes a quick look: one seed and the highest of the rates. `adapters experiment [method]`: one of
+ * bench/adapters/experiments.
  */
-export async function run([task = 'mails', seeds = '3', only]: readonly string[]): Promise<void> {
+export async function run([task = 'mails', ...rest]: readonly string[]): Promise<void> {
+  if (task === 'experiment') return runExperiment(rest)
+  const [seeds = '3', only] = rest
   const chosen = only?.split(',')
   const rows: Row[] = []
   const files = task === 'mails' ? await mailFiles() : await textFiles()
@@ -47,52 +47,6 @@ export async function run([task = 'mails', seeds = '3', only]: readonly string[]
   console.log(
     JSON.stringify({ bench: 'adapters', task, ratios: ratiosOf(rows), rows, machine: machineText(cpus().length) }),
   )
-}
-
-interface Files extends Pick<AdapterRun, 'model' | 'training' | 'validation' | 'test' | 'steps'> {}
-
-/** 640 mails to learn from, 128 by which the rate is chosen, 512 to judge. */
-const mailFiles = async (): Promise<Files> => ({
-  model: await fetchModel('minilm'),
-  ...(await splitFiles(
-    (await mails()).map((mail) => JSON.stringify(mail)),
-    [640, 768, 1280],
-  )),
-  steps: 40,
-})
-
-/** The support conversations of the examples: the last fifth to judge, the fifth before to choose the rate. */
-async function textFiles(): Promise<Files> {
-  const path = fileURLToPath(new URL('../../examples/data/support.jsonl', import.meta.url))
-  const rows = (await readFile(path, 'utf8')).trim().split('\n')
-  const fifth = Math.floor(rows.length / 5)
-  const ends = [3 * fifth, 4 * fifth, rows.length] as const
-  return { model: await fetchModel('smollm2'), ...(await splitFiles(rows, ends)), steps: 30 }
-}
-
-/** Three files of the rows in an order that is the same everywhere, up to these places. */
-async function splitFiles(
-  rows: readonly string[],
-  [training, validation, test]: readonly [number, number, number],
-): Promise<Pick<Files, 'training' | 'validation' | 'test'>> {
-  const order = [...(await permutation(rows.length, 0, 0))]
-  const folder = await mkdtemp(join(tmpdir(), 'heddle-bench-adapters-'))
-  const write = async (name: string, start: number, end: number): Promise<string> => {
-    const path = join(folder, `${name}.jsonl`)
-    await writeFile(
-      path,
-      order
-        .slice(start, end)
-        .map((index) => `${rows[index]}\n`)
-        .join(''),
-    )
-    return path
-  }
-  return {
-    training: await write('training', 0, training),
-    validation: await write('validation', training, validation),
-    test: await write('test', validation, test),
-  }
 }
 
 async function rowOf(

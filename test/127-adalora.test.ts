@@ -168,6 +168,27 @@ test('the budget falls by the cubic schedule, and E grows again between allocati
   t.deepEqual(left, [8, 8, 8, 8, 8, 6, 8, 5, 8, 4, 8, 4, 8, 4, 8, 4, 4, 4, 4, 4])
 })
 
+test('a run that goes on for long after the last allocation keeps its ranks', async (t) => {
+  const options = { init_r: 4, target_r: 1, total_step: 20, tinit: 2, tfinal: 15, deltaT: 1 }
+  const rule = await ruleOf(options, [
+    [
+      [1, 2, 3, 4],
+      [0.1, 0.2, 0.3, 0.4],
+      [1, 1, 1, 1],
+    ],
+  ])
+  const left: number[] = []
+  for (let step = 1; step <= 20; step += 1) {
+    await advance(rule, step, [
+      [0, 0, 0, 0],
+      [1, 1, 1, 1],
+      [0, 0, 0, 0],
+    ])
+    left.push((await numbers(rule.parameters[1]!)).filter((value) => value !== 0).length)
+  }
+  t.deepEqual(left.slice(4), new Array(16).fill(1))
+})
+
 test('with as many ranks at the end as at the start none is taken', async (t) => {
   const rule = await ruleOf({ init_r: 2, target_r: 2 }, [
     [

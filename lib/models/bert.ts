@@ -22,6 +22,8 @@ const bertSchema = z.looseObject({
   hidden_size: size,
   num_hidden_layers: layerCount,
   num_attention_heads: size,
+  /** Heddle's own, for a network that has lost heads; default hidden_size / num_attention_heads. */
+  head_dim: size.nullish(),
   intermediate_size: size,
   hidden_act: z.enum(activationNames).default('gelu'),
   max_position_embeddings: size.default(512),
@@ -40,6 +42,8 @@ const distilbertSchema = z.looseObject({
   dim: size.default(768),
   n_layers: layerCount.default(6),
   n_heads: size.default(12),
+  /** Heddle's own, for a network that has lost heads; default dim / n_heads. */
+  head_dim: size.nullish(),
   hidden_dim: size.default(3072),
   activation: z.enum(activationNames).default('gelu'),
   max_position_embeddings: size.default(512),
@@ -55,6 +59,7 @@ interface Shape {
   readonly dim: number
   readonly layers: number
   readonly heads: number
+  readonly headDim: number
   readonly inner: number
   readonly activation: ActivationName
   readonly positions: number
@@ -114,6 +119,7 @@ export function bert(configuration: unknown, source: WeightSource, place = 'conf
       dim: config.hidden_size,
       layers: config.num_hidden_layers,
       heads: config.num_attention_heads,
+      headDim: config.head_dim ?? config.hidden_size / config.num_attention_heads,
       inner: config.intermediate_size,
       activation: config.hidden_act,
       positions: config.max_position_embeddings,
@@ -138,6 +144,7 @@ export function distilbert(configuration: unknown, source: WeightSource, place =
       dim: config.dim,
       layers: config.n_layers,
       heads: config.n_heads,
+      headDim: config.head_dim ?? config.dim / config.n_heads,
       inner: config.hidden_dim,
       activation: config.activation,
       positions: config.max_position_embeddings,
@@ -164,8 +171,9 @@ interface Layer {
 }
 
 function build(shape: Shape, source: WeightSource, place: string): Encoder {
-  const { dim, heads, inner, names } = shape
-  if (dim % heads !== 0) refuseField(place, 'num_attention_heads', `a divisor of ${dim}`, heads)
+  const { dim, heads, headDim, inner, names } = shape
+  if (!Number.isInteger(headDim)) refuseField(place, 'num_attention_heads', `a divisor of ${dim}`, heads)
+  const attended = heads * headDim
   if (shape.firstPosition >= shape.positions)
     refuseField(place, 'max_position_embeddings', `more than ${shape.firstPosition}`, shape.positions)
   const builder = new SiteBuilder(source)
@@ -181,10 +189,10 @@ function build(shape: Shape, source: WeightSource, place: string): Encoder {
       builder.linear(`${path}.${name}`, [out, from], { bias: true })
     return {
       path,
-      query: dense(names.query, dim, dim),
-      key: dense(names.key, dim, dim),
-      value: dense(names.value, dim, dim),
-      output: dense(names.output, dim, dim),
+      query: dense(names.query, attended, dim),
+      key: dense(names.key, attended, dim),
+      value: dense(names.value, attended, dim),
+      output: dense(names.output, dim, attended),
       attentionNorm: builder.norm(`${path}.${names.attentionNorm}`, dim, true),
       up: dense(names.up, inner, dim),
       down: dense(names.down, dim, inner),
@@ -208,11 +216,11 @@ function build(shape: Shape, source: WeightSource, place: string): Encoder {
 
   const block = (layer: Layer, x: Sym, mask: Sym, forward: Forward): Sym => {
     const [batch, time] = mask.shape as [number, number]
-    const split = (site: Site): Sym => reshape(linear(site, x, forward), [batch, time, heads, dim / heads])
+    const split = (site: Site): Sym => reshape(linear(site, x, forward), [batch, time, heads, headDim])
     // Padding is a segment of its own: no token sees it.
     const mixed = attention(split(layer.query), split(layer.key), split(layer.value), { segments: mask })
-    const attended = linear(layer.output, reshape(mixed, [batch * time, dim]), forward)
-    const middle = norm(layer.attentionNorm, add(x, attended), style, forward)
+    const output = linear(layer.output, reshape(mixed, [batch * time, attended]), forward)
+    const middle = norm(layer.attentionNorm, add(x, output), style, forward)
     const fed = linear(layer.down, activate(linear(layer.up, middle, forward)), forward)
     return norm(layer.outputNorm, add(middle, fed), style, forward)
   }

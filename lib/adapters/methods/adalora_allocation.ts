@@ -166,7 +166,8 @@ interface Decision {
 /** The cubic budget b(t) and the k-th smallest score, k = b(0) − b(t); in f64, since the budget is cut to an integer. */
 function decide(scores: Sym, step: Sym, { first, last, every, ranks }: Schedule, target: number): Decision {
   const t = cast(step, 'f64')
-  const left = sub(constant(1, 'f64'), div(sub(t, first), last - first))
+  // The budget stays where the last allocation has left it.
+  const left = maximum(sub(constant(1, 'f64'), div(sub(t, first), last - first)), 0)
   const budget = floor(add(mul(pow(left, 3), ranks - target), target))
   const fallen = sub(ranks, budget)
   const isDue = equal(sub(step, mul(floor(div(step, every)), every)), 0)

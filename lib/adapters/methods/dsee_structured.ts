@@ -24,6 +24,8 @@ import { type DseePruned, expectDsee, kept, prunedBy } from './dsee_prune.js'
 export interface DseePruneStructuredOptions {
   /** Heads that each layer loses. Default 0; the authors' scripts: 3 of 12. */
   readonly prune_heads_num?: number
+  /** In its place: key–value heads that each layer loses, each with the query heads that share it. Default 0. */
+  readonly prune_key_value_heads_num?: number
   /** Neurons that each feed-forward block loses. Default 0. */
   readonly prune_neurons_num?: number
   /**
@@ -37,6 +39,7 @@ export interface DseePruneStructuredOptions {
 
 const structuredSchema = z.strictObject({
   prune_heads_num: z.int().min(0).default(0),
+  prune_key_value_heads_num: z.int().min(0).default(0),
   prune_neurons_num: z.int().min(0).default(0),
   prune_mode: z.enum(['ABS', 'WABS', 'coefficients', 'random']).default('ABS'),
   seed: z.int().min(0).default(0),
@@ -59,11 +62,13 @@ export async function dseePruneStructured(
   using words = seedTensor(config.seed)
   const attached = new Map(adapter.attachedSites.map((each) => [each.site, each]))
   const given = { mode: config.prune_mode, words, adapter, attached }
+  const { prune_heads_num: heads, prune_key_value_heads_num: shared, prune_neurons_num: neurons } = config
+  if (heads > 0 && shared > 0)
+    throw misuse('dseePruneStructured', 'one of prune_heads_num and prune_key_value_heads_num', 'both')
   for (const [index, layer] of layersOf(adapter).entries()) {
-    if (config.prune_heads_num > 0)
-      await dropGroups(masks, headGroups(layer, headsOf(adapter.model)), config.prune_heads_num, 2 * index, given)
-    if (config.prune_neurons_num > 0)
-      await dropGroups(masks, neuronGroups(layer), config.prune_neurons_num, 2 * index + 1, given)
+    if (heads > 0) await dropGroups(masks, headGroups(layer, headsOf(adapter.model)), heads, 2 * index, given)
+    if (shared > 0) await dropGroups(masks, sharedHeadGroups(layer, headsOf(adapter.model)), shared, 2 * index, given)
+    if (neurons > 0) await dropGroups(masks, neuronGroups(layer), neurons, 2 * index + 1, given)
   }
   return await prunedBy(adapter, method, masks)
 }
@@ -108,6 +113,16 @@ function headGroups({ query, key, value, output }: Layer, count: number): Groups
   const isShared = linearShape(value)[0] !== linearShape(query)[0]
   const makers = isShared ? [query] : [query, key, value]
   return { count, makers, scored: isShared ? [query] : [query, value], reader: output }
+}
+
+function sharedHeadGroups({ query, key, value, output }: Layer, heads: number): Groups {
+  const size = linearShape(query)[0] / heads
+  return {
+    count: linearShape(value)[0] / size,
+    makers: [query, key, value],
+    scored: [query, value],
+    reader: output,
+  }
 }
 
 const neuronGroups = ({ up, down }: Layer): Groups => ({
@@ -174,7 +189,8 @@ function scoresIn(
   mode: 'ABS' | 'WABS' | 'coefficients',
   attached: ReadonlyMap<Site, AttachedSite>,
 ): Sym {
-  if (mode === 'coefficients') return abs(read(attached.get(reader)!.parameters[coefficientName]!))
+  if (mode === 'coefficients')
+    return sum(reshape(abs(read(attached.get(reader)!.parameters[coefficientName]!)), [count, -1]), { axes: [1] })
   const terms = scored.flatMap((site) => {
     const each = attached.get(site)
     const hasUpdate = each !== undefined && !(coefficientName in each.parameters)
