@@ -4,7 +4,7 @@
 //   --check [name…]     compiles kernels (those whose path has one of the names) without linking, and prints registers,
 //                       shared memory and spills of each
 //   --sources, --headers, --flags   what binding.gyp asks for
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
@@ -102,32 +102,32 @@ async function checkKernels(names) {
   for (const file of chosen) {
     const started = performance.now()
     const report = await output(nvcc, [...flags, ...code, '-Xptxas=-v', '-I.', '-Icpp', '-c', file, '-o', '/dev/null'])
-    process.stdout.write(`${file} (${((performance.now() - started) / 1000).toFixed(1)} s)\n${await summary(report)}`)
+    process.stdout.write(`${file} (${((performance.now() - started) / 1000).toFixed(1)} s)\n${summary(report)}`)
   }
 }
 
-/** One line a kernel and architecture. */
-async function summary(report) {
-  const lines = []
+/** One line a kernel; numbers of the architectures, in their order, where they differ. */
+function summary(report) {
+  const kernels = new Map()
   const entries = report.matchAll(
-    /Compiling entry function '(\S+)' for '(\S+)'[\s\S]*?(\d+) bytes spill stores, (\d+) bytes spill loads[\s\S]*?Used (\d+) registers(.*)/g,
+    /entry function '(\S+)' for 'sm_(\d+)'[\s\S]*?(\d+) bytes stack frame, (\d+) bytes spill stores[\s\S]*?Used (\d+) registers(.*)/g,
   )
-  for (const [, name, architecture, stores, loads, registers, rest] of entries) {
+  for (const [, name, , stack, spills, registers, rest] of entries) {
     const shared = /(\d+) bytes smem/.exec(rest)?.[1] ?? '0'
-    lines.push([demangled(name), architecture, `${registers} registers`, `${shared} B shared`, `spills ${stores}/${loads}`])
+    const known = kernels.get(name) ?? []
+    kernels.set(name, [...known, { registers, shared, stack, spills }])
   }
-  return lines
+  const names = [...kernels.keys()]
+  const readable = spawnSync('c++filt', ['--no-params'], { input: names.join('\n'), encoding: 'utf8' }).stdout
+  const shown = readable ? readable.trimEnd().split('\n') : names
+  return names
+    .map((name, i) => {
+      const column = (key) => [...new Set(kernels.get(name).map((entry) => entry[key]))].join('/')
+      const numbers = `${column('registers')} registers, ${column('shared')} B shared, ${column('stack')} B stack, ${column('spills')} B spilled`
+      return `  ${shown[i].replace(/^void |heddle::cuda::|\(anonymous namespace\)::/g, '')}: ${numbers}\n`
+    })
     .sort()
-    .map((line) => `  ${line.join('  ')}\n`)
     .join('')
-}
-
-/** The function's name and the codes of its template arguments, of a mangled name in our namespaces. */
-function demangled(name) {
-  const parts = [...name.matchAll(/(\d+)([A-Za-z_]\w*)/g)].map(([, length, text]) => text.slice(0, Number(length)))
-  const own = parts.find((part) => !['heddle', 'cuda'].includes(part) && !part.startsWith('_GLOBAL__')) ?? name
-  const at = name.indexOf(own) + own.length
-  return own + (/^I[\w]*?E(?=Ev|v)/.exec(name.slice(at))?.[0] ?? '')
 }
 
 function output(command, commandArgs) {
