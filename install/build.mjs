@@ -152,7 +152,7 @@ function installedVersion(name) {
 }
 
 /** One compiler per core, but not more than fit: a kernel file with all its SIMD targets takes over a gigabyte. */
-function buildJobs() {
+export function buildJobs() {
   const memory = Math.min(totalmem(), process.constrainedMemory?.() || Number.POSITIVE_INFINITY)
   return Math.max(1, Math.min(availableParallelism(), Math.floor(memory / 1.5e9)))
 }
@@ -219,7 +219,7 @@ export async function stage(label, work) {
 const startedLogs = new Set()
 
 /** Runs a command with its output in a log file, whose end is shown only when the command fails. */
-function runLogged(name, command, args, env = {}) {
+export function runLogged(name, command, args, env = {}) {
   const folder = join(root, '.cache', 'logs')
   mkdirSync(folder, { recursive: true })
   const file = join(folder, `${name}.log`)
@@ -253,7 +253,7 @@ function hashOf(files, extra) {
 }
 
 /** Paths of all files below a folder of the checkout, relative to the root, in a fixed order. */
-function filesBelow(folder) {
+export function filesBelow(folder) {
   if (!existsSync(join(root, folder))) return []
   return readdirSync(join(root, folder), { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile())

@@ -100,6 +100,7 @@ __device__ double exponential(double x) { return exp(x); }
 /// Of e^-|x|, which cannot overflow, so that small results keep their digits.
 template <class T>
 __device__ T sigmoid(T x) {
+  if (x != x) return x;
   const T e = exponential(x < T{0} ? x : -x);
   return (x < T{0} ? e : T{1}) / (T{1} + e);
 }

@@ -6,7 +6,13 @@ const KernelTable& kernels() {
   static const KernelTable kTable = [] {
     KernelTable table;
     register_elementwise(table);
+    register_gather(table);
+    register_index(table);
+    register_layer_norm(table);
+    register_matmul(table);
+    register_norm(table);
     register_reduce(table);
+    register_softmax(table);
     return table;
   }();
   return kTable;

@@ -6,6 +6,12 @@
 namespace heddle::cuda {
 
 void register_elementwise(KernelTable& table);
+void register_gather(KernelTable& table);
+void register_index(KernelTable& table);
+void register_layer_norm(KernelTable& table);
+void register_matmul(KernelTable& table);
+void register_norm(KernelTable& table);
 void register_reduce(KernelTable& table);
+void register_softmax(KernelTable& table);
 
 }  // namespace heddle::cuda

@@ -1,0 +1,133 @@
+// Sizes at which CUDA kernels take another way than at those of the small calls: long rows, long sums, many columns, tiles
+// with edges, grids whose blocks walk on.
+import './support/cuda_host.js'
+import test from 'ava'
+import type { DType } from '../lib/tensor/dtype.js'
+import { difference, numbersOf, prepare, randomOf, results } from './support/both_devices.js'
+import type { Attribute } from './support/instruction_list.js'
+import type { Operand } from './support/kernel_calls.js'
+
+const f32 = (...shape: readonly number[]): Operand => ({ dtype: 'f32', shape })
+const i32 = (...shape: readonly number[]): Operand => ({ dtype: 'i32', shape })
+const of = (dtype: DType, ...shape: readonly number[]): Operand => ({ dtype, shape })
+
+interface Path {
+  readonly op: string
+  readonly what: string
+  readonly inputs: readonly (Operand | null)[]
+  readonly outputs: readonly (Operand | null)[]
+  readonly attributes?: readonly (readonly [string, Attribute])[]
+  /** Default 1e-5. */
+  readonly tolerance?: number
+}
+
+/** Squares of `count` inputs, all of them before the first of the sums that add them up from the last one on. */
+function manyValues(count: number): readonly (readonly [string, Attribute])[] {
+  const each = Array.from({ length: count }, (_, i) => i)
+  const sums = each.slice(1)
+  return [
+    ['ops', [...each.map(() => 'square'), ...sums.map(() => 'add')]],
+    ['operands', [...each, ...sums.flatMap((i) => [i === 1 ? count : 2 * count + i - 2, 2 * count - i])]],
+    ['constants', []],
+    ['results', [3 * count - 2]],
+  ]
+}
+
+const paths: readonly Path[] = [
+  { op: 'softmax', what: 'a block for a row', inputs: [f32(3, 1500)], outputs: [f32(3, 1500)] },
+  { op: 'log_sum_exp', what: 'a block for a row', inputs: [f32(2, 2049)], outputs: [f32(2)] },
+  { op: 'softmax_vjp', what: 'a block for a row', inputs: [f32(2, 1030), f32(2, 1030)], outputs: [f32(2, 1030)] },
+  {
+    op: 'rms_norm',
+    what: 'a block for a row',
+    inputs: [f32(3, 1100), f32(1100)],
+    outputs: [f32(3, 1100), f32(3)],
+    attributes: [['eps', 1e-5]],
+  },
+  {
+    op: 'rms_norm_vjp',
+    what: 'a block for a row, several chunks of rows',
+    inputs: [f32(70, 1100), f32(1100), f32(70), f32(70, 1100)],
+    outputs: [f32(70, 1100), f32(1100)],
+  },
+  {
+    op: 'layer_norm_vjp',
+    what: 'a block for a row, several chunks of rows',
+    inputs: [f32(70, 1100), f32(1100), f32(70), f32(70), f32(70, 1100)],
+    outputs: [f32(70, 1100), f32(1100), f32(1100)],
+  },
+  {
+    op: 'reduce_sum',
+    what: 'everything, in chunks',
+    inputs: [f32(300, 700)],
+    outputs: [f32()],
+    attributes: [['axes', [0, 1]]],
+  },
+  {
+    op: 'reduce_max',
+    what: 'long rows by blocks',
+    inputs: [f32(1100, 1300)],
+    outputs: [f32(1100)],
+    attributes: [['axes', [1]]],
+  },
+  {
+    op: 'reduce_sum',
+    what: 'columns, in chunks',
+    inputs: [f32(3000, 7)],
+    outputs: [f32(7)],
+    attributes: [['axes', [0]]],
+  },
+  {
+    op: 'reduce_sum',
+    what: 'outer and inner axes',
+    inputs: [of('f64', 30, 5, 400)],
+    outputs: [of('f64', 5)],
+    attributes: [['axes', [0, 2]]],
+  },
+  {
+    op: 'transpose',
+    what: 'squares with edges',
+    inputs: [f32(3, 70, 45)],
+    outputs: [f32(3, 45, 70)],
+    attributes: [['permutation', [0, 2, 1]]],
+    tolerance: 0,
+  },
+  {
+    op: 'transpose',
+    what: 'squares of the first and the last axis',
+    inputs: [of('bf16', 40, 3, 35)],
+    outputs: [of('bf16', 35, 3, 40)],
+    attributes: [['permutation', [2, 1, 0]]],
+    tolerance: 0,
+  },
+  { op: 'scatter_add_rows', what: 'many sources for one row', inputs: [i32(900), f32(900, 5)], outputs: [f32(4, 5)] },
+  { op: 'argmax', what: 'long rows', inputs: [f32(4, 3000)], outputs: [i32(4)], tolerance: 0 },
+  {
+    op: 'elementwise',
+    what: 'more values than wide columns have room for',
+    inputs: Array.from({ length: 40 }, () => f32(130)),
+    outputs: [f32(130)],
+    attributes: manyValues(40),
+  },
+  {
+    op: 'elementwise',
+    what: 'half floats and integers of every kind',
+    inputs: [of('f16', 200), of('bf16', 200), of('u8', 200), i32(200)],
+    outputs: [of('f16', 200), of('bf16', 200), of('u8', 200), of('u32', 200)],
+    attributes: [
+      ['ops', ['add', 'mul', 'abs', 'add']],
+      ['operands', [0, 1, 4, 1, 0, 2, 6]],
+      ['constants', []],
+      ['results', [4, 5, 7, 7]],
+    ],
+  },
+]
+
+for (const { op, what, inputs, outputs, attributes = [], tolerance = 1e-5 } of paths)
+  test(`${op}: ${what}`, async (t) => {
+    const call = { inputs: [...inputs], outputs: [...outputs], attributes: [...attributes] }
+    const prepared = prepare(op, call, randomOf(what))
+    const cuda = await results(prepared, 'cuda')
+    for (const [i, expected] of (await results(prepared, 'cpu')).entries())
+      t.is(difference(expected.dtype, await numbersOf(cuda[i]!), await numbersOf(expected), tolerance), undefined)
+  })
