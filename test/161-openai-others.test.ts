@@ -253,6 +253,32 @@ test('a busy engine is 429 with a time to wait', async (t) => {
   await app.close()
 })
 
+test('of a list, the first element that is wrong is named', async (t) => {
+  const refusal = async (fields: object): Promise<unknown> =>
+    (await t.throwsAsync(complete(fields as never), { instanceOf: BadRequestError }))!.message
+  t.regex(String(await refusal({ prompt: [1, 2, -1, 'a'] })), /Invalid 'prompt\[2\]': expected a token id/)
+  t.regex(
+    String(await refusal({ prompt: ['a', [1], [], 'b'] })),
+    /Invalid 'prompt\[2\]': expected a string or token ids/,
+  )
+  t.regex(String(await refusal({ prompt: [] })), /empty array/)
+  t.regex(String(await refusal({ prompt: 7 })), /Invalid 'prompt': expected a string/)
+  t.regex(String(await refusal({ prompt: undefined })), /Missing required parameter: 'prompt'/)
+  t.regex(String(await refusal({ prompt: Array.from({ length: 3000 }, () => 'a') })), /maximum length 2048/)
+})
+
+test('an answer that takes too long ends with a status of its own, or an event where the stream has begun', async (t) => {
+  const { client, close } = await serveTiny({ limits: { answerSeconds: 0.05 } })
+  const endless = { ...base, n: 8, temperature: 1, max_tokens: 500, logit_bias: { 0: -100 } }
+  const error = await t.throwsAsync(client.completions.create(endless), { instanceOf: APIError })
+  t.like(error, { status: 504, code: 'answer_timeout', type: 'server_error' })
+  const read = async (): Promise<void> => {
+    for await (const _ of await client.completions.create({ ...endless, stream: true }));
+  }
+  t.like(await t.throwsAsync(read(), { instanceOf: APIError }), { code: 'answer_timeout' })
+  await close()
+})
+
 test('what fails on the server says nothing of its insides', async (t) => {
   const secret = new HeddleError('ERR_HEDDLE_IO', { place: '/srv/secret/adapter', expected: 'a file', got: 'none' })
   const { app, client } = await hosted(failing(engine, secret))

@@ -1,13 +1,17 @@
 // What runs a server day by day: health, readiness, metrics, logs without secrets, ids, and a graceful end.
 import { once } from 'node:events'
 import { type AddressInfo, connect } from 'node:net'
+import { join } from 'node:path'
 import { setImmediate as turn } from 'node:timers/promises'
 import test from 'ava'
 import type { FastifyInstance } from 'fastify'
+import { addKey, KeyRing } from '../lib/serve/keys.js'
 import { requestId } from '../lib/serve/log.js'
+import type { OperationsOptions } from '../lib/serve/operations.js'
 import { shutDown, watchConnections } from '../lib/serve/shutdown.js'
 import { deferred } from './support/deferred.js'
 import { HandEngine, testServer } from './support/server.js'
+import { temporaryFolder } from './support/temporary_folder.js'
 
 const echo = (app: FastifyInstance): void => {
   app.post('/v1/echo', async (request) => request.body)
@@ -27,7 +31,7 @@ const metricsOf = async (app: FastifyInstance): Promise<string> => (await app.in
 
 test('a server is alive at once and ready when it has warmed up', async (t) => {
   const warm = deferred<void>()
-  const { app } = await testServer({ warmUp: warm.promise })
+  const { app } = await testServer({ warmUp: () => warm.promise })
   await app.ready()
   t.is((await app.inject('/healthz')).statusCode, 200)
   const loading = await app.inject('/readyz')
@@ -39,7 +43,7 @@ test('a server is alive at once and ready when it has warmed up', async (t) => {
 })
 
 test('a server whose warm-up fails never becomes ready, and says why in its log', async (t) => {
-  const { app, log } = await testServer({ warmUp: Promise.reject(new Error('no memory')) })
+  const { app, log } = await testServer({ warmUp: () => Promise.reject(new Error('no memory')) })
   await app.ready()
   await turn()
   t.deepEqual((await app.inject('/readyz')).json(), { status: 'loading' })
@@ -171,6 +175,31 @@ test('no origin may ask unless it is named', async (t) => {
   t.is(allowed.headers['access-control-allow-origin'], 'https://a.example')
   const other = await opened.app.inject({ ...asked, headers: { ...headers, origin: 'https://b.example' } })
   t.is(other.headers['access-control-allow-origin'], undefined)
+})
+
+test('where there are keys, a browser may ask what is allowed without one, and reads a refusal', async (t) => {
+  const file = join(temporaryFolder(), 'keys.txt')
+  await addKey(file, 'a', ['infer'])
+  const { app } = await testServer({ routes: echo, cors: ['https://a.example'], keys: await KeyRing.open(file) })
+  const headers = { origin: 'https://a.example', 'access-control-request-method': 'POST' }
+  t.is((await app.inject({ method: 'OPTIONS', url: '/v1/echo', headers })).statusCode, 204)
+  const refused = await app.inject({ method: 'POST', url: '/v1/echo', headers, payload: {} })
+  t.is(refused.statusCode, 401)
+  t.is(refused.headers['access-control-allow-origin'], 'https://a.example')
+})
+
+test('without keys, what a page of another origin sends is refused, even if it could not read the answer', async (t) => {
+  const post = { method: 'POST', url: '/v1/echo', payload: { a: 1 } } as const
+  const statusOf = async (cors: OperationsOptions['cors'], origin: string): Promise<number> => {
+    const { app } = await testServer({ routes: echo, cors })
+    return (await app.inject({ ...post, headers: { host: 'localhost:8000', origin } })).statusCode
+  }
+  t.is(await statusOf(undefined, 'https://evil.example'), 403)
+  t.is(await statusOf(undefined, 'http://localhost:9000'), 403)
+  t.is(await statusOf(undefined, 'null'), 403)
+  t.is(await statusOf(undefined, 'http://localhost:8000'), 200)
+  t.is(await statusOf(['https://a.example'], 'https://a.example'), 200)
+  t.is(await statusOf('*', 'https://evil.example'), 200)
 })
 
 test("a page that points its own name at this machine isn't answered", async (t) => {

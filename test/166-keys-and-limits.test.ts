@@ -247,6 +247,26 @@ test('a body that is no JSON, no UTF-8, or nests too deeply is refused', async (
   t.is(await post(''), 400)
 })
 
+test('a body of more parts than can be read in a moment is refused; token ids may be many', async (t) => {
+  const { app } = await testServer({ routes })
+  const post = async (body: unknown): Promise<number> =>
+    (
+      await app.inject({
+        method: 'POST',
+        url: '/v1/echo',
+        payload: JSON.stringify(body),
+        headers: { 'content-type': 'application/json' },
+      })
+    ).statusCode
+  const many = <T>(count: number, each: T): T[] => Array.from({ length: count }, () => each)
+  t.is(await post(many(100_000, 7)), 200)
+  t.is(await post(many(10_000, 'a')), 200)
+  t.is(await post(many(300_000, 7)), 400)
+  t.is(await post(many(20_000, 'a')), 400)
+  t.is(await post(many(20_000, [])), 400)
+  t.is(await post(Object.fromEntries(many(20_000, 0).map((_, i) => [`k${i}`, 0]))), 400)
+})
+
 test('prompts and answers have a largest length', async (t) => {
   const engine = limitEngine(new HandEngine(), { promptTokens: 3, newTokens: 5 })
   const first = async (prompt: Int32Array, maxTokens?: number) =>

@@ -2,9 +2,10 @@
 import { once } from 'node:events'
 import { setTimeout as after, setImmediate as turn } from 'node:timers/promises'
 import test from 'ava'
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { createEngine, type Engine, type Model } from '../lib/index.js'
 import type { Limits } from '../lib/serve/limits.js'
+import { clientSignal } from '../lib/serve/openai/events.js'
 import { modelRoutes } from '../lib/serve/routes/models.js'
 import { RawClient, rawRequest } from './support/raw_client.js'
 import { testServer } from './support/server.js'
@@ -30,6 +31,14 @@ async function served(limits: Partial<Limits> = {}): Promise<Served> {
     const folders = { data: temporaryFolder(), adapters: temporaryFolder() }
     app.register(modelRoutes, { engine, modelName: 'tiny', folders })
     app.post('/v1/echo', async (request) => request.body)
+    const hungUp = async (_: FastifyRequest, reply: FastifyReply): Promise<void> => {
+      app.server.emit('late')
+      await once(reply.raw, 'close')
+    }
+    app.post('/v1/late', { preHandler: hungUp }, async (_, reply) => {
+      app.server.emit('signal', clientSignal(reply))
+      return {}
+    })
     app.get('/v1/stream', async (_, reply) => {
       const stop = new AbortController()
       reply.raw.once('close', () => stop.abort())
@@ -78,6 +87,18 @@ test('a client that hangs up in the middle of a stream stops its text', async (t
   for (const client of clients) client.socket.destroy()
   await nothingLeft(server)
   t.deepEqual(server.engine.state().running, 0)
+  await server.app.close()
+})
+
+test('a client that hung up while its body came makes no text', async (t) => {
+  const server = await served()
+  const client = await RawClient.connect(server.url)
+  await client.send(rawRequest('POST /v1/late', { ...json, 'content-length': '2' }, '{}'))
+  await once(server.app.server, 'late')
+  client.socket.destroy()
+  const [signal] = (await once(server.app.server, 'signal')) as [AbortSignal]
+  t.true(signal.aborted)
+  await nothingLeft(server)
   await server.app.close()
 })
 

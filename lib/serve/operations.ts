@@ -21,8 +21,8 @@ export interface OperationsOptions extends ServerContext {
   readonly hosts?: readonly string[] | undefined
   /** Logs what clients send, prompts included. */
   readonly logBodies?: boolean | undefined
-  /** Until then the server is not ready. */
-  readonly warmUp?: Promise<unknown> | undefined
+  /** Called once the app is made; until it has ended, the server is not ready. */
+  readonly warmUp?: (() => Promise<unknown>) | undefined
 }
 
 /** Registers it all, for the routes that the app gets after it. */

@@ -18,7 +18,8 @@ const defaultHost = '127.0.0.1'
 const loopbackHosts = ['localhost', '127.0.0.1', '[::1]', '::1']
 
 /** Options of {@link startServer}. */
-export interface ServerOptions extends Omit<ServeOptions, 'engine' | 'modelName' | 'folders' | 'keys' | 'page'> {
+export interface ServerOptions
+  extends Omit<ServeOptions, 'engine' | 'modelName' | 'folders' | 'keys' | 'page' | 'warmUp'> {
   /** A model, which stays the caller's; or what `loadModel` takes, loaded and disposed of by the server. */
   readonly model: Model | string
   /** How a model that is loaded here is loaded. */
@@ -97,13 +98,20 @@ async function serve(
   try {
     const hosts = isLoopback(host) && keys === undefined && !options.insecure ? loopbackHosts : undefined
     const modelName = options.modelName ?? basename(model.source)
-    await app.register(heddle, { hosts, ...rest, page, keys, engine, modelName, folders: { data, adapters } })
+    const folders = { data, adapters }
+    const warmUp = (): Promise<void> => firstStep(engine)
+    await app.register(heddle, { hosts, ...rest, page, keys, engine, modelName, folders, warmUp })
     const url = await listen(app, host, port ?? 8000)
     return { app, url, modelName, engine, close }
   } catch (error) {
     await Promise.all([app.close(), engine.close()])
     throw error
   }
+}
+
+/** Packs the weights and compiles a step, which the first request would have to wait for. */
+async function firstStep(engine: Engine): Promise<void> {
+  for await (const _ of engine.generateTokens(Int32Array.of(0), { maxTokens: 1 }));
 }
 
 /** @throws ERR_HEDDLE_IO when the address cannot be had */

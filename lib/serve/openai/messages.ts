@@ -2,10 +2,10 @@
 import { z } from 'zod'
 import type { ChatMessage } from '../../tokenize/tokenizer.js'
 import { invalidRequest } from './error.js'
-import { ignored, maybe, oneOf, unsupported } from './request.js'
+import { ignored, list, maybe, oneOf, unsupported } from './request.js'
 
 const textPart = z.strictObject({ type: z.literal('text'), text: z.string() })
-const text = oneOf('a string or an array of text parts', [z.string(), z.array(textPart).min(1)] as const)
+const text = oneOf('a string or an array of text parts', [z.string(), list(textPart, 1024)] as const)
 const name = maybe(z.string())
 
 const toolCall = z.strictObject({
@@ -20,7 +20,7 @@ const message = z.discriminatedUnion('role', [
     role: z.literal('assistant'),
     content: maybe(text),
     name,
-    tool_calls: maybe(z.array(toolCall).min(1)),
+    tool_calls: maybe(list(toolCall, 128)),
     // Clients hand answers back as they came.
     refusal: unsupported,
     audio: unsupported,
@@ -31,7 +31,7 @@ const message = z.discriminatedUnion('role', [
 ])
 
 /** The field `messages`. */
-export const messages = z.array(message).min(1)
+export const messages = list(message, 2048)
 
 type Message = z.output<typeof message>
 

@@ -33,6 +33,26 @@ export const integer = (least: number, most: number = Number.MAX_SAFE_INTEGER) =
 export const queryInteger = (least: number, most: number) =>
   maybe(z.string().regex(/^\d+$/).transform(Number).pipe(integer(least, most)))
 
+/** An array of up to `most`, checked up to the first that is wrong: a fault for each of them would hold the event loop. */
+export const list = <S extends z.ZodType>(schema: S, most: number) =>
+  z
+    .array(z.unknown())
+    .min(1)
+    .max(most)
+    .transform((items, { issues }): z.output<S>[] => {
+      const read: z.output<S>[] = []
+      for (const [index, item] of items.entries()) {
+        const parsed = schema.safeParse(item, { reportInput: true })
+        if (!parsed.success) {
+          const issue = parsed.error.issues[0]!
+          issues.push({ ...issue, path: [index, ...issue.path] } as z.core.$ZodRawIssue)
+          return z.NEVER
+        }
+        read.push(parsed.data)
+      }
+      return read
+    })
+
 /** How the bounds of integers are told from others. */
 const integerKind = 'integer'
 

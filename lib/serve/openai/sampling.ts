@@ -3,6 +3,18 @@ import { z } from 'zod'
 import type { EngineRequestOptions } from '../../engine/options.js'
 import { ignored, integer, maybe, oneOf, unsupported } from './request.js'
 
+const bias = z.record(z.string().regex(/^\d+$/, { error: 'a token id' }), z.number().min(-100).max(100))
+const isBias = ([id, value]: [string, unknown]): boolean =>
+  /^\d+$/.test(id) && typeof value === 'number' && Math.abs(value) <= 100
+
+/** Checked up to the first that is wrong, as a list is. */
+const biases = z.looseObject({}).transform((given, { issues }): Record<string, number> => {
+  const wrong = Object.entries(given).find((each) => !isBias(each))
+  const parsed = bias.safeParse(wrong ? { [wrong[0]]: wrong[1] } : {}, { reportInput: true })
+  issues.push(...((parsed.error?.issues.slice(0, 1) ?? []) as z.core.$ZodRawIssue[]))
+  return given as Record<string, number>
+})
+
 /** The fields. */
 export const samplingShape = {
   model: z.string().min(1),
@@ -17,7 +29,7 @@ export const samplingShape = {
   seed: maybe(z.int()),
   presence_penalty: maybe(z.number().min(-2).max(2)),
   frequency_penalty: maybe(z.number().min(-2).max(2)),
-  logit_bias: maybe(z.record(z.string().regex(/^\d+$/, { error: 'a token id' }), z.number().min(-100).max(100))),
+  logit_bias: maybe(biases),
   user: ignored,
   metadata: ignored,
   safety_identifier: ignored,

@@ -1,21 +1,39 @@
 /** Texts as completions and embeddings take them: as text or as tokens, one or several. */
 import { z } from 'zod'
-import { integer, oneOf } from './request.js'
 
-const token = integer(0, 2 ** 31 - 1)
 const most = 2048
 
-/** The field. */
-export const texts = oneOf('a string, an array of strings, an array of integers or an array of arrays of integers', [
-  z.string(),
-  z.array(z.string()).min(1).max(most),
-  z.array(token).min(1),
-  z.array(z.array(token).min(1)).min(1).max(most),
-] as const)
-
-/** What the field says, text by text. */
-export const eachText = (given: z.output<typeof texts>): (string | Int32Array)[] => {
+/** The field, text by text. Checked by hand: tokens may be so many that zod would hold the event loop. */
+export const texts = z.unknown().transform((given, { issues }): (string | Int32Array)[] => {
   if (typeof given === 'string') return [given]
-  if (typeof given[0] === 'number') return [Int32Array.from(given as number[])]
-  return (given as (string | number[])[]).map((text) => (typeof text === 'string' ? text : Int32Array.from(text)))
+  if (isTokens(given)) return [Int32Array.from(given)]
+  const fault = faultOf(given)
+  if (fault === undefined) return (given as (string | number[])[]).map(asText)
+  issues.push(fault)
+  return z.NEVER
+})
+
+/** What is wrong with a value that is neither a text nor tokens. */
+function faultOf(given: unknown): z.core.$ZodRawIssue | undefined {
+  const fault = (message: string, path: PropertyKey[] = []): z.core.$ZodRawIssue => ({
+    code: 'custom',
+    message,
+    input: given,
+    path,
+  })
+  if (given === undefined) return { code: 'invalid_type', expected: 'string', input: given }
+  if (!Array.isArray(given)) return fault('expected a string, token ids, or an array of these')
+  if (given.length === 0) return { code: 'too_small', origin: 'array', minimum: 1, input: given }
+  const areTokens = typeof given[0] === 'number'
+  const wrong = given.findIndex((each) => (areTokens ? !isToken(each) : !isText(each)))
+  if (wrong >= 0) return fault(`expected ${areTokens ? 'a token id' : 'a string or token ids'}`, [wrong])
+  if (given.length > most) return { code: 'too_big', origin: 'array', maximum: most, input: given }
+  return undefined
 }
+
+const isToken = (value: unknown): boolean =>
+  Number.isInteger(value) && (value as number) >= 0 && (value as number) < 2 ** 31
+const isTokens = (value: unknown): value is number[] => Array.isArray(value) && value.length > 0 && value.every(isToken)
+const isText = (value: unknown): boolean => typeof value === 'string' || isTokens(value)
+const asText = (value: string | number[]): string | Int32Array =>
+  typeof value === 'string' ? value : Int32Array.from(value)

@@ -20,7 +20,7 @@ import {
 } from '../openai/route.js'
 import { samplingShape } from '../openai/sampling.js'
 import { type TextPiece, type TokenCount, textPieces, together } from '../openai/text.js'
-import { eachText, texts } from '../openai/texts.js'
+import { texts } from '../openai/texts.js'
 
 const schema = z.strictObject({
   ...samplingShape,
@@ -75,7 +75,7 @@ async function open(context: RouteContext, body: Body, signal: AbortSignal): Pro
       'logprobs',
       'unsupported_parameter',
     )
-  const asked = eachText(body.prompt)
+  const { prompt: asked } = body
   if (asked.length * n > 128) throw invalidRequest("Invalid 'n': at most 128 texts in one request.", 'n')
   const prompts = await Promise.all(asked.map((text) => promptOf(context, text, echo)))
   const count = { completion: 0 }

@@ -6,7 +6,7 @@ import { invalidRequest, type OpenAiError } from '../openai/error.js'
 import { clientSignal } from '../openai/events.js'
 import { ignored, integer, maybe, readBody } from '../openai/request.js'
 import type { RouteContext } from '../openai/route.js'
-import { eachText, texts } from '../openai/texts.js'
+import { texts } from '../openai/texts.js'
 
 const schema = z.strictObject({
   model: z.string().min(1),
@@ -28,7 +28,7 @@ export async function embeddingRoutes(app: FastifyInstance, context: EmbeddingCo
   app.post('/v1/embeddings', async (request, reply) => {
     const { model, input, encoding_format: form = 'float', dimensions } = readBody(schema, request.body)
     const embedder = embedders.named(model)
-    const given = await Promise.all(eachText(input).map((text, index) => tokensOf(embedder, text, index)))
+    const given = await Promise.all(input.map((text, index) => tokensOf(embedder, text, index)))
     const vectors = await embedder.embed(given, clientSignal(reply, context.answerSeconds))
     const size = vectors[0]!.length
     if (dimensions !== undefined && dimensions !== size)
