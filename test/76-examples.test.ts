@@ -170,6 +170,27 @@ test('preferences as texts, as messages, and with the prompt inside both convers
   t.deepEqual((await read('preference', [whole])).examples, [messages])
 })
 
+test("preferences in OpenAI's form; what is no list of messages is named", async (t) => {
+  const preferred_output = [answered]
+  const non_preferred_output = [{ role: 'assistant', content: 'Crosswise.' }]
+  const row = { input: { messages: [asked], parallel_tool_calls: true }, preferred_output, non_preferred_output }
+  const { examples, skipped, kind } = await read('preference', [
+    row,
+    { ...row, input: 'Warp?' },
+    { ...row, preferred_output: [] },
+    { ...row, non_preferred_output: 'Crosswise.' },
+    { ...row, input: { messages: [asked], tools: [{ type: 'function' }] } },
+  ])
+  t.deepEqual(examples, [{ prompt: [asked], chosen: preferred_output, rejected: non_preferred_output }])
+  t.is(kind, 'OpenAI preferences (input, preferred_output, non_preferred_output)')
+  t.deepEqual(skipped, [
+    [2, '"input.messages": not a list of messages'],
+    [3, '"preferred_output": not a list of messages'],
+    [4, '"non_preferred_output": not a list of messages'],
+    [5, '"input.tools" is not known to preferences'],
+  ])
+})
+
 test('a prompt that the answers do not repeat comes before what they share', async (t) => {
   const again = { role: 'user', content: 'And weft?' }
   const other = { role: 'assistant', content: 'Crosswise.' }
