@@ -29,6 +29,7 @@ CREATE TABLE jobs (
   created_at INTEGER NOT NULL,
   finished_at INTEGER,
   fine_tuned_model TEXT,
+  trained_tokens INTEGER NOT NULL DEFAULT 0,
   error TEXT
 ) STRICT;
 CREATE INDEX jobs_by_status ON jobs (status, seq);

@@ -2,7 +2,7 @@
 import type { Job, JobEvent, JobStore } from './store.js'
 
 /** With a field `heddle` for what OpenAI has no names for. */
-export function shownJob({ id, settings, error, ...job }: Job, store: JobStore) {
+export function shownJob({ id, settings, error, ...job }: Job) {
   const { method, hyperparameters, trainingFile, validationFile, adapter } = settings
   return {
     object: 'fine_tuning.job',
@@ -17,7 +17,7 @@ export function shownJob({ id, settings, error, ...job }: Job, store: JobStore) 
     validation_file: validationFile,
     training_file: trainingFile,
     hyperparameters,
-    trained_tokens: job.status === 'succeeded' ? store.trainedTokens(id) : null,
+    trained_tokens: job.status === 'succeeded' ? job.trained_tokens : null,
     error,
     user_provided_suffix: settings.suffix || null,
     seed: settings.seed,

@@ -35,6 +35,8 @@ export interface Job {
   readonly created_at: number
   readonly finished_at: number | null
   readonly fine_tuned_model: string | null
+  /** Tokens of the steps so far. */
+  readonly trained_tokens: number
   readonly error: JobError | null
 }
 
@@ -235,12 +237,16 @@ export class JobStore {
       `training loss=${step.train_loss.toFixed(4)}`,
       ...(step.valid_loss === undefined ? [] : [`validation loss=${step.valid_loss.toFixed(4)}`]),
     ]
-    this.#addEvent(job, {
+    const event = {
       step: step.step,
       level: 'info',
       message: `Step ${step.step}/${step.total_steps}: ${losses.join(', ')}`,
       data: JSON.stringify(step),
-    })
+    } as const
+    this.#db.transaction(() => {
+      if (this.#addEvent(job, event))
+        this.#db.prepare('UPDATE jobs SET trained_tokens = trained_tokens + ? WHERE id = ?').run(step.tokens, job)
+    })()
   }
 
   /** Newest first. @throws ERR_HEDDLE_ARGUMENT for an `after` that is unknown */
@@ -268,13 +274,6 @@ export class JobStore {
     return row && eventOf(row)
   }
 
-  trainedTokens(job: string): number {
-    return this.#db
-      .prepare("SELECT ifnull(sum(data ->> '$.tokens'), 0) FROM events WHERE job = ? AND step IS NOT NULL")
-      .pluck()
-      .get(job) as number
-  }
-
   /** Changes a job that is not over, and says so. */
   #move(
     id: string,
@@ -297,11 +296,12 @@ export class JobStore {
     this.#addEvent(job, { step: null, level, message, data: null })
   }
 
+  /** @returns whether it is new */
   #addEvent(
     job: string,
     event: Pick<JobEvent, 'level' | 'message'> & { readonly step: number | null; readonly data: string | null },
-  ): void {
-    this.#db
+  ): boolean {
+    const { changes } = this.#db
       .prepare(
         `INSERT INTO events (id, job, step, created_at, level, message, data)
          VALUES (@id, @job, @step, @created_at, @level, @message, @data) ON CONFLICT (job, step) DO NOTHING`,
@@ -309,6 +309,7 @@ export class JobStore {
       .run({ ...event, job, id: newId('ftevent'), created_at: seconds() })
     // Those who watch read the database: not within the transaction that is written now.
     queueMicrotask(() => this.#changes.emit(job))
+    return changes > 0
   }
 
   /** Where a page begins. @throws ERR_HEDDLE_ARGUMENT */

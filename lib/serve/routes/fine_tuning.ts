@@ -37,21 +37,20 @@ type WithId = { readonly Params: { readonly id: string } }
 /** Adds the routes. */
 export async function fineTuningRoutes(app: FastifyInstance, options: FineTuningOptions): Promise<void> {
   const { store, runner } = options
-  const shown = (job: Job) => shownJob(job, store)
   app.post('/v1/fine_tuning/jobs', async ({ body }) => {
     const job = create(options, body)
     runner.wake()
-    return shown(job)
+    return shownJob(job)
   })
   app.get('/v1/fine_tuning/jobs', async ({ query }) => {
     const { limit = 20, after } = readBody(pageSchema, query)
     const { data, has_more } = store.jobs({ after, limit })
-    return { object: 'list', data: data.map(shown), ...ends(data), has_more }
+    return { object: 'list', data: data.map(shownJob), ...ends(data), has_more }
   })
-  app.get<WithId>('/v1/fine_tuning/jobs/:id', async ({ params: { id } }) => shown(named(store, id)))
+  app.get<WithId>('/v1/fine_tuning/jobs/:id', async ({ params: { id } }) => shownJob(named(store, id)))
   app.post<WithId>('/v1/fine_tuning/jobs/:id/cancel', async ({ params: { id } }) => {
     const { status } = named(store, id)
-    if (runner.cancel(id)) return shown(named(store, id))
+    if (runner.cancel(id)) return shownJob(named(store, id))
     throw invalidRequest(`Job '${id}' has already ${status === 'cancelled' ? 'been ' : ''}${status}.`, 'id')
   })
   progressRoutes(app, options)
