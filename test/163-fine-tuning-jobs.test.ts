@@ -325,6 +325,16 @@ test('jobs run one at a time in their order; a cancelled one ends at once and le
   t.is((await readdir(join(data, 'adapters'))).length, 1)
 })
 
+test('a hundred jobs may wait; one more is told to come back', async (t) => {
+  const { client } = await serve(t)
+  const training_file = await upload(client)
+  const job = { training_file, heddle: { training: { max_steps: 100_000, max_length: 64 } } }
+  for (let i = 0; i < 101; i += 1) await create(client, job)
+  const refusal = await t.throwsAsync<APIError>(create(client, job), { instanceOf: APIError, message: /wait already/ })
+  t.is(refusal!.status, 429)
+  t.is(refusal!.headers!.get('retry-after'), '60')
+})
+
 test('data that cannot be trained on fails the job, with the name that the client gave it', async (t) => {
   const { client, data } = await serve(t)
   for (const [text, message] of [
