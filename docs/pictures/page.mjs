@@ -1,9 +1,8 @@
-// Takes docs/pictures/page-light.png and page-dark.png: the page of a server with SmolLM2, whose training jobs and answers
+// Takes docs/pictures/page-light.webp and page-dark.webp: the page of a server with SmolLM2, whose training jobs and answers
 // are real. `npm run build && node docs/pictures/page.mjs`
-import { mkdtemp, rm } from 'node:fs/promises'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { startServer } from '../../dist/lib/serve/index.js'
 import { fetchModel } from '../../dist/test/models/fetch.js'
 import { openBrowser } from '../../dist/test/support/browser.js'
@@ -51,8 +50,7 @@ async function takePictures() {
   const file = await upload()
   await ended(await start(file, { suffix: 'invoices', steps: 1, rank: 8 }))
   await ended(await start(file, { suffix: 'weaver-care', steps: 24, rank: 16 }))
-  const unfinished = await start(file, { suffix: 'weaver-letters', steps: 200, rank: 32, validation_file: file })
-  const page = await browser.newPage({ viewport: { width: 1280, height: 1180 } })
+  const page = await browser.newPage({ viewport: { width: 1280, height: 1270 } })
   await page.goto(server.url)
   await page.getByRole('button', { name: /^Compare ft:.*:weaver-care:/ }).click()
   await page.getByLabel('Temperature').fill('0')
@@ -61,12 +59,20 @@ async function takePictures() {
   await page.keyboard.press('Enter')
   for (const side of ['left', 'right'])
     await page.locator(`[data-side=${side}]`).filter({ hasText: 'first after' }).waitFor({ timeout: 120_000 })
+  const unfinished = await start(file, { suffix: 'weaver-letters', steps: 200, rank: 32, validation_file: file })
   await page.getByText(/Step [23]\d of 200/).waitFor({ timeout: 300_000 })
   for (const colorScheme of ['light', 'dark']) {
     await page.emulateMedia({ colorScheme })
-    await page.screenshot({ path: fileURLToPath(new URL(`page-${colorScheme}.png`, import.meta.url)) })
+    await writeFile(new URL(`page-${colorScheme}.webp`, import.meta.url), await picture(page))
   }
   await ask(`fine_tuning/jobs/${unfinished}/cancel`, {})
+}
+
+/** Playwright itself knows PNG and JPEG only. */
+async function picture(page) {
+  const session = await page.context().newCDPSession(page)
+  const { data } = await session.send('Page.captureScreenshot', { format: 'webp', quality: 90 })
+  return Buffer.from(data, 'base64')
 }
 
 async function ask(path, body) {
