@@ -101,6 +101,42 @@ test("the server's page is in the package, with everything that it loads", async
   t.true(statuses.length > 10 && statuses.every((status) => status === 200))
 })
 
+const app = `
+  import { type Limits, startServer } from 'heddle/serve'
+
+  const limits: Partial<Limits> = { newTokens: 10 }
+  const server = await startServer({ model: 'node_modules/heddle/models/heddle-tiny', modelName: 'base', port: 0, logger: false, limits })
+  const post = { method: 'POST', headers: { 'content-type': 'application/json' } }
+  const body = JSON.stringify({ model: 'base', prompt: 'Call me', max_tokens: 4 })
+  const answer = await fetch(\`\${server.url}/v1/completions\`, { ...post, body })
+  const page = await fetch(server.url)
+  console.log(JSON.stringify([answer.status, await answer.json(), page.status, await page.text()]))
+  await server.close()`
+
+test('heddle/serve has its types and starts a server with a page', async (t) => {
+  const { folder, path } = project
+  await writeFile(join(folder, 'app.ts'), app)
+  const compiler = join(repository, 'node_modules/typescript/bin/tsc')
+  const flags = [
+    '--strict',
+    '--skipLibCheck',
+    '--module',
+    'nodenext',
+    '--target',
+    'es2022',
+    '--lib',
+    'es2023,dom',
+    '--types',
+    '',
+  ]
+  await run(process.execPath, [compiler, ...flags, 'app.ts'], { cwd: folder })
+  const { stdout } = await run(process.execPath, ['app.js'], { cwd: folder, env: { PATH: path, HOME: folder } })
+  const [status, answer, pageStatus, page] = JSON.parse(stdout) as [number, object, number, string]
+  t.deepEqual([status, pageStatus], [200, 200])
+  t.like(answer, { object: 'text_completion', usage: { completion_tokens: 4 } })
+  t.regex(page, /<!doctype html>/i)
+})
+
 test('without an addon, the first call says which line to type', async (t) => {
   const error = await t.throwsAsync<Error & { stderr: string }>(heddle(bare, ['quickstart', '--steps', '1']))
   t.regex(error?.stderr ?? '', /ERR_HEDDLE_DEVICE|npx heddle build/)
