@@ -26,8 +26,8 @@ interface Claim {
   readonly loads: readonly [Load, Load]
 }
 
-const one: Load = { streams: 1, tokens: 64 }
-const sixteen: Load = { streams: 16, tokens: 64 }
+const one: Load = { streams: 1, tokens: 32 }
+const sixteen: Load = { streams: 16, tokens: 32 }
 const many: Load = { streams: 64, tokens: 32 }
 const others = (load: Load): Load => ({ ...load, side: 'node-llama-cpp' })
 const adapted = (load: Load): Load => ({ ...load, adapters: true })
@@ -93,6 +93,7 @@ async function measured(
   for (let round = 0; round <= rounds; round += 1)
     for (const load of loads) {
       const result = await sides.get(sideOf(load))!.ask(lineOf(load))
+      console.error(`round ${round} of ${rounds}: ${textOf(load, result)}`)
       if (round > 0) results.get(lineOf(load))!.push(result)
     }
   const median = (each: readonly Record<string, number>[], name: string): number =>

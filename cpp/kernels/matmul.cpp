@@ -11,6 +11,7 @@
 #include "kernels/kernel_table.h"
 #include "kernels/matmul_f64.h"
 #include "kernels/matrix_plan.h"
+#include "kernels/rows.h"
 #include "kernels/thin_plan.h"
 #include "quant/block_matrix.h"
 
@@ -199,7 +200,7 @@ class BlockPlan {
   BlockPlan(const Problem& problem, std::shared_ptr<const BlockMatrix> matrix)
       : problem_(problem),
         matrix_(std::move(matrix)),
-        panels_per_tile_(std::max<size_t>(1, kTileCodes / (kBlockPanelRows * matrix_->panels().k))) {}
+        panels_per_tile_(2 * std::max<size_t>(1, kTileCodes / (2 * kBlockPanelRows * matrix_->panels().k))) {}
 
   size_t scratch_per_thread() const { return BlockRows16::bytes(problem_.m, problem_.k); }
 
@@ -209,7 +210,9 @@ class BlockPlan {
     const float* c = problem_.addend == Addend::kNone ? nullptr : args.input<float>(2);
     float* y = args.output<float>(0);
     const BlockRows16 x = BlockRows16::at(args.scratch, rows, w.k);
-    round_rows_to_16_bits(args.input<float>(0), rows, w.k, x);
+    for_row_ranges(args.pool, rows, rows_per_tile(w.k), [&](size_t first, size_t last) {
+      round_rows_to_16_bits(args.input<float>(0) + first * w.k, last - first, w.k, x.from(first, w.k));
+    });
     args.pool.run(ceil_div(w.panels(), panels_per_tile_), [&](size_t tile, size_t) {
       const size_t first = tile * panels_per_tile_;
       const size_t last = std::min(first + panels_per_tile_, w.panels());

@@ -46,6 +46,11 @@ struct BlockRows16 {
   static size_t bytes(size_t rows, size_t k);
   /// Lays the three arrays out in `memory`, which is 64-byte aligned.
   static BlockRows16 at(std::byte* memory, size_t rows, size_t k);
+  /// The rows from number `row` on.
+  BlockRows16 from(size_t row, size_t k) const noexcept {
+    const size_t block = row * (k / kBlockLength);
+    return {codes + row * k, scales + block, sums + block};
+  }
 };
 
 /// Rounds x [rows, k]; a block with a value that is not finite becomes NaN.

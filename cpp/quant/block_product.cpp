@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "core/dtype.h"
 #include "quant/block_matrix.h"
@@ -82,16 +83,15 @@ float multiply_element(const BlockPanels& w, size_t panel, size_t lane, const Bl
   return total;
 }
 
-/// Columns of one panel for `kRows` rows from `row` on.
-template <BlockForm kForm, size_t kRows>
-void multiply_panel(const BlockPanels& w, size_t panel, const BlockProduct& product, size_t row, float* y) {
-  for (size_t column = panel * kBlockPanelRows; column < std::min(w.n, (panel + 1) * kBlockPanelRows); ++column) {
-    for (size_t r = row; r < row + kRows; ++r) {
-      const float result = product.alpha * multiply_element<kForm>(w, panel, column % kBlockPanelRows, product.x, r);
-      const float* add = product.addend == nullptr ? nullptr : product.addend + (product.full ? r * w.n : 0) + column;
-      y[r * w.n + column] = add == nullptr ? result : result + *add;
+template <BlockForm kForm>
+void multiply_form(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y) {
+  for (size_t row = 0; row < product.rows; ++row)
+    for (size_t column = first * kBlockPanelRows; column < std::min(w.n, last * kBlockPanelRows); ++column) {
+      const size_t panel = column / kBlockPanelRows;
+      const float total = multiply_element<kForm>(w, panel, column % kBlockPanelRows, product.x, row);
+      const float* add = product.addend == nullptr ? nullptr : product.addend + (product.full ? row * w.n : 0) + column;
+      y[row * w.n + column] = add == nullptr ? product.alpha * total : product.alpha * total + *add;
     }
-  }
 }
 
 #else
@@ -126,44 +126,65 @@ HWY_INLINE hn::Vec<Floats> from_half(const uint16_t* halves) {
   return hn::PromoteTo(Floats(), hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(halves)));
 }
 
-template <BlockForm kForm, size_t kRows>
-HWY_INLINE void accumulate_block(const BlockPanels& w, const uint16_t* words, const uint16_t* scales,
-                                 const BlockRows16& x, size_t row, size_t block, hn::Vec<Floats> (&totals)[kRows]) {
+/// Columns side by side, one to a lane: a panel's, or with shorter vectors a part of them.
+struct Columns {
+  const uint16_t* words;
+  const uint16_t* scales;
+  size_t first;
+  size_t count;
+};
+
+/// Adds one block's products to the totals of some rows and columns.
+template <BlockForm kForm, size_t kRows, size_t kColumns>
+HWY_INLINE void accumulate_block(const BlockPanels& w, const Columns* columns, const BlockRows16& x, size_t row,
+                                 size_t block, hn::Vec<Floats> (&totals)[kRows][kColumns]) {
   constexpr size_t kPairs = kForm == BlockForm::kQ8_0 ? 2 : 4;
   const Words d;
   const Sums s;
   const Floats f;
   const int16_t* codes[kRows];
   // ReorderWidenMulAccumulate may leave half of the pairs in the second sum.
-  hn::Vec<Sums> even[kRows];
-  hn::Vec<Sums> odd[kRows];
+  hn::Vec<Sums> even[kRows][kColumns];
+  hn::Vec<Sums> odd[kRows][kColumns];
   for (size_t r = 0; r < kRows; ++r) {
     codes[r] = x.codes + (row + r) * w.k + block * kBlockLength;
-    even[r] = odd[r] = hn::Zero(s);
+    for (size_t c = 0; c < kColumns; ++c) even[r][c] = odd[r][c] = hn::Zero(s);
   }
   for (size_t vector = 0; vector < kBlockLength / (2 * kPairs); ++vector) {
-    const auto packed = hn::LoadU(d, reinterpret_cast<const int16_t*>(words) + vector * 2 * kBlockPanelRows);
+    hn::Vec<Words> packed[kColumns];
+    for (size_t c = 0; c < kColumns; ++c) {
+      const uint16_t* const words = columns[c].words + block * w.words_per_block() + vector * 2 * kBlockPanelRows;
+      packed[c] = hn::LoadU(d, reinterpret_cast<const int16_t*>(words));
+    }
     const size_t at = vector * 2 * kPairs;
-    const auto add = [&](hn::Vec<Words> values, size_t pair) HWY_ATTR {
-      for (size_t r = 0; r < kRows; ++r)
-        even[r] = hn::ReorderWidenMulAccumulate(s, values, broadcast_pair(codes[r] + at + 2 * pair), even[r], odd[r]);
+    const auto add = [&]<int kPair>(std::integral_constant<int, kPair>) HWY_ATTR {
+      hn::Vec<Words> values[kColumns];
+      for (size_t c = 0; c < kColumns; ++c) values[c] = unpack<kForm, kPair>(packed[c]);
+      for (size_t r = 0; r < kRows; ++r) {
+        const auto pair = broadcast_pair(codes[r] + at + 2 * kPair);
+        for (size_t c = 0; c < kColumns; ++c)
+          even[r][c] = hn::ReorderWidenMulAccumulate(s, values[c], pair, even[r][c], odd[r][c]);
+      }
     };
-    add(unpack<kForm, 0>(packed), 0);
-    add(unpack<kForm, 1>(packed), 1);
+    add(std::integral_constant<int, 0>());
+    add(std::integral_constant<int, 1>());
     if constexpr (kPairs == 4) {
-      add(unpack<kForm, 2>(packed), 2);
-      add(unpack<kForm, 3>(packed), 3);
+      add(std::integral_constant<int, 2>());
+      add(std::integral_constant<int, 3>());
     }
   }
-  const auto scale = from_half(scales);
-  for (size_t r = 0; r < kRows; ++r) {
-    const size_t at = (row + r) * w.blocks() + block;
-    const auto sum = hn::ConvertTo(f, hn::RearrangeToOddPlusEven(even[r], odd[r]));
-    totals[r] = hn::MulAdd(hn::Mul(scale, hn::Set(f, x.scales[at])), sum, totals[r]);
-    if constexpr (kForm == BlockForm::kQ4_0)
-      totals[r] = hn::MulAdd(hn::Mul(scale, hn::Set(f, -8.0F)), hn::Set(f, x.sums[at]), totals[r]);
-    if constexpr (kForm == BlockForm::kQ4_1)
-      totals[r] = hn::MulAdd(from_half(scales + kBlockPanelRows), hn::Set(f, x.sums[at]), totals[r]);
+  for (size_t c = 0; c < kColumns; ++c) {
+    const uint16_t* const scales = columns[c].scales + block * w.scales_per_block();
+    const auto scale = from_half(scales);
+    for (size_t r = 0; r < kRows; ++r) {
+      const size_t at = (row + r) * w.blocks() + block;
+      const auto sum = hn::ConvertTo(f, hn::RearrangeToOddPlusEven(even[r][c], odd[r][c]));
+      totals[r][c] = hn::MulAdd(hn::Mul(scale, hn::Set(f, x.scales[at])), sum, totals[r][c]);
+      if constexpr (kForm == BlockForm::kQ4_0)
+        totals[r][c] = hn::MulAdd(hn::Mul(scale, hn::Set(f, -8.0F)), hn::Set(f, x.sums[at]), totals[r][c]);
+      if constexpr (kForm == BlockForm::kQ4_1)
+        totals[r][c] = hn::MulAdd(from_half(scales + kBlockPanelRows), hn::Set(f, x.sums[at]), totals[r][c]);
+    }
   }
 }
 
@@ -184,38 +205,55 @@ HWY_INLINE void store_totals(const BlockPanels& w, const BlockProduct& product, 
   for (size_t i = 0; i < count; ++i) to[i] = add == nullptr ? part[i] : part[i] + add[i];
 }
 
-/// Columns of one panel for `kRows` rows from `row` on.
-template <BlockForm kForm, size_t kRows>
-void multiply_panel(const BlockPanels& w, size_t panel, const BlockProduct& product, size_t row, float* y) {
+template <BlockForm kForm, size_t kRows, size_t kColumns>
+void multiply_columns(const BlockPanels& w, const Columns* columns, const BlockProduct& product, size_t row, float* y) {
   const Floats f;
-  const size_t first = panel * kBlockPanelRows;
-  const size_t lanes = std::min(kBlockPanelRows, w.n - first);
-  const uint16_t* words = w.codes + panel * w.blocks() * w.words_per_block();
-  const uint16_t* scales = w.scales + panel * w.blocks() * w.scales_per_block();
-  for (size_t lane = 0; lane < lanes; lane += hn::Lanes(f)) {
-    hn::Vec<Floats> totals[kRows];
-    for (auto& total : totals) total = hn::Zero(f);
-    for (size_t block = 0; block < w.blocks(); ++block)
-      accumulate_block<kForm, kRows>(w, words + block * w.words_per_block() + 2 * lane,
-                                     scales + block * w.scales_per_block() + lane, product.x, row, block, totals);
-    for (size_t r = 0; r < kRows; ++r)
-      store_totals(w, product, row + r, first + lane, std::min(lanes - lane, hn::Lanes(f)), totals[r], y);
-  }
+  hn::Vec<Floats> totals[kRows][kColumns];
+  for (auto& total : totals)
+    for (auto& each : total) each = hn::Zero(f);
+  for (size_t block = 0; block < w.blocks(); ++block)
+    accumulate_block<kForm, kRows, kColumns>(w, columns, product.x, row, block, totals);
+  for (size_t r = 0; r < kRows; ++r)
+    for (size_t c = 0; c < kColumns; ++c)
+      store_totals(w, product, row + r, columns[c].first, columns[c].count, totals[r][c], y);
 }
 
-#endif  // HWY_TARGET == HWY_SCALAR
+template <BlockForm kForm, size_t kColumns>
+void multiply_rows(const BlockPanels& w, const Columns* columns, const BlockProduct& product, float* y) {
+  const size_t rows = product.rows;
+  size_t row = 0;
+  for (; row + 4 <= rows; row += 4) multiply_columns<kForm, 4, kColumns>(w, columns, product, row, y);
+  if (rows - row == 3) multiply_columns<kForm, 3, kColumns>(w, columns, product, row, y);
+  if (rows - row == 2) multiply_columns<kForm, 2, kColumns>(w, columns, product, row, y);
+  if (rows - row == 1) multiply_columns<kForm, 1, kColumns>(w, columns, product, row, y);
+}
+
+/// What a vector holds of panel number `panel` from lane `lane` on.
+HWY_INLINE Columns columns_of(const BlockPanels& w, size_t panel, size_t lane) {
+  const size_t first = panel * kBlockPanelRows + lane;
+  return {w.codes + panel * w.blocks() * w.words_per_block() + 2 * lane,
+          w.scales + panel * w.blocks() * w.scales_per_block() + lane, first,
+          std::min(w.n - first, hn::Lanes(Floats()))};
+}
 
 template <BlockForm kForm>
 void multiply_form(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y) {
-  const size_t rows = product.rows;
-  for (size_t panel = first; panel < last; ++panel) {
-    size_t row = 0;
-    for (; row + 4 <= rows; row += 4) multiply_panel<kForm, 4>(w, panel, product, row, y);
-    if (rows - row == 3) multiply_panel<kForm, 3>(w, panel, product, row, y);
-    if (rows - row == 2) multiply_panel<kForm, 2>(w, panel, product, row, y);
-    if (rows - row == 1) multiply_panel<kForm, 1>(w, panel, product, row, y);
+  const size_t lanes = hn::Lanes(Floats());
+  // Where a vector is a panel there are registers for the sums of two.
+  constexpr size_t kPanels = HWY_MAX_BYTES == 64 ? 2 : 1;
+  size_t panel = first;
+  for (; kPanels == 2 && panel + 2 <= last; panel += 2) {
+    const Columns columns[] = {columns_of(w, panel, 0), columns_of(w, panel + 1, 0)};
+    multiply_rows<kForm, 2>(w, columns, product, y);
   }
+  for (; panel < last; ++panel)
+    for (size_t lane = 0; lane < kBlockPanelRows && panel * kBlockPanelRows + lane < w.n; lane += lanes) {
+      const Columns columns = columns_of(w, panel, lane);
+      multiply_rows<kForm, 1>(w, &columns, product, y);
+    }
 }
+
+#endif  // HWY_TARGET == HWY_SCALAR
 
 void multiply(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y) {
   switch (w.form) {
