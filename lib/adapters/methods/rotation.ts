@@ -24,7 +24,7 @@ export function skewSymmetric(above: Sym, h: number): Sym {
   const start = sub(mul(low, h), mul(mul(low, add(low, 1)), 0.5))
   const place = cast(maximum(add(start, sub(sub(high, low), 1)), 0), 'i32')
   const values = reshape(indexSelect(above, 1, reshape(place, [h * h])), [above.shape[0]!, h, h])
-  return mul(values, sign(sub(column, row)))
+  return mul(values, cast(sign(sub(column, row)), values.dtype))
 }
 
 /** (I − Q)(I + Q)⁻¹, orthogonal for skew-symmetric Q `[..., h, h]`; the identity for 0. */

@@ -14,7 +14,6 @@ export const cases: readonly MethodCase[] = [
       { config: { r: 65 }, message: /lora_xs: model\.layers\.0\.\S+: expected r of at most 64, got 65/ },
       { config: { lora_alfa: 8 }, message: /Did you mean "lora_alpha"/ },
     ],
-    noise: 0.01,
   },
   {
     method: 'lora_sb',
@@ -26,6 +25,5 @@ export const cases: readonly MethodCase[] = [
       { config: { gradient: 'adam' }, message: /gradient: expected one of "sign", "raw"/ },
       { config: { r: 65 }, message: /lora_sb: model\.layers\.0\.\S+: expected r of at most 64, got 65/ },
     ],
-    noise: 0.02,
   },
 ]

@@ -32,7 +32,6 @@ export const cases: readonly MethodCase[] = [
         [4, 8, 'bf16', 64, 16],
       ],
     },
-    noise: 0.02,
     parameterCount: parameterCount / 2,
     counts: [],
     refused: [],
