@@ -21,7 +21,7 @@ export interface MailTraining {
   readonly seed: number
 }
 
-/** Batches of 8 mails of at most 64 tokens, AdamW with a linear schedule. @returns the adapter that was trained */
+/** Batches of 16 mails of at most 64 tokens, AdamW with a linear schedule. @returns the adapter that was trained */
 export async function trainOnMails(
   model: SequenceClassifier,
   { training }: Pick<Files, 'training'>,
@@ -34,7 +34,7 @@ export async function trainOnMails(
     optimizer: adamw({ lr, weightDecay: 0 }),
     schedule: 'linear',
     warmupRatio: 0.1,
-    batchSize: 8,
+    batchSize: 16,
     maxLength,
     maxSteps: steps,
     seed,
