@@ -1,6 +1,6 @@
 // `npm run build:cuda`: builds heddle_cuda.node with node-gyp and nvcc (binding.gyp), only the kernels that have changed.
 //
-//   --fetch-toolkit     gets the toolkit from Python's package index first
+//   --fetch-toolkit     gets the toolkit from Python's package index where there is none
 //   --check [name…]     compiles kernels (those whose path has one of the names) without linking, and prints registers,
 //                       shared memory and spills of each
 //   --sources, --headers, --flags   what binding.gyp asks for
@@ -76,6 +76,17 @@ function nodeGyp() {
   const found = [
     process.env.npm_config_node_gyp,
     npm && join(dirname(npm), '..', 'node_modules', 'node-gyp', 'bin', 'node-gyp.js'),
+    join(
+      dirname(process.execPath),
+      '..',
+      'lib',
+      'node_modules',
+      'npm',
+      'node_modules',
+      'node-gyp',
+      'bin',
+      'node-gyp.js',
+    ),
   ].find((path) => path && existsSync(path))
   if (found) return found
   try {
