@@ -27,6 +27,7 @@
         'cpp/core/status.cpp',
         'cpp/program/decoded_instruction.cpp',
         'cpp/program/kernel.cpp',
+        'cpp/structured/chain.cpp',
         '<!@(node install/cuda.mjs --sources)',
       ],
       'include_dirs': [

@@ -4,15 +4,10 @@
 
 #include <functional>
 
+#include "structured/chain.h"
 #include "structured/feature_chain.h"
 
 namespace heddle {
-
-/// How an operator's weights make a chain; `weight_of` says which weight, counted from 0, each stage has.
-struct Chain {
-  std::vector<Stage> stages;
-  std::vector<size_t> weight_of;
-};
 
 /// Makes the chain of one instruction from its weights' operands, which are present, f32 and have no empty dimension.
 using ReadChain = Chain (*)(const KernelRequest& request, std::span<const Operand> weights);

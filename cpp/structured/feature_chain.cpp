@@ -82,15 +82,6 @@ bool keeps_distances(const FeatureStrides& strides, int64_t count, int64_t posts
 
 }  // namespace
 
-Stage Stage::transposed() const {
-  Stage turned = *this;
-  std::swap(turned.m, turned.k);
-  std::swap(turned.in, turned.out);
-  std::swap(turned.in_features, turned.out_features);
-  std::swap(turned.w_m, turned.w_k);
-  return turned;
-}
-
 ChainShape ChainShape::transposed() const {
   ChainShape turned{.rows = rows, .in = out, .out = in, .stages = {}, .precision = precision};
   for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage) turned.stages.push_back(stage->transposed());

@@ -188,6 +188,7 @@ size_t ceil_divide(size_t a, size_t b) { return (a + b - 1) / b; }
 
 /// S [rows, columns] of an instruction, with its index operands at `first` and the two after it.
 struct SupportShape {
+  std::string op;
   size_t first = 0, rows = 0, columns = 0, count = 0;
   bool ordered = false;
 
@@ -205,8 +206,8 @@ struct SupportShape {
  private:
   /// A stranger wrote them: everything that becomes an address is checked before the first use.
   void check_contents(const Support& support) const {
-    const auto refuse = [](const char* expected, int64_t got) {
-      throw Error(ErrorCode::kArgument, "sparse", expected, std::to_string(got));
+    const auto refuse = [&](const char* expected, int64_t got) {
+      throw Error(ErrorCode::kArgument, op, expected, std::to_string(got));
     };
     if (support.pointers[0] != 0) refuse("row pointers that start at 0", support.pointers[0]);
     for (size_t row = 0; row < rows; ++row)
@@ -222,7 +223,7 @@ struct SupportShape {
     uint32_t largest = 0;
     for (size_t t = 0; t < count; ++t) largest = std::max(largest, static_cast<uint32_t>(numbers[t]));
     if (count > 0 && largest >= limit)
-      throw Error(ErrorCode::kArgument, "sparse", expected, std::to_string(static_cast<int32_t>(largest)));
+      throw Error(ErrorCode::kArgument, op, expected, std::to_string(static_cast<int32_t>(largest)));
   }
 };
 
@@ -237,7 +238,7 @@ SupportShape read_support(const KernelRequest& request, size_t first, const Oper
   check_operand(request, request.inputs[first], "pointers", DType::kI32, Shape{static_cast<int64_t>(rows) + 1});
   check_operand(request, request.inputs[first + 1], "indices", DType::kI32, Shape{count});
   check_optional(request, request.inputs[first + 2], "order", DType::kI32, Shape{count});
-  return {first, rows, columns, static_cast<size_t>(count), request.inputs[first + 2].present};
+  return {std::string(request.op), first, rows, columns, static_cast<size_t>(count), request.inputs[first + 2].present};
 }
 
 /// Operand `name` as a matrix of the values' dtype.

@@ -228,9 +228,12 @@ void Device::wait() {
   Fault& fault = faults_[run_index];
   if (fault.raised == 0) return;
   fault.raised = 0;
+  const std::string got = std::to_string(fault.got);
+  if (const Complaint* const complaint = fault.complaint)
+    throw Error(ErrorCode::kArgument, fault.operation, complaint->expected,
+                complaint->before + (complaint->after == nullptr ? "" : got + complaint->after));
   throw Error(ErrorCode::kArgument, fault.operation,
-              "an index in [" + std::to_string(fault.begin) + ", " + std::to_string(fault.end) + ")",
-              std::to_string(fault.got));
+              "an index in [" + std::to_string(fault.begin) + ", " + std::to_string(fault.end) + ")", got);
 }
 
 }  // namespace heddle::cuda

@@ -18,17 +18,25 @@
 
 namespace heddle::cuda {
 
+/// What contents should have been, and what they are: "<before><a number><after>", or `before` alone without `after`.
+struct Complaint {
+  const char* expected;
+  const char* before;
+  const char* after = nullptr;
+};
+
 /// What a kernel found wrong with the contents of an operand, in memory that both sides see.
 struct Fault {
   unsigned raised;
-  /// An index in [begin, end) was expected.
+  /// An address of the host; null: an index in [begin, end) was expected.
+  const Complaint* complaint;
   long long begin, end;
   long long got;
   /// An address of the host.
   const char* operation;
 };
 
-/// Passed to kernels that check contents; see within() in launch.cuh.
+/// Passed to kernels that check contents; see within() and holds() in launch.cuh.
 struct Report {
   Fault* fault;
   const char* operation;

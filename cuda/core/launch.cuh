@@ -35,7 +35,7 @@ void launch(const Run& run, void (*kernel)(Parameters...), const Grid& grid, Arg
   check(cudaGetLastError(), run.report.operation);
 }
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// Blocks of a grid in x that take `units` in turn: the kernel walks on by gridDim.x until all are done.
 inline unsigned blocks_for(int64_t units, int64_t limit = 1 << 16) {
@@ -53,9 +53,23 @@ __device__ inline int64_t unit_step() { return static_cast<int64_t>(gridDim.x) *
 __device__ inline bool within(const Report& report, long long value, long long begin, long long end) {
   if (value >= begin && value < end) return true;
   if (atomicCAS(&report.fault->raised, 0U, 1U) == 0U) {
+    report.fault->complaint = nullptr;
     report.fault->begin = begin;
     report.fault->end = end;
     report.fault->got = value;
+    report.fault->operation = report.operation;
+    __threadfence_system();
+  }
+  return false;
+}
+
+/// Like within(), for contents of other kinds. The complaint is static on the host, which hands its address to the
+/// kernel.
+__device__ inline bool holds(const Report& report, bool condition, const Complaint* complaint, long long got = 0) {
+  if (condition) return true;
+  if (atomicCAS(&report.fault->raised, 0U, 1U) == 0U) {
+    report.fault->complaint = complaint;
+    report.fault->got = got;
     report.fault->operation = report.operation;
     __threadfence_system();
   }

@@ -5,6 +5,7 @@ namespace heddle::cuda {
 const KernelTable& kernels() {
   static const KernelTable kTable = [] {
     KernelTable table;
+    register_chains(table);
     register_elementwise(table);
     register_gather(table);
     register_index(table);
@@ -13,6 +14,7 @@ const KernelTable& kernels() {
     register_norm(table);
     register_reduce(table);
     register_softmax(table);
+    register_sparse(table);
     return table;
   }();
   return kTable;

@@ -5,6 +5,7 @@
 
 namespace heddle::cuda {
 
+void register_chains(KernelTable& table);
 void register_elementwise(KernelTable& table);
 void register_gather(KernelTable& table);
 void register_index(KernelTable& table);
@@ -13,5 +14,6 @@ void register_matmul(KernelTable& table);
 void register_norm(KernelTable& table);
 void register_reduce(KernelTable& table);
 void register_softmax(KernelTable& table);
+void register_sparse(KernelTable& table);
 
 }  // namespace heddle::cuda

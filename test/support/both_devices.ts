@@ -47,6 +47,52 @@ export function contentsOf({ dtype, shape }: Operand, random: Random): Uint8Arra
   return bytes
 }
 
+type Special = (call: Call, input: number, random: Random) => ArrayLike<number> | undefined
+
+/** Row pointers, indices and order of a sparse support; now and then left to chance, which is refused. */
+const supportAt =
+  (first: number): Special =>
+  ({ inputs, outputs }, input, random) => {
+    if (input < first || input > first + 2 || random.below(8) === 0) return undefined
+    const count = inputs[first + 1]!.shape[0]!
+    if (input === first) return pointersTo(count, inputs[first]!.shape[0]! - 1, random)
+    if (input === first + 2) return shuffled(count, random)
+    const dense = first === 1 ? inputs[0]! : outputs[0]!.shape.length === 2 ? outputs[0]! : inputs[1]!
+    // Fewest columns of the matrices that the call might mean.
+    const columns = Math.min(...dense.shape, ...(first === 2 && inputs[1] ? inputs[1].shape : []))
+    return Array.from({ length: count }, () => random.below(columns))
+  }
+
+function pointersTo(count: number, rows: number, random: Random): number[] {
+  const inner = Array.from({ length: rows - 1 }, () => random.below(count + 1)).sort((a, b) => a - b)
+  return [0, ...inner, count]
+}
+
+function shuffled(count: number, random: Random): number[] {
+  const order = [...Array(count).keys()]
+  for (let i = count - 1; i > 0; --i) {
+    const j = random.below(i + 1)
+    ;[order[i], order[j]] = [order[j]!, order[i]!]
+  }
+  return order
+}
+
+/** Contents of inputs whose kernels want more than the right range. */
+const special: Readonly<Record<string, Special>> = {
+  spmm: supportAt(2),
+  sddmm: supportAt(2),
+  sparse_add: supportAt(2),
+  sparse_gather: supportAt(1),
+}
+
+function specialContents(op: string, call: Call, input: number, random: Random): Uint8Array | undefined {
+  const numbers = special[op]?.(call, input, random)
+  if (numbers === undefined) return undefined
+  const { dtype } = call.inputs[input]!
+  const Numbers = { f32: Float32Array, f64: Float64Array, i32: Int32Array }[dtype as 'f32' | 'f64' | 'i32']
+  return new Uint8Array(Numbers.from(numbers).buffer)
+}
+
 /** What `call` is made of, as buffers of a program, with contents for all that it reads. */
 export interface Prepared {
   readonly op: string
@@ -70,11 +116,12 @@ export function prepare(op: string, call: Call, random: Random): Prepared {
   const [outputs, updated]: [Operand[], Operand[]] = [[], []]
   const ids = new Map<Operand, number>()
   const declare = (declaration: Declaration): number => buffers.push(declaration) - 1
-  const inputs = call.inputs.map((operand) => {
+  const inputs = call.inputs.map((operand, input) => {
     if (operand === null) return null
     const held = call.outputs.includes(operand) || random.below(3) === 0
     const list = held ? bound : given
-    const index = list.push({ operand, contents: contentsOf(operand, random) }) - 1
+    const index =
+      list.push({ operand, contents: specialContents(op, call, input, random) ?? contentsOf(operand, random) }) - 1
     const id = declare({ ...operand, kind: held ? 'bound' : 'input', index })
     ids.set(operand, id)
     return id
