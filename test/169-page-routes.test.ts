@@ -144,7 +144,7 @@ test('what an engine does is counted per second, between two samples', (t) => {
   const engine = new HandEngine()
   const load = new LoadRecorder(engine)
   t.teardown(() => load.close())
-  const start = performance.now()
+  const start = Math.ceil(performance.now())
   load.take(start)
   engine.tell(({ onStep }) => onStep?.({ texts: 4, promptTokens: 30, newTokens: 4, seconds: 0.1 }))
   engine.tell(({ onStep }) => onStep?.({ texts: 4, promptTokens: 0, newTokens: 6, seconds: 0.1 }))

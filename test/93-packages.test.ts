@@ -95,8 +95,9 @@ test("the server's page is in the package, with everything that it loads", async
     const answers = await Promise.all(paths.map((path) => fetch(server.url + '/' + path)))
     await server.close()
     console.log(JSON.stringify(answers.map(({ status }) => status)))`
+  await writeFile(join(project.folder, 'page.js'), script)
   const options = { cwd: project.folder, env: { PATH: project.path } }
-  const { stdout } = await run(process.execPath, ['--input-type=module', '--eval', script], options)
+  const { stdout } = await run(process.execPath, ['page.js'], options)
   const statuses = JSON.parse(stdout) as number[]
   t.true(statuses.length > 10 && statuses.every((status) => status === 200))
 })
