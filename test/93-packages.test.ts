@@ -118,19 +118,9 @@ test('heddle/serve has its types and starts a server with a page', async (t) => 
   const { folder, path } = project
   await writeFile(join(folder, 'app.ts'), app)
   const compiler = join(repository, 'node_modules/typescript/bin/tsc')
-  const flags = [
-    '--strict',
-    '--skipLibCheck',
-    '--module',
-    'nodenext',
-    '--target',
-    'es2022',
-    '--lib',
-    'es2023,dom',
-    '--types',
-    '',
-  ]
-  await run(process.execPath, [compiler, ...flags, 'app.ts'], { cwd: folder })
+  const flags = ['--strict', '--skipLibCheck', '--module', 'nodenext', '--target', 'es2022']
+  const libraries = ['--lib', 'es2023,dom,esnext.disposable']
+  await run(process.execPath, [compiler, ...flags, ...libraries, 'app.ts'], { cwd: folder })
   const { stdout } = await run(process.execPath, ['app.js'], { cwd: folder, env: { PATH: path, HOME: folder } })
   const [status, answer, pageStatus, page] = JSON.parse(stdout) as [number, object, number, string]
   t.deepEqual([status, pageStatus], [200, 200])

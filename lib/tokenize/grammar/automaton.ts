@@ -37,7 +37,7 @@ const maxStates = 20_000
 export class Automaton {
   readonly start: State
   readonly #grammar: Grammar
-  readonly #leastOfRule: ReadonlyMap<string, number>
+  readonly #least: (expression: Expression) => number
   readonly #nodes = new Map<Expression, Node>()
   readonly #repeats = new Map<string, Expression>()
   readonly #stacks = new Map<string, Stack>()
@@ -45,7 +45,7 @@ export class Automaton {
 
   constructor(grammar: Grammar) {
     this.#grammar = grammar
-    this.#leastOfRule = leastBytesOfRules(grammar)
+    this.#least = leastBytes(leastBytesOfRules(grammar))
     this.start = this.#stateOf([this.#push(grammar.root, undefined)])
   }
 
@@ -130,7 +130,7 @@ export class Automaton {
   #node(expression: Expression): Node {
     const known = this.#nodes.get(expression)
     if (known) return known
-    const made = { id: this.#nodes.size, expression, leastBytes: leastBytes(expression, this.#leastOfRule) }
+    const made = { id: this.#nodes.size, expression, leastBytes: this.#least(expression) }
     this.#nodes.set(expression, made)
     return made
   }
@@ -145,7 +145,7 @@ function leastBytesOfRules({ rules }: Grammar): ReadonlyMap<string, number> {
   for (let changed = true; changed; ) {
     changed = false
     for (const [name, expression] of rules) {
-      const found = leastBytes(expression, least)
+      const found = leastBytes(least)(expression)
       if (found >= least.get(name)!) continue
       least.set(name, found)
       changed = true
@@ -154,17 +154,30 @@ function leastBytesOfRules({ rules }: Grammar): ReadonlyMap<string, number> {
   return least
 }
 
-function leastBytes(expression: Expression, ofRule: ReadonlyMap<string, number>): number {
-  switch (expression.kind) {
-    case 'byte':
-      return 1
-    case 'sequence':
-      return expression.parts.reduce((sum, part) => sum + leastBytes(part, ofRule), 0)
-    case 'choice':
-      return Math.min(...expression.options.map((option) => leastBytes(option, ofRule)))
-    case 'repeat':
-      return expression.least === 0 ? 0 : expression.least * leastBytes(expression.part, ofRule)
-    case 'rule':
-      return ofRule.get(expression.name)!
+/** Looks at each expression once, however often it is a part of others or asked for. */
+function leastBytes(ofRule: ReadonlyMap<string, number>): (expression: Expression) => number {
+  const known = new Map<Expression, number>()
+  const least = (expression: Expression): number => {
+    let found = known.get(expression)
+    if (found === undefined) {
+      found = computed(expression)
+      known.set(expression, found)
+    }
+    return found
   }
+  const computed = (expression: Expression): number => {
+    switch (expression.kind) {
+      case 'byte':
+        return 1
+      case 'sequence':
+        return expression.parts.reduce((sum, part) => sum + least(part), 0)
+      case 'choice':
+        return expression.options.reduce((fewest, option) => Math.min(fewest, least(option)), Number.POSITIVE_INFINITY)
+      case 'repeat':
+        return expression.least === 0 ? 0 : expression.least * least(expression.part)
+      case 'rule':
+        return ofRule.get(expression.name)!
+    }
+  }
+  return least
 }

@@ -108,6 +108,8 @@ const number = sequence(
   ),
 )
 
+const integer = integers(-largestInteger, largestInteger)
+
 const listOf = (item: Expression, least = 0, most = Number.POSITIVE_INFINITY): Expression => {
   if (most === 0) return nothing
   return sequence(item, repeat(sequence(comma, item), Math.max(0, least - 1), most - 1))
@@ -174,7 +176,7 @@ class Compiler {
       case 'number':
         return schema.minimum === undefined && schema.maximum === undefined ? number : decimals(...range(schema, path))
       case 'integer':
-        return integers(...range(schema, path))
+        return schema.minimum === undefined && schema.maximum === undefined ? integer : integers(...range(schema, path))
       case 'boolean':
         return choice([literal('true'), literal('false')])
       case 'null':
