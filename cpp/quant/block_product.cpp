@@ -2,6 +2,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/block_product.cpp"
 #include "hwy/foreach_target.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 #ifndef HEDDLE_QUANT_BLOCK_PRODUCT_ONCE
@@ -205,14 +206,26 @@ HWY_INLINE void store_totals(const BlockPanels& w, const BlockProduct& product, 
   for (size_t i = 0; i < count; ++i) to[i] = add == nullptr ? part[i] : part[i] + add[i];
 }
 
+/// Asks for the block's part of columns that come next: weights are on their way while others are multiplied.
+HWY_INLINE void prefetch_block(const BlockPanels& w, const Columns& next, size_t block) {
+  constexpr size_t kLine = 64 / sizeof(uint16_t);
+  const uint16_t* const words = next.words + block * w.words_per_block();
+  for (size_t at = 0; at < w.words_per_block(); at += kLine) hwy::Prefetch(words + at);
+  hwy::Prefetch(next.scales + block * w.scales_per_block());
+}
+
 template <BlockForm kForm, size_t kRows, size_t kColumns>
 void multiply_columns(const BlockPanels& w, const Columns* columns, const BlockProduct& product, size_t row, float* y) {
   const Floats f;
   hn::Vec<Floats> totals[kRows][kColumns];
   for (auto& total : totals)
     for (auto& each : total) each = hn::Zero(f);
-  for (size_t block = 0; block < w.blocks(); ++block)
+  const bool is_last = row + kRows == product.rows;
+  for (size_t block = 0; block < w.blocks(); ++block) {
+    if (is_last)
+      for (size_t c = 0; c < kColumns; ++c) prefetch_block(w, columns[kColumns + c], block);
     accumulate_block<kForm, kRows, kColumns>(w, columns, product.x, row, block, totals);
+  }
   for (size_t r = 0; r < kRows; ++r)
     for (size_t c = 0; c < kColumns; ++c)
       store_totals(w, product, row + r, columns[c].first, columns[c].count, totals[r][c], y);
@@ -243,13 +256,17 @@ void multiply_form(const BlockPanels& w, size_t first, size_t last, const BlockP
   constexpr size_t kPanels = HWY_MAX_BYTES == 64 ? 2 : 1;
   size_t panel = first;
   for (; kPanels == 2 && panel + 2 <= last; panel += 2) {
-    const Columns columns[] = {columns_of(w, panel, 0), columns_of(w, panel + 1, 0)};
+    // Those that follow, or the same ones again.
+    const size_t next = panel + 4 <= w.panels() ? panel + 2 : panel;
+    const Columns columns[] = {columns_of(w, panel, 0), columns_of(w, panel + 1, 0), columns_of(w, next, 0),
+                               columns_of(w, next + 1, 0)};
     multiply_rows<kForm, 2>(w, columns, product, y);
   }
   for (; panel < last; ++panel)
     for (size_t lane = 0; lane < kBlockPanelRows && panel * kBlockPanelRows + lane < w.n; lane += lanes) {
-      const Columns columns = columns_of(w, panel, lane);
-      multiply_rows<kForm, 1>(w, &columns, product, y);
+      const size_t next = panel + 1 < w.panels() ? panel + 1 : panel;
+      const Columns columns[] = {columns_of(w, panel, lane), columns_of(w, next, 0)};
+      multiply_rows<kForm, 1>(w, columns, product, y);
     }
 }
 
