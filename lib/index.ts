@@ -288,7 +288,7 @@ export {
   sequenceClassification,
 } from './objectives/sequence_classification.js'
 export type { TextBatch } from './objectives/text_batches.js'
-export { type Calibration, type CalibrationOptions, calibrationOf } from './observers/calibration.js'
+export { type Calibration, type CalibrationOptions, calibrationOf, type Watch } from './observers/calibration.js'
 export { type ObserveOptions, observeInputs, type SharedInput } from './observers/site_inputs.js'
 export { type WeightGradientOptions, weightGradients } from './observers/weight_gradients.js'
 export { type AdafactorOptions, adafactor } from './optim/adafactor.js'

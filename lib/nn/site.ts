@@ -26,7 +26,7 @@ export interface Site {
   weight: Tensor
   /**
    * The weight `[out, in]` of a linear site in a structure, trained and saved in the place of {@link weight}, which
-   * then says the shape only, see {@link absentWeight}. Set by `replaceLinear`.
+   * then says the shape only: reading it is an error that says so. Set by `replaceLinear`.
    */
   structure?: StructuredMatrix | undefined
   /** Replaced like the weight. */

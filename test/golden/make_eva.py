@@ -7,10 +7,8 @@ Run: OMP_NUM_THREADS=1 PYTHONHASHSEED=0 python make_eva.py
 import shutil
 from pathlib import Path
 
-import peft.tuners.lora.eva as eva
 import torch
 from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
-from peft.utils.incremental_pca import IncrementalPCA
 from safetensors.torch import save_file
 
 from make_adapters import load_base, save
@@ -34,11 +32,8 @@ def main() -> None:
         model, modules = initialised(batches, options)
         found = model.peft_config["default"]
         tensors |= {f"{name}.{key}": p for key, p in modules.items()}
-        others = [initialised(batches, options, seed)[1] for seed in (43, 44, 45)]
         cases[name] = {"eva_config": options, "ranks": {key: len(p) for key, p in modules.items()},
-                       "rank_pattern": found.rank_pattern, "alpha_pattern": found.alpha_pattern,
-                       "agreement": {key: agreement(p, [other.get(key) for other in others])
-                                     for key, p in modules.items()}}
+                       "rank_pattern": found.rank_pattern, "alpha_pattern": found.alpha_pattern}
         print(name, found.rank_pattern, found.alpha_pattern)
         if name == "redistributed":
             shutil.rmtree(HERE / "eva", ignore_errors=True)
@@ -51,9 +46,8 @@ def main() -> None:
                                           "cases": cases})
 
 
-def initialised(batches: list, options: dict, seed: int = 42):
-    """The model, and A of every module; `seed` is that of PEFT's randomised decomposition, which has 42."""
-    eva.IncrementalPCA = lambda **given: IncrementalPCA(**{**given, "lowrank_seed": seed})
+def initialised(batches: list, options: dict):
+    """The model, and A of every module."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights="eva", task_type="CAUSAL_LM",
                         eva_config=EvaConfig(**options))
@@ -61,18 +55,6 @@ def initialised(batches: list, options: dict, seed: int = 42):
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
     return model, {key.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight"): p.detach().clone()
                    for key, p in model.named_parameters() if ".lora_A." in key}
-
-
-def agreement(a: torch.Tensor, others: list) -> list[float]:
-    """How well PEFT agrees with itself: the least |cosine| of each component with those of other seeds."""
-    cosines = torch.ones(len(a))
-    for other in others:
-        rows = min(len(a), len(other)) if other is not None else 0
-        cosine = torch.zeros(len(a))
-        if rows:
-            cosine[:rows] = torch.cosine_similarity(a[:rows], other[:rows]).abs()
-        cosines = torch.minimum(cosines, cosine)
-    return cosines.tolist()
 
 
 def batch(seed: int) -> dict:

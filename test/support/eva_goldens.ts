@@ -17,8 +17,6 @@ interface EvaGoldens {
         readonly eva_config: Readonly<Record<string, number | boolean>>
         readonly ranks: Readonly<Record<string, number>>
         readonly alpha_pattern: Readonly<Record<string, number>>
-        /** By module: how well PEFT's components agree with themselves under other seeds of its decomposition. */
-        readonly agreement: Readonly<Record<string, readonly number[]>>
       }
     >
   >

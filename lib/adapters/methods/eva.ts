@@ -90,6 +90,9 @@ export const evaType: ParametrizationType = {
   restore: (stored) => lora(knownFields(stored) as LoraOptions),
 }
 
+/** As PEFT's randomised decomposition has them. */
+const iterations = 4
+
 async function resolved(config: EvaConfig, context: ResolveContext): Promise<Parametrization> {
   const { eva_config: settings, ...fields } = config
   const { max_batches: _, ...stored } = settings
@@ -108,7 +111,7 @@ async function resolved(config: EvaConfig, context: ResolveContext): Promise<Par
       expected: 'a linear module',
       got: context.sites.map(({ path }) => path).join(', '),
     })
-  const { groups, ranks } = await principalComponents(context, linear, { ...settings, rankOf })
+  const { groups, ranks } = await principalComponents(context, linear, { ...settings, rankOf, iterations })
   try {
     const factors = await initialFactors(groups, ranks, settings.whiten)
     const kept = context.sites.filter((site) => (ranks.get(site) ?? rankOf(site)) > 0)

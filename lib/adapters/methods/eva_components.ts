@@ -31,12 +31,11 @@ export interface EvaSearch {
   readonly tau: number
   readonly use_label_mask: boolean
   readonly max_batches: number
+  /** Subspace iterations of a randomised decomposition; undefined: exact. */
+  readonly iterations: number | undefined
   /** The rank that a module has without redistribution. */
   readonly rankOf: (site: Site) => number
 }
-
-/** As PEFT's randomised decomposition has them. */
-const iterations = 4
 
 /**
  * Runs batches, over and over, until the components that the ranks call for have converged. The caller frees the groups.
@@ -96,7 +95,7 @@ export async function principalComponents(
   }
 }
 
-function groupOf(sites: readonly Site[], { rho, rankOf }: EvaSearch): EvaGroup {
+function groupOf(sites: readonly Site[], { rho, rankOf, iterations }: EvaSearch): EvaGroup {
   const most = Math.max(...sites.map((site) => roundHalfEven(rankOf(site) * rho)))
   return { sites, most, svd: new IncrementalSvd({ rank: most, iterations }), converged: [], ratios: [] }
 }
