@@ -105,6 +105,7 @@ export { type ExportGgufOptions, exportGguf, exportGgufLora } from './formats/gg
 export type { HubOptions, HubProgress } from './formats/hub.js'
 export type { SamplingOptions } from './generate/options.js'
 export type { RecomputePolicy } from './graph/compile.js'
+export { onDevice, setDevice } from './graph/device.js'
 export { grad, gradients, hvp, jvp, type Traced, valueAndGrad, vjp } from './graph/grad.js'
 export {
   type AttributeType,
@@ -226,6 +227,7 @@ export type { ImageClassifier } from './models/image_classifier.js'
 export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/random_checkpoint.js'
 export type { SavedDType, SaveModelOptions } from './models/save.js'
 export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
+export type { Device } from './native.js'
 export type { Network } from './nn/network.js'
 export type { Forward, Site, SiteComputation, SiteHook, SiteKind } from './nn/site.js'
 export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'

@@ -20,11 +20,13 @@ import {
 import { SessionPool } from './generate/session_pool.js'
 import type { GeneratedToken } from './generate/text_in_progress.js'
 import { biasOf, constraintOf } from './generate/text_options.js'
+import { checkedDevice } from './graph/device.js'
 import type { Precision } from './graph/ops/matmul.js'
 import { buildNetwork, siteStructures } from './models/build.js'
 import type { CausalLm } from './models/causal_lm.js'
 import { expectRoom } from './models/memory.js'
 import { decoders } from './models/registry.js'
+import { addon, type Device } from './native.js'
 import { tensor } from './tensor/tensor.js'
 import type { Constraint } from './tokenize/constraint.js'
 import { type ChatMessage, Tokenizer } from './tokenize/tokenizer.js'
@@ -40,6 +42,8 @@ export interface LoadOptions extends HubOptions {
   readonly cacheBytes?: number
   /** Most bytes that the weights may take; default: what the system and the process's control group have left. */
   readonly memoryLimit?: number
+  /** Where the model is computed, by training too; default: what {@link setDevice} says. */
+  readonly device?: Device
 }
 
 export type {
@@ -71,18 +75,21 @@ const defaultCacheBytes = 2 ** 29
 /**
  * Loads a model: a folder in Hugging Face layout, a `.gguf` file, or a Hugging Face id. Weights are memory-mapped and
  * decoded when first used. A model whose weights cannot fit into memory is refused before any of it is allocated.
- * @throws ERR_HEDDLE_OOM, ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, ERR_HEDDLE_NETWORK
+ * @throws ERR_HEDDLE_OOM, ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_IO, ERR_HEDDLE_FORMAT, ERR_HEDDLE_NETWORK; ERR_HEDDLE_DEVICE, which
+ * says what is missing, where the device cannot be used
  */
 export async function loadModel(source: string, options: LoadOptions = {}): Promise<Model> {
-  const { precision = 'f32', cacheBytes = defaultCacheBytes, memoryLimit, ...hub } = options
+  const { precision = 'f32', cacheBytes = defaultCacheBytes, memoryLimit, device, ...hub } = options
   if (precision !== 'f32' && precision !== 'bf16' && precision !== 'stored')
     throw misuse('loadModel.precision', '"f32", "bf16" or "stored"', JSON.stringify(precision))
   if (memoryLimit !== undefined && !(memoryLimit > 0))
     throw misuse('loadModel.memoryLimit', 'a positive number of bytes', String(memoryLimit))
+  if (device !== undefined && checkedDevice(device, 'loadModel.device') === 'cuda') addon.cudaInfo()
   const checkpoint = await openCheckpoint(source, hub)
   try {
     await expectRoom(checkpoint, precision, memoryLimit)
     const network = buildNetwork(decoders, checkpoint, await siteStructures(checkpoint))
+    network.device = device
     const tokenizer = await Tokenizer.load(checkpoint.tokenizerSource)
     return new Model(checkpoint.modelId, network, tokenizer, precision, cacheBytes)
   } finally {

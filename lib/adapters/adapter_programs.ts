@@ -36,7 +36,9 @@ export class AdapterPrograms {
 
   #make(adapter: ActiveAdapter | undefined): Program<Sym> {
     const forward = { ...this.forward, training: false, hook: adapter?.hook }
-    return program((...inputs: readonly (Sym | undefined)[]) => this.pass(inputs as readonly Sym[], forward))
+    return program((...inputs: readonly (Sym | undefined)[]) => this.pass(inputs as readonly Sym[], forward), {
+      device: this.network.device,
+    })
   }
 
   #drop(adapter: ActiveAdapter | undefined): void {

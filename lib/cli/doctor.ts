@@ -5,7 +5,7 @@ import type { Command } from 'commander'
 import { HeddleError } from '../errors.js'
 import { hubCacheFolder } from '../formats/hub.js'
 import { availableMemory, cpu, measureProducts, measureReads } from '../machine.js'
-import { addonPath } from '../native.js'
+import { addon, addonPath } from '../native.js'
 import { type CommonFlags, command, inSession, packageFile, packageVersion, type Session } from './session.js'
 
 export const doctorCommand = (): Command =>
@@ -33,7 +33,7 @@ async function examine(session: Session): Promise<void> {
   if (missing === undefined) say('✓', 'source build', {}, 'everything is here: `heddle build` works')
   else
     say('–', 'source build', { missing: missing.names, install: missing.line }, `to build from source: ${missing.line}`)
-  say('–', 'GPU', { available: false }, 'none used: this version computes on the CPU')
+  reportGpu(say)
 }
 
 type Say = (mark: Mark, name: string, fields: Readonly<Record<string, unknown>>, text: string) => void
@@ -48,6 +48,18 @@ function reportAddon(say: Say, missing: BuildTools | undefined): boolean {
     const message = error instanceof Error ? error.message : String(error)
     say('✗', 'native core', { message, install: missing?.line }, message)
     return false
+  }
+}
+
+function reportGpu(say: Say): void {
+  try {
+    const { name, capability, memory, operators } = addon.cudaInfo()
+    const all = addon.cpuInfo().operators.length
+    const text = `${name}, ${(memory / 2 ** 30).toFixed(0)} GiB; ${operators.length} of ${all} operators (--device cuda)`
+    say('✓', 'GPU', { available: true, device: name, capability, memory, operators: operators.length }, text)
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error)
+    say('–', 'GPU', { available: false, message }, message)
   }
 }
 

@@ -6,9 +6,10 @@ import type { Adapter } from '../adapters/adapter.js'
 import type { Parametrization } from '../adapters/parametrization.js'
 import { HeddleError } from '../errors.js'
 import type { HubOptions } from '../formats/hub.js'
+import { devices, setDevice } from '../graph/device.js'
 import type { Precision } from '../graph/ops/matmul.js'
 import { loadModel, type Model } from '../model.js'
-import { addon } from '../native.js'
+import { addon, type Device } from '../native.js'
 import type { Network } from '../nn/network.js'
 import type { Objective, OpenOptions, TrainingData } from '../objectives/objective.js'
 import type { Trainable } from '../train/trainable.js'
@@ -27,6 +28,7 @@ export interface CommonFlags {
   readonly json?: boolean
   readonly debug?: boolean
   readonly threads?: number
+  readonly device?: Device
 }
 
 export interface ModelFlags {
@@ -40,6 +42,7 @@ export const command = (name: string): Command =>
   new Command(name)
     .option('--json', 'one JSON object per line on stdout, for programs')
     .option('--threads <n>', 'threads to compute with (default: HEDDLE_NUM_THREADS, else all cores)', integerFrom(1))
+    .addOption(new Option('--device <device>', 'where to compute (default: HEDDLE_DEVICE, else cpu)').choices(devices))
     .option('--debug', 'show the stack of a failure')
 
 export const modelOption = (): Option =>
@@ -137,6 +140,7 @@ export async function inSession(
   process.on('SIGTERM', onSignal)
   try {
     if (flags.threads !== undefined) addon.setThreads(flags.threads)
+    if (flags.device !== undefined) setDevice(flags.device)
     await body(makeSession(flags, interrupt.signal, cleanups))
   } catch (error) {
     await cleanUp()

@@ -89,13 +89,13 @@ export class StepRunner {
     this.#tables = new Int32Array(options.maxBatch * options.textPages)
     this.#counts = sizesUpTo(options.stepTokens)
     this.#rowCounts = sizesUpTo(options.maxBatch)
-    const { forward, adapters } = options
-    const cacheSize = this.#counts.length
-    this.#body = program((...inputs) => this.#hidden(inputs, forward), { cacheSize })
+    const { forward, adapters, network } = options
+    const compiling = { cacheSize: this.#counts.length, device: network.device }
+    this.#body = program((...inputs) => this.#hidden(inputs, forward), compiling)
     this.#adapted = program(
       (ranges, scales, ...inputs) =>
         this.#hidden(inputs, { ...forward, hook: adapters.hook({ ranges: ranges!, scales: scales! }) }),
-      { cacheSize },
+      compiling,
     )
   }
 
@@ -222,7 +222,7 @@ export class StepRunner {
         const { token, logProbability, topTokens, topLogProbabilities } = sampled
         return variant.top === 0 ? [token] : [token, logProbability, topTokens, topLogProbabilities]
       },
-      { cacheSize: this.#rowCounts.length },
+      { cacheSize: this.#rowCounts.length, device: network.device },
     )
     this.#draws.set(key, made)
     return made

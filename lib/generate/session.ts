@@ -152,13 +152,15 @@ export class Session {
 
   /** Copies keys and values of `count` tokens of the only text out of the cache: for each layer `[1, count, heads, size]`. */
   async readCache(position: number, count: number): Promise<Tensor[]> {
-    this.#reader ??= program((rows) =>
-      this.#cache.layers.flatMap(({ keys, values }) =>
-        [keys, values].map((cache) => {
-          const [, capacity, ...rest] = cache.shape as [number, number, number, number]
-          return reshape(gatherRows(reshape(read(cache), [capacity, -1]), rows!), [1, rows!.shape[0]!, ...rest])
-        }),
-      ),
+    this.#reader ??= program(
+      (rows) =>
+        this.#cache.layers.flatMap(({ keys, values }) =>
+          [keys, values].map((cache) => {
+            const [, capacity, ...rest] = cache.shape as [number, number, number, number]
+            return reshape(gatherRows(reshape(read(cache), [capacity, -1]), rows!), [1, rows!.shape[0]!, ...rest])
+          }),
+        ),
+      { device: this.#model.device },
     )
     const rows = tensor(Int32Array.from({ length: count }, (_, i) => position + i))
     const copies = await this.#reader(rows)
@@ -169,12 +171,15 @@ export class Session {
   /** Appends tokens whose keys and values, of that regime, {@link readCache} has given to the only text. */
   async writeCache(tokens: ArrayLike<number>, tensors: readonly Tensor[], regime: number): Promise<void> {
     this.#regime = regime
-    this.#writer ??= program((position, ...fresh) => {
-      for (const [index, { keys, values }] of this.#cache.layers.entries())
-        for (const [half, cache] of [keys, values].entries())
-          cacheUpdate(read(cache), cast(fresh[2 * index + half]!, 'f32'), position!)
-      return []
-    })
+    this.#writer ??= program(
+      (position, ...fresh) => {
+        for (const [index, { keys, values }] of this.#cache.layers.entries())
+          for (const [half, cache] of [keys, values].entries())
+            cacheUpdate(read(cache), cast(fresh[2 * index + half]!, 'f32'), position!)
+        return []
+      },
+      { device: this.#model.device },
+    )
     const position = tensor(Int32Array.of(this.#texts[0]!.length))
     await this.#writer(position, ...tensors)
     position.dispose()
@@ -288,25 +293,28 @@ export class Session {
     const key = JSON.stringify(variant)
     const known = this.#programs.get(key)
     if (known) return known
-    const made = program(async (ids, position, lengths, last, draws, settings, ...more) => {
-      const inputs = { ids: ids!, position: position!, lengths: lengths!, cache: this.#cache }
-      const hidden = await this.#model.hidden(inputs, this.#forward)
-      const logits = this.#model.logits(gatherRows(hidden, last!), this.#forward)
-      const [history, promptLength] = variant.history ? more.splice(0, 2) : []
-      const [mask] = variant.mask ? more.splice(0, 1) : []
-      const [bias] = more
-      const top = Math.max(1, variant.top)
-      const sampled = sampleToken(logits, {
-        draws: draws!,
-        settings: settings!,
-        bias,
-        mask,
-        history,
-        promptLength,
-        top,
-      })
-      return outputsOf(sampled, variant)
-    })
+    const made = program(
+      async (ids, position, lengths, last, draws, settings, ...more) => {
+        const inputs = { ids: ids!, position: position!, lengths: lengths!, cache: this.#cache }
+        const hidden = await this.#model.hidden(inputs, this.#forward)
+        const logits = this.#model.logits(gatherRows(hidden, last!), this.#forward)
+        const [history, promptLength] = variant.history ? more.splice(0, 2) : []
+        const [mask] = variant.mask ? more.splice(0, 1) : []
+        const [bias] = more
+        const top = Math.max(1, variant.top)
+        const sampled = sampleToken(logits, {
+          draws: draws!,
+          settings: settings!,
+          bias,
+          mask,
+          history,
+          promptLength,
+          top,
+        })
+        return outputsOf(sampled, variant)
+      },
+      { device: this.#model.device },
+    )
     this.#programs.set(key, made)
     return made
   }

@@ -3,7 +3,8 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import { HeddleError } from '../errors.js'
 import type { Device } from '../native.js'
 
-const devices: readonly Device[] = ['cpu', 'cuda']
+/** The names of all. */
+export const devices: readonly Device[] = ['cpu', 'cuda']
 
 const chosen = new AsyncLocalStorage<Device>()
 

@@ -70,7 +70,7 @@ export interface ProgramOptions {
    * Where it runs; default: what {@link setDevice} says. Tensors are copied to the device when they are first needed there
    * and back when they are read; results and what programs update stay there in between.
    */
-  readonly device?: Device
+  readonly device?: Device | undefined
 }
 
 interface Compiled extends CompiledGraph {

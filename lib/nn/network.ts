@@ -1,4 +1,5 @@
 /** What adapters and training need of a network, whatever it computes. */
+import type { Device } from '../native.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { Site } from './site.js'
 
@@ -15,6 +16,8 @@ export interface Network {
   readonly outputSite?: Site
   /** True when the output projection shares the embedding's weight. */
   readonly embeddingTied?: boolean
+  /** Where programs of the network run; where it does not say, wherever programs do (see {@link setDevice}). */
+  device?: Device | undefined
   /** All weights under their checkpoint names, for export. */
   weights(): { readonly name: string; readonly tensor: Tensor }[]
 }

@@ -186,11 +186,14 @@ async function noteReference(
   data: TrainingData<PreferenceBatch>,
   { batchSize, precision, signal }: Parameters<NonNullable<Objective['prepare']>>[2],
 ): Promise<void> {
-  const score = program(async (ids, targets, segments) => {
-    const inputs = { ids: ids!, targets: targets!, segments: segments! }
-    const { chosen, rejected } = await answerScores(network, inputs, { precision, training: false })
-    return concat([chosen, rejected])
-  })
+  const score = program(
+    async (ids, targets, segments) => {
+      const inputs = { ids: ids!, targets: targets!, segments: segments! }
+      const { chosen, rejected } = await answerScores(network, inputs, { precision, training: false })
+      return concat([chosen, rejected])
+    },
+    { device: network.device },
+  )
   try {
     for await (const batch of data.batches({ batchSize, shuffle: false })) {
       const shape = [batch.rows, batch.length]

@@ -38,13 +38,16 @@ export async function observeInputs(
   { hook, signal, onBatch }: ObserveOptions = {},
 ): Promise<void> {
   const groups: Site[][] = []
-  const observed = program(async (...arrays) => {
-    const recorder = recording(new Set(sites), hook)
-    const forward: Forward = { precision, training: false, hook: recorder.hook }
-    await objective.loss(network, namedInputs(objective, arrays), forward)
-    groups.splice(0, groups.length, ...recorder.seen.values())
-    return [...recorder.seen.keys()]
-  })
+  const observed = program(
+    async (...arrays) => {
+      const recorder = recording(new Set(sites), hook)
+      const forward: Forward = { precision, training: false, hook: recorder.hook }
+      await objective.loss(network, namedInputs(objective, arrays), forward)
+      groups.splice(0, groups.length, ...recorder.seen.values())
+      return [...recorder.seen.keys()]
+    },
+    { device: network.device },
+  )
   try {
     let batch = 0
     for await (const each of batches()) {

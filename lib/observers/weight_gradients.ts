@@ -68,19 +68,22 @@ async function addUp(
   { objective, batches, precision = 'f32' }: Calibration,
   { of, signal, onBatch }: Pick<WeightGradientOptions, 'of' | 'signal'> & { readonly onBatch: () => void },
 ): Promise<number> {
-  const step = program(async (normaliser, ...arrays) => {
-    const total = await objective.loss(network, namedInputs(objective, arrays), { precision, training: false })
-    const found = await gradients(
-      div(total, normaliser!),
-      sites.map(({ weight }) => read(weight)),
-    )
-    for (const [i, gradient] of found.entries()) {
-      const term: Sym = of === 'squares' ? square(gradient) : gradient
-      assign(sums[i]!, add(read(sums[i]!), term))
-      await pause()
-    }
-    return []
-  })
+  const step = program(
+    async (normaliser, ...arrays) => {
+      const total = await objective.loss(network, namedInputs(objective, arrays), { precision, training: false })
+      const found = await gradients(
+        div(total, normaliser!),
+        sites.map(({ weight }) => read(weight)),
+      )
+      for (const [i, gradient] of found.entries()) {
+        const term: Sym = of === 'squares' ? square(gradient) : gradient
+        assign(sums[i]!, add(read(sums[i]!), term))
+        await pause()
+      }
+      return []
+    },
+    { device: network.device },
+  )
   let count = 0
   try {
     for await (const batch of batches()) {

@@ -84,7 +84,7 @@ async function singleStep<N extends Network, B>(options: TrainingStepOptions<N, 
       const { loss, gradients: found } = await lossAndGradients(options, { normaliser, seed, arrays } as ForwardInputs)
       return { loss, gradientNorm: await applyUpdate(options, state.update, found, learningRate!, step!) }
     },
-    { cacheSize, recompute: options.recompute ?? true, activations: activationsOf(options) },
+    { ...onNetwork(options), recompute: options.recompute ?? true, activations: activationsOf(options) },
   )
   const inputsOf = (batch: B, request: Omit<StepRequest, 'batches'>): Tensor[] => [
     scalar(Math.max(1, objective.weight(batch))),
@@ -134,10 +134,11 @@ async function accumulatingStep<N extends Network, B>(options: TrainingStepOptio
       )
       return loss
     },
-    { cacheSize, recompute: options.recompute ?? true, activations: activationsOf(options) },
+    { ...onNetwork(options), recompute: options.recompute ?? true, activations: activationsOf(options) },
   )
-  const update = program((learningRate, step) =>
-    applyUpdate(options, state.update, sums.map(read), learningRate!, step!),
+  const update = program(
+    (learningRate, step) => applyUpdate(options, state.update, sums.map(read), learningRate!, step!),
+    onNetwork(options),
   )
   const collectInputs = (batch: B, normaliser: number, index: number, request: Pick<StepRequest, 'step' | 'seed'>) => [
     scalar(normaliser),
@@ -182,6 +183,9 @@ const activationsOf = ({ precision = 'f32' }: { readonly precision?: Precision |
 
 /** Batch lengths come in buckets: 32, 48, 64, … gives 15 up to 4096 tokens. */
 const cacheSize = 16
+
+/** Where and how programs of a step are compiled. */
+const onNetwork = ({ network }: Pick<TrainingStepOptions, 'network'>) => ({ cacheSize, device: network.device })
 
 interface ForwardInputs {
   readonly normaliser: Sym

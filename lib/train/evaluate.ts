@@ -80,8 +80,9 @@ export function evaluator<N extends Network, B, E extends EvaluationResult>(
   network: N,
   { objective, hook, precision = 'f32' }: EvaluatorOptions<N, B, E>,
 ): Evaluator<B, E> {
-  const scores = program((...arrays) =>
-    objective.scores(network, namedInputs(objective, arrays), { precision, training: false, hook }),
+  const scores = program(
+    (...arrays) => objective.scores(network, namedInputs(objective, arrays), { precision, training: false, hook }),
+    { device: network.device },
   )
   return {
     async run(data, { batchSize = 8, signal, onProgress } = {}) {
