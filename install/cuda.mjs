@@ -76,6 +76,17 @@ function nodeGyp() {
   const found = [
     process.env.npm_config_node_gyp,
     npm && join(dirname(npm), '..', 'node_modules', 'node-gyp', 'bin', 'node-gyp.js'),
+    join(
+      dirname(process.execPath),
+      '..',
+      'lib',
+      'node_modules',
+      'npm',
+      'node_modules',
+      'node-gyp',
+      'bin',
+      'node-gyp.js',
+    ),
   ].find((path) => path && existsSync(path))
   if (found) return found
   try {
