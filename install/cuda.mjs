@@ -1,6 +1,6 @@
 // `npm run build:cuda`: builds heddle_cuda.node with node-gyp and nvcc (binding.gyp), only the kernels that have changed.
 //
-//   --fetch-toolkit     gets the toolkit from Python's package index first
+//   --fetch-toolkit     gets the toolkit from Python's package index where there is none
 //   --check [name…]     compiles kernels (those whose path has one of the names) without linking, and prints registers,
 //                       shared memory and spills of each
 //   --sources, --headers, --flags   what binding.gyp asks for

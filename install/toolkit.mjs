@@ -26,11 +26,8 @@ const fetched = join(root, '.cache', 'cuda-toolkit')
  */
 export function findToolkit() {
   const tried = []
-  for (const folder of candidates()) {
-    const toolkit = toolkitIn(folder)
-    if (typeof toolkit !== 'string') return toolkit
-    tried.push(`  ${folder}: ${toolkit}`)
-  }
+  const found = findComplete(tried)
+  if (found) return found
   throw new Refusal(
     `No CUDA toolkit of ${oldest} or newer with nvcc, the static runtime, cuBLASLt and cuSOLVER was found.\n` +
       `${tried.length > 0 ? `Looked at:\n${tried.join('\n')}\n` : ''}` +
@@ -39,12 +36,23 @@ export function findToolkit() {
   )
 }
 
-/** Fetches the wheels into an environment of this checkout. */
+/** Fetches the wheels into an environment of this checkout, where there is no toolkit. */
 export async function fetchToolkit() {
+  if (findComplete([])) return 'present'
   const python = join(fetched, 'bin', 'python')
   if (!existsSync(python)) await runLogged('cuda-toolkit', 'python3', ['-m', 'venv', fetched])
   await runLogged('cuda-toolkit', python, ['-m', 'pip', 'install', '--disable-pip-version-check', '-q', ...wheels])
   return 'fetched'
+}
+
+/** The first complete one; says of the others what they lack. */
+function findComplete(tried) {
+  for (const folder of candidates()) {
+    const toolkit = toolkitIn(folder)
+    if (typeof toolkit !== 'string') return toolkit
+    tried.push(`  ${folder}: ${toolkit}`)
+  }
+  return undefined
 }
 
 function candidates() {

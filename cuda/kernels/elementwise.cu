@@ -423,22 +423,22 @@ class Compiler {
       for (size_t j = 0; j < results_.size(); ++j)
         if (request_.inputs[i].dtype == request_.outputs[j].dtype && request_.inputs[i].shape == shape_)
           kernel.in_place.emplace_back(i, j);
-    const bool few = inputs_ <= kFewOperands && results_.size() <= kFewOperands;
-    kernel.run = is_double_ ? few ? closure<double, kFewOperands>() : closure<double, kManyOperands>()
-                 : few ? closure<float, kFewOperands>()
-                            : closure<float, kManyOperands>();
+    kernel.run = is_double_ ? closure<double>() : closure<float>();
     return kernel;
   }
 
-  template <class T, int kOperands>
+  template <class T>
   std::function<void(const Run&)> closure() {
     constexpr size_t kLimit = size_t{99} << 10;
+    const bool few = inputs_ <= kFewOperands && results_.size() <= kFewOperands;
     // Wide units while their columns leave room for several blocks on a multiprocessor, then narrow ones in small
     // blocks.
-    if (columns_ * kThreads * 16 <= kSharedWithoutLeave) return launcher<T, 16 / sizeof(T), kOperands>(kThreads);
-    if (columns_ * kFewThreads * sizeof(T) <= kLimit) return launcher<T, 1, kOperands>(kFewThreads);
-    unsupported(request_, "at most " + std::to_string(kLimit / kFewThreads / sizeof(T)) + " values at a time",
-                std::to_string(columns_));
+    if (few && columns_ * kThreads * 16 <= kSharedWithoutLeave)
+      return launcher<T, 16 / sizeof(T), kFewOperands>(kThreads);
+    if (columns_ * kFewThreads * sizeof(T) > kLimit)
+      unsupported(request_, "at most " + std::to_string(kLimit / kFewThreads / sizeof(T)) + " values at a time",
+                  std::to_string(columns_));
+    return few ? launcher<T, 1, kFewOperands>(kFewThreads) : launcher<T, 1, kManyOperands>(kFewThreads);
   }
 
   template <class T, int kWidth, int kOperands>

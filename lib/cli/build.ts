@@ -15,7 +15,7 @@ export const buildCommand = (): Command =>
       'Build the native core on this machine, for its compiler and libraries. Says what is missing, if anything.',
     )
     .option('--cuda', 'build the CUDA addon instead, with the toolkit that CUDA_HOME, PATH or /usr/local/cuda has')
-    .option('--fetch-toolkit', "with --cuda: get the toolkit from Python's package index first (1.7 GB)")
+    .option('--fetch-toolkit', "with --cuda: get the toolkit from Python's package index where there is none (1.7 GB)")
     .action(async ({ cuda = false, fetchToolkit = false }: BuildFlags) => {
       const script = packageFile(cuda ? 'install/cuda.mjs' : 'install/addon.mjs')
       const child = spawn(process.execPath, [script, ...(fetchToolkit ? ['--fetch-toolkit'] : [])], {
