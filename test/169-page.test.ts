@@ -67,7 +67,7 @@ async function teach(folder: string): Promise<void> {
   const data = join(temporaryFolder(), 'word.jsonl')
   await writeFile(data, conversation(word))
   const method = lora({ r: 8, lora_alpha: 16, target_modules: 'all-linear' })
-  const options = { data, method, optimizer: adamw({ lr: 1e-2 }), maxSteps: 80, batchSize: 1, maxLength: 64, seed: 1 }
+  const options = { data, method, optimizer: adamw({ lr: 1e-2 }), maxSteps: 60, batchSize: 1, maxLength: 64, seed: 1 }
   for await (const _ of train(model, options));
   await mkdir(folder, { recursive: true })
   await model.adapters.at(-1)!.save(folder)
@@ -141,6 +141,7 @@ test.serial('models and adapters are listed with their size, and with where they
     messages: [{ role: 'user', content: question }],
     max_tokens: 1,
   })
+  await page.reload()
   await shows(card, 'in memory')
   t.deepEqual(faults, [])
 })
@@ -305,22 +306,22 @@ test.serial('every control is reached and left by Tab alone, in the order of the
   await page.getByRole('button', { name: 'brief' }).waitFor()
   const there = await tabbed(page, 'Tab')
   t.deepEqual(
-    there.filter((name) => !/Compare ft:|"(long|green)"/.test(name)),
+    there.filter((name) => !/^(Compare ft:.*|long|green)$/.test(name)),
     [
-      '- link "To the content"',
-      '- button "New chat"',
-      '- combobox "Left model"',
-      '- combobox "Right model"',
-      '- log "Conversation"',
-      '- textbox "Question to both models"',
-      '- spinbutton "Temperature"',
-      '- spinbutton "Max tokens"',
-      '- button "Stop"',
-      '- button "Send"',
-      '- list "Adapters"',
-      '- button "Compare blue with the base"',
-      '- text: New job',
-      '- button "brief"',
+      'To the content',
+      'New chat',
+      'Left model',
+      'Right model',
+      'Conversation',
+      'Question to both models',
+      'Temperature',
+      'Max tokens',
+      'Stop',
+      'Send',
+      'Adapters',
+      'Compare blue with the base',
+      'New job',
+      'brief',
     ],
   )
   t.deepEqual((await tabbed(page, 'Shift+Tab')).toReversed(), there)
@@ -332,17 +333,21 @@ async function tabbed(page: Page, key: string): Promise<string[]> {
   const found: string[] = []
   for (;;) {
     await page.keyboard.press(key)
-    const focused = page.locator(':focus')
-    if ((await focused.count()) === 0) return found
-    const name = /^- \w+(?: "[^"]*"|: .*)?/.exec(await focused.ariaSnapshot())?.[0]
-    if (name === found[0]) return found
-    if (!(await page.evaluate(isOutlined))) throw new Error(`${name} does not show that it has the focus`)
-    found.push(name!)
+    const [name, outline] = (await page.evaluate(focus)) as [string, number]
+    if (name === '' || name === found[0]) return found
+    if (outline < 2) throw new Error(`${name} does not show that it has the focus`)
+    found.push(name)
   }
 }
 
-/** Asked in the browser. */
-const isOutlined = 'parseFloat(getComputedStyle(document.activeElement).outlineWidth) >= 2'
+/** Asked in the browser: the name of what has the focus, and the width of its outline. */
+const focus = `(() => {
+  const it = document.activeElement
+  if (it === document.body) return ['', 0]
+  const label = it.labels?.[0]
+  const name = it.getAttribute('aria-label') ?? (label?.querySelector('span') ?? label ?? it).textContent
+  return [name.trim(), parseFloat(getComputedStyle(it).outlineWidth)]
+})()`
 
 test.serial('a question is asked, and its answers are stopped, without a mouse', async (t) => {
   const { page, faults } = await open(t)

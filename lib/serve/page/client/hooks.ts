@@ -57,7 +57,8 @@ export function usePolled<T>(path: () => string, seconds: number, take: (value: 
         return seconds
       } catch (error) {
         if (!stop.signal.aborted) setProblem(messageOf(error))
-        return Math.max(seconds, error instanceof Refused ? error.retryAfter : 0)
+        // One that is gone is looked for more often: it costs nobody anything.
+        return error instanceof Refused ? Math.max(seconds, error.retryAfter) : Math.min(seconds, 1)
       }
     }
     const run = async (): Promise<void> => {

@@ -6,7 +6,7 @@ import { bytes, rate } from './format.js'
 import { usePolled } from './hooks.js'
 import { html } from './html.js'
 
-const seconds = 2
+const seconds = 1
 /** Samples that are shown. */
 const shown = 180
 
