@@ -132,7 +132,10 @@ export async function searchGates(
     const gamma = discretise(scores, { ...config, threshold: startOf(config) })
     return { layers, modules, theta: inPlaces(candidates, [...((await theta.data()) as Float32Array)]), gamma }
   } finally {
-    for (const attachment of attachments.values()) disposeAttachment(attachment)
+    for (const attachment of attachments.values()) {
+      disposeAttachment(attachment)
+      await pause()
+    }
   }
 }
 
