@@ -29,7 +29,8 @@ interface Row {
 
 /**
  * `npm run bench -- adapters [mails|text] [seeds] [only these labels or methods, separated by commas]`. With 0 seeds it
- * takes a quick look: one seed and the highest of the rates. `adapters experiment [method]`: one of
+ * takes a quick look: one seed and the highest of the rates. A run takes a quarter to half a minute on two quiet cores, so
+ * that `adapters text 1` is done in about 25 minutes. `adapters experiment [method]`: one of
  * bench/adapters/experiments.
  */
 export async function run([task = 'mails', ...rest]: readonly string[]): Promise<void> {
@@ -38,9 +39,14 @@ export async function run([task = 'mails', ...rest]: readonly string[]): Promise
   const chosen = only?.split(',')
   const rows: Row[] = []
   const files = task === 'mails' ? await mailFiles() : await textFiles()
+  const given = { ...files, task: task as Task }
+  if (task === 'text') {
+    const untrained = await oneRun({ ...given, steps: 0, setting: settings[0]!, learningRate: 0, seed: 0 })
+    console.log(`untrained: loss ${untrained.test.toFixed(4)}`)
+  }
   for (const setting of settings) {
     if (chosen && !chosen.includes(setting.label) && !chosen.includes(setting.method ?? 'full')) continue
-    const row = await rowOf(setting, { ...files, task: task as Task, seeds: Number(seeds) })
+    const row = await rowOf(setting, { ...given, seeds: Number(seeds) })
     rows.push(row)
     console.log(line(row, task as Task))
   }

@@ -1,8 +1,7 @@
 /** The examples of bench/adapters and of its experiments. */
-import { mkdtemp, readFile, writeFile } from 'node:fs/promises'
+import { mkdtemp, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { mails } from '../../examples/classify/mails.js'
 import { permutation } from '../../lib/data/shuffle.js'
 import { fetchModel } from '../../test/models/fetch.js'
@@ -21,13 +20,10 @@ export const mailFiles = async (ends: readonly [number, number, number] = [640, 
   steps: 40,
 })
 
-/** The support conversations of the examples: the last fifth to judge, the fifth before to choose the rate. */
+/** Mails of people, as texts: 160 to learn from, 24 by which the rate is chosen, 48 to judge. */
 export async function textFiles(): Promise<Files> {
-  const path = fileURLToPath(new URL('../../../examples/data/support.jsonl', import.meta.url))
-  const rows = (await readFile(path, 'utf8')).trim().split('\n')
-  const fifth = Math.floor(rows.length / 5)
-  const ends = [3 * fifth, 4 * fifth, rows.length] as const
-  return { model: await fetchModel('smollm2'), ...(await splitFiles(rows, ends)), steps: 30 }
+  const texts = (await mails()).flatMap(({ text, label }) => (label === 'ham' ? [JSON.stringify({ text })] : []))
+  return { model: await fetchModel('smollm2'), ...(await splitFiles(texts, [160, 184, 232])), steps: 15 }
 }
 
 /** Three files of the rows in an order that is the same everywhere, up to these places. */

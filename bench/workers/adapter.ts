@@ -22,6 +22,7 @@ export interface AdapterRun {
   readonly setting: Omit<Setting, 'learningRates'>
   readonly learningRate: number
   readonly seed: number
+  /** 0 for the model as it is. */
   readonly steps: number
   readonly training: string
   readonly validation: string
@@ -72,8 +73,9 @@ async function measured<N extends Network, B, E extends EvaluationResult>(
   metricOf: (evaluation: E) => number,
 ): Promise<AdapterResult> {
   const seconds: number[] = []
-  for await (const step of train(model, { ...optionsOf(run), objective, batchSize, maxLength }))
-    seconds.push(step.seconds)
+  if (run.steps > 0)
+    for await (const step of train(model, { ...optionsOf(run), objective, batchSize, maxLength }))
+      seconds.push(step.seconds)
   const [adapter] = model.adapters
   const { tokenizer, network } = model
   const score = async (path: string): Promise<number> => {

@@ -22,6 +22,9 @@ const arms: Readonly<Record<string, { readonly method: () => Parametrization; re
   },
 }
 
+/** The larger class is 73 % of the mails: below this an arm has learned nothing. */
+const learned = 0.8
+
 export async function* run(): AsyncGenerator<Finding> {
   const files = await mailFiles([200, 328, 584])
   const [accuracies, parameters] = [new Map<string, number[]>(), new Map<string, number>()]
@@ -37,9 +40,13 @@ export async function* run(): AsyncGenerator<Finding> {
   const text = (name: string): string =>
     `${name} ${percent(of(name))} (${accuracies.get(name)!.map(percent).join(', ')}; ${parameters.get(name)!.toLocaleString('en-US')} numbers beside head and norms)`
   yield {
-    statement: 'Compacter++ is within a point of the dense bottleneck, with less than a tenth of its numbers',
+    statement:
+      'Compacter++ is within a point of a dense bottleneck that has learned the task, with less than a tenth of its numbers',
     measured: `${text('Compacter++')} against ${text('dense')}`,
-    held: of('Compacter++') >= of('dense') - 0.01 && 10 * parameters.get('Compacter++')! < parameters.get('dense')!,
+    held:
+      of('dense') > learned &&
+      of('Compacter++') >= of('dense') - 0.01 &&
+      10 * parameters.get('Compacter++')! < parameters.get('dense')!,
   }
   yield {
     statement: 'Compacter++ is not below head and norms alone',

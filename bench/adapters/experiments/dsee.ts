@@ -16,7 +16,7 @@ import { type Files, mailFiles } from '../files.js'
 import { mailAccuracy, mailModel, mean, percent, trainOnMails } from '../mail_task.js'
 import { adapt, digits, lossOf, normal, outer, scaledTo, shifted, type Task } from '../toy.js'
 
-export const setting = `(1) A linear module [64, 64] with 16 spikes learns a change of rank 2 and 16 single numbers, of equal norms (512 normal inputs, Adam 1e-2, 1500 steps, three seeds): relative errors of the change. (2) Spam or ham with MiniLM: 40 steps of 16 mails, 3 of 12 heads of each layer pruned, 15 steps more; accuracy on 256 others, three seeds.`
+export const setting = `(1) A linear module [64, 64] with 16 spikes learns a change of rank 2 and 16 single numbers, of equal norms (512 normal inputs, Adam 1e-2, 1500 steps, three seeds): relative errors of the change. (2) Spam or ham with MiniLM: 40 steps of 16 mails, 3 of 12 heads of each layer pruned, 15 steps more; accuracy on 256 others, two seeds.`
 
 export async function* run(): AsyncGenerator<Finding> {
   yield* updates()
@@ -88,7 +88,7 @@ async function* heads(): AsyncGenerator<Finding> {
   const files = await mailFiles([640, 768, 1024])
   const accuracies: Record<(typeof modes)[number] | 'whole', number[]> = { whole: [], ABS: [], WABS: [], random: [] }
   let last: Speed | undefined
-  for (const seed of seeds) {
+  for (const seed of [1, 2]) {
     const model = await mailModel(files, seed)
     const method = dsee({ lora_r: 16, num_sparse: 16, sparse_method: 'omp', target_modules: ['query', 'value'] })
     const first = await trainOnMails(model, files, { method }, { lr: 2e-3, steps: 40, seed })
@@ -97,7 +97,7 @@ async function* heads(): AsyncGenerator<Finding> {
       const { adapter } = await dseePruneStructured(first, { prune_heads_num: 3, prune_mode: mode, seed })
       await trainOnMails(model, files, { adapter }, { lr: 1e-3, steps: 15, seed })
       accuracies[mode].push(await mailAccuracy(model, files, adapter))
-      if (mode === 'ABS' && seed === seeds.at(-1)) last = await speedOf(model, adapter, files)
+      if (mode === 'ABS' && seed === 2) last = await speedOf(model, adapter, files)
       adapter.dispose()
     }
     await model.dispose()
