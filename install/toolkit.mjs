@@ -5,7 +5,7 @@ import { delimiter, dirname, join } from 'node:path'
 import { Refusal, root, runLogged } from './build.mjs'
 
 /** C++20 on the device, and kernel parameters of more than 4 KB. */
-const oldest = 12.4
+const oldest = '12.4'
 
 /** What `--fetch-toolkit` gets: one release of the toolkit. */
 const wheels = [
@@ -80,7 +80,7 @@ function toolkitIn(folder) {
   if (!existsSync(nvcc)) return 'no bin/nvcc'
   const version = /release (\d+\.\d+)/.exec(spawnSync(nvcc, ['--version'], { encoding: 'utf8' }).stdout ?? '')?.[1]
   if (version === undefined) return 'nvcc does not run'
-  if (Number(version) < oldest) return `CUDA ${version}`
+  if (isOlder(version, oldest)) return `CUDA ${version}`
   const include = join(folder, 'include')
   if (!existsSync(join(include, 'cuda_runtime.h'))) return 'no include/cuda_runtime.h'
   const libraryFolder = [join(folder, 'lib64'), join(folder, 'lib')].find((each) =>
@@ -97,4 +97,9 @@ function toolkitIn(folder) {
     libraryFolder,
     libraries: ['libcudart_static.a', ...libraries].map((name) => join(libraryFolder, name)),
   }
+}
+
+function isOlder(version, than) {
+  const [[major, minor], [thanMajor, thanMinor]] = [version, than].map((text) => text.split('.').map(Number))
+  return major < thanMajor || (major === thanMajor && minor < thanMinor)
 }

@@ -35,6 +35,12 @@ emulatedOnly('memory that runs out is an ERR_HEDDLE_OOM, and the next run has it
   t.deepEqual([...(await (await step(tensor([3, 4]))).data())], [6, 8])
 })
 
+emulatedOnly('memory that the pool holds back is asked for a second time', async (t) => {
+  const step = doubled('cuda')
+  inject('pool')
+  t.deepEqual([...(await (await step(tensor([1, 2]))).data())], [2, 4])
+})
+
 emulatedOnly('a launch that fails is an ERR_HEDDLE_DEVICE, and the next run works', async (t) => {
   const step = doubled('cuda')
   inject('launch')

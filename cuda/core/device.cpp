@@ -97,11 +97,10 @@ Device::Device() {
                 name_ + " of " + std::to_string(major) + "." + std::to_string(minor));
 
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), kPlace);
-  cudaMemPool_t pool = nullptr;
-  check(cudaDeviceGetDefaultMemPool(&pool, 0), kPlace);
+  check(cudaDeviceGetDefaultMemPool(&pool_, 0), kPlace);
   // What programs give back stays for the next ones.
   uint64_t threshold = UINT64_MAX;
-  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold), kPlace);
+  check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &threshold), kPlace);
   for (Staging& staging : staging_) {
     void* memory = nullptr;
     check(cudaHostAlloc(&memory, kStagingBytes, 0), kPlace);
@@ -127,7 +126,14 @@ void* Device::allocate(size_t bytes) {
   enter();
   if (bytes == 0) return nullptr;
   void* memory = nullptr;
-  const cudaError_t error = cudaMallocAsync(&memory, bytes, stream_);
+  cudaError_t error = cudaMallocAsync(&memory, bytes, stream_);
+  if (error == cudaErrorMemoryAllocation) {
+    // What the pool keeps for later may be in the way, or in pieces that are too small.
+    static_cast<void>(cudaGetLastError());
+    check(cudaStreamSynchronize(stream_), kPlace);
+    check(cudaMemPoolTrimTo(pool_, 0), kPlace);
+    error = cudaMallocAsync(&memory, bytes, stream_);
+  }
   if (error == cudaErrorMemoryAllocation) {
     static_cast<void>(cudaGetLastError());
     throw Error(ErrorCode::kOutOfMemory, kPlace, std::to_string(bytes) + " free bytes of its memory",

@@ -62,6 +62,7 @@ class Device {
   };
 
   cudaStream_t stream_ = nullptr;
+  cudaMemPool_t pool_ = nullptr;
   std::string name_;
   int capability_ = 0;
   size_t memory_ = 0;

@@ -15,7 +15,7 @@ namespace {
 struct Runtime {
   std::mutex mutex;
   std::map<void*, size_t> blocks;
-  bool fail_memory = false;
+  int failing_allocations = 0;
   bool fail_launch = false;
   bool fault_pending = false;
   /// As a context that a kernel has broken: every call says so.
@@ -46,7 +46,10 @@ constexpr std::align_val_t kAlignment{256};
 
 cudaError_t allocate(void** memory, size_t bytes) {
   const std::lock_guard lock(runtime().mutex);
-  if (std::exchange(runtime().fail_memory, false)) return result(cudaErrorMemoryAllocation);
+  if (runtime().failing_allocations > 0) {
+    --runtime().failing_allocations;
+    return result(cudaErrorMemoryAllocation);
+  }
   void* const block = ::operator new(std::max<size_t>(bytes, 1), kAlignment, std::nothrow);
   if (block == nullptr) return result(cudaErrorMemoryAllocation);
   // NaN in every floating type: what is read before it is written shows.
@@ -68,7 +71,8 @@ cudaError_t release(void* memory) {
 namespace heddle::cuda::host {
 
 void inject(const std::string& kind) {
-  if (kind == "memory") runtime().fail_memory = true;
+  if (kind == "memory") runtime().failing_allocations = 2;
+  if (kind == "pool") runtime().failing_allocations = 1;
   if (kind == "launch") runtime().fail_launch = true;
   if (kind == "fault") runtime().fault_pending = true;
 }
@@ -117,6 +121,7 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
   return result(cudaSuccess);
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return result(cudaSuccess); }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return result(cudaSuccess); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = reinterpret_cast<cudaStream_t>(&stream_object);
   return result(cudaSuccess);

@@ -110,6 +110,11 @@ class LtProduct : public Product {
     check_blas(cublasLtMatmulPreferenceCreate(&preference), "matmul");
     cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes,
                                          sizeof kWorkspaceBytes);
+    // The executor's arena aligns its buffers so, and no more.
+    constexpr uint32_t kAlignment = 64;
+    for (const auto operand : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+      cublasLtMatmulPreferenceSetAttribute(preference, operand, &kAlignment, sizeof kAlignment);
     int found = 0;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle(), operation_, b_.get(), a_.get(), y_.get(),
                                                                  y_.get(), preference, 1, &algorithm_, &found);

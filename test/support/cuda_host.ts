@@ -12,7 +12,7 @@ process.env.HEDDLE_CUDA_ADDON ??= join(dirname(addonPath()), 'heddle_cuda_host.n
 export const emulated = process.env.HEDDLE_CUDA_ADDON.endsWith('heddle_cuda_host.node')
 
 /** Makes the next call of a kind fail; only the emulation can. */
-export function inject(kind: 'memory' | 'launch' | 'fault'): void {
+export function inject(kind: 'memory' | 'pool' | 'launch' | 'fault'): void {
   const addon = createRequire(import.meta.url)(process.env.HEDDLE_CUDA_ADDON!) as { inject(kind: string): void }
   addon.inject(kind)
 }

@@ -260,6 +260,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device);
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t bytes);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
@@ -277,8 +278,8 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned flags);
 
 namespace heddle::cuda::host {
 
-/// Makes the next call of this kind fail once: what tests of failures need. Kinds: memory, launch, and fault, which is
-/// found when the stream is next waited for and stays.
+/// Makes the next call of a kind fail: what tests of failures need. Kinds: memory, for two allocations; pool, for
+/// one; launch, once; fault, which is found when the stream is next waited for and stays.
 void inject(const std::string& kind);
 /// A launch that was told to fail leaves its error for cudaGetLastError() and returns false.
 bool launch_allowed();
