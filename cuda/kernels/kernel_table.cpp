@@ -12,9 +12,16 @@ const KernelTable& kernels() {
     register_layer_norm(table);
     register_matmul(table);
     register_norm(table);
+    register_orthogonal(table);
+    register_pool(table);
+    register_random(table);
     register_reduce(table);
+    register_scan(table);
     register_softmax(table);
+    register_sort(table);
     register_sparse(table);
+    register_triangular(table);
+    register_walsh_hadamard(table);
     return table;
   }();
   return kTable;

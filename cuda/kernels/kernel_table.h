@@ -12,8 +12,15 @@ void register_index(KernelTable& table);
 void register_layer_norm(KernelTable& table);
 void register_matmul(KernelTable& table);
 void register_norm(KernelTable& table);
+void register_orthogonal(KernelTable& table);
+void register_pool(KernelTable& table);
+void register_random(KernelTable& table);
 void register_reduce(KernelTable& table);
+void register_scan(KernelTable& table);
 void register_softmax(KernelTable& table);
+void register_sort(KernelTable& table);
 void register_sparse(KernelTable& table);
+void register_triangular(KernelTable& table);
+void register_walsh_hadamard(KernelTable& table);
 
 }  // namespace heddle::cuda

@@ -77,12 +77,30 @@ function shuffled(count: number, random: Random): number[] {
   return order
 }
 
+/** Small numbers, and `large` where row and column are `apart` of each other, in each matrix of the first input; now and
+ * then zeros, which are refused. */
+const dominated =
+  (apart: number, large: number): Special =>
+  ({ inputs }, input, random) => {
+    if (input !== 0) return undefined
+    const { shape } = inputs[0]!
+    const n = shape.at(-1)!
+    if (random.below(8) === 0) return new Array<number>(elementCount(shape)).fill(0)
+    return Array.from({ length: elementCount(shape) }, (_, i) => {
+      const [row, column] = [Math.floor(i / n) % n, i % n]
+      return (random.below(2001) / 1000 - 1) / n + ((row + apart) % n === column ? large : 0)
+    })
+  }
+
 /** Contents of inputs whose kernels want more than the right range. */
 const special: Readonly<Record<string, Special>> = {
   spmm: supportAt(2),
   sddmm: supportAt(2),
   sparse_add: supportAt(2),
   sparse_gather: supportAt(1),
+  cholesky: dominated(0, 2),
+  solve: dominated(1, 2),
+  solve_triangular: dominated(0, 2),
 }
 
 function specialContents(op: string, call: Call, input: number, random: Random): Uint8Array | undefined {
