@@ -6,6 +6,7 @@ const KernelTable& kernels() {
   static const KernelTable kTable = [] {
     KernelTable table;
     register_chains(table);
+    register_conv(table);
     register_elementwise(table);
     register_gather(table);
     register_index(table);
@@ -16,7 +17,9 @@ const KernelTable& kernels() {
     register_pool(table);
     register_random(table);
     register_reduce(table);
+    register_sample(table);
     register_scan(table);
+    register_segment_max(table);
     register_softmax(table);
     register_sort(table);
     register_sparse(table);

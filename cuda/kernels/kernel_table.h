@@ -6,6 +6,7 @@
 namespace heddle::cuda {
 
 void register_chains(KernelTable& table);
+void register_conv(KernelTable& table);
 void register_elementwise(KernelTable& table);
 void register_gather(KernelTable& table);
 void register_index(KernelTable& table);
@@ -16,7 +17,9 @@ void register_orthogonal(KernelTable& table);
 void register_pool(KernelTable& table);
 void register_random(KernelTable& table);
 void register_reduce(KernelTable& table);
+void register_sample(KernelTable& table);
 void register_scan(KernelTable& table);
+void register_segment_max(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_sort(KernelTable& table);
 void register_sparse(KernelTable& table);

@@ -214,48 +214,57 @@ Kernel compile_svd(const KernelRequest& request) {
 
 struct EighPlan {
   int64_t count = 0, n = 0;
-  size_t work = 0, vectors = 0, values = 0, order = 0, tangents = 0, bytes = 0;
+  size_t work = 0, vectors = 0, values = 0, order = 0, rotations = 0, bytes = 0;
+};
+
+/// What a round does to places p < q; nothing where the sine is 0.
+template <class T>
+struct Rotation {
+  Turn<T> turn;
+  int32_t p, q;
 };
 
 /// Rotates rows and columns of work [n, n] until it is diagonal; vectors [n, n] goes along.
 template <class T>
-__device__ bool diagonalise(T* work, T* vectors, T* tangents, int64_t n) {
+__device__ bool diagonalise(T* work, T* vectors, Rotation<T>* rotations, int64_t n) {
   // Numbers are scaled to about 1.
   const T tolerance = Precision<T>::kEpsilon / T{4};
   const int64_t pairs = (n + 1) / 2;
   for (int sweep = 0; sweep < kMostSweeps; ++sweep) {
     int turned = 0;
     for (int64_t round = 0; round < n + n % 2 - 1; ++round) {
+      int needed = 0;
       for (int64_t pair = threadIdx.x; pair < pairs; pair += blockDim.x) {
         int64_t p, q;
         T tangent{0};
         if (meeting(n, round, pair, p, q) && abs(work[q * n + p]) > tolerance) {
-          turned = 1;
+          needed = 1;
           tangent = tangent_of((work[q * n + q] - work[p * n + p]) / (T{2} * work[q * n + p]));
         }
-        tangents[pair] = tangent;
+        rotations[pair] = {Turn<T>(tangent), static_cast<int32_t>(p), static_cast<int32_t>(q)};
       }
-      if (__syncthreads_or(turned) == 0) continue;
-      for (int64_t i = threadIdx.x; i < pairs * n; i += blockDim.x) {
-        int64_t p, q;
-        const int64_t pair = i / n, at = i % n;
-        if (tangents[pair] == T{0} || !meeting(n, round, pair, p, q)) continue;
-        const Turn<T> turn(tangents[pair]);
-        for (T* const matrix : {work, vectors}) turn.apply(matrix[p * n + at], matrix[q * n + at]);
+      if (__syncthreads_or(needed) == 0) continue;
+      turned = 1;
+      for (int64_t pair = warp_index(); pair < pairs; pair += warp_count()) {
+        const Rotation<T> rotation = rotations[pair];
+        if (rotation.turn.sine == T{0}) continue;
+        for (T* const matrix : {work, vectors})
+          for (int64_t i = lane_index(); i < n; i += kWarpSize)
+            rotation.turn.apply(matrix[rotation.p * n + i], matrix[rotation.q * n + i]);
       }
       __syncthreads();
-      for (int64_t i = threadIdx.x; i < pairs * n; i += blockDim.x) {
-        int64_t p, q;
-        const int64_t pair = i % pairs, at = i / pairs;
-        if (tangents[pair] == T{0} || !meeting(n, round, pair, p, q)) continue;
-        T x = work[at * n + p], y = work[at * n + q];
-        Turn<T>(tangents[pair]).apply(x, y);
-        work[at * n + p] = at == q ? T{0} : x;
-        work[at * n + q] = at == p ? T{0} : y;
-      }
+      for (int64_t column = warp_index(); column < n; column += warp_count())
+        for (int64_t pair = lane_index(); pair < pairs; pair += kWarpSize) {
+          const Rotation<T> rotation = rotations[pair];
+          if (rotation.turn.sine == T{0}) continue;
+          T x = work[column * n + rotation.p], y = work[column * n + rotation.q];
+          rotation.turn.apply(x, y);
+          work[column * n + rotation.p] = column == rotation.q ? T{0} : x;
+          work[column * n + rotation.q] = column == rotation.p ? T{0} : y;
+        }
       __syncthreads();
     }
-    if (__syncthreads_or(turned) == 0) return true;
+    if (turned == 0) return true;
   }
   return false;
 }
@@ -282,7 +291,7 @@ __global__ void decompose_symmetric(EighPlan plan, const T* a, T* w, T* v, std::
     const T scale = scale_of(work, n * n, partial), inverse = T{1} / scale;
     for (int64_t i = threadIdx.x; i < n * n; i += blockDim.x) work[i] *= inverse;
     set_identity(vectors, n, n);
-    const bool converged = diagonalise(work, vectors, piece_at<T>(scratch, plan.tangents), n);
+    const bool converged = diagonalise(work, vectors, piece_at<Rotation<T>>(scratch, plan.rotations), n);
     if (threadIdx.x == 0) holds(report, converged, converges);
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) values[i] = work[i * n + i];
     __syncthreads();
@@ -301,7 +310,7 @@ Kernel eigh_kernel(const MatrixBatch& a) {
   plan.vectors = pieces.take(a.size(), sizeof(T));
   plan.values = pieces.take(a.rows, sizeof(T));
   plan.order = pieces.take(a.rows, sizeof(int32_t));
-  plan.tangents = pieces.take(a.rows + 1, sizeof(T));
+  plan.rotations = pieces.take((a.rows + 1) / 2, sizeof(Rotation<T>));
   plan.bytes = pieces.bytes;
   Kernel kernel;
   kernel.scratch_bytes = scratch_of(a, plan.bytes);

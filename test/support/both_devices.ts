@@ -92,12 +92,26 @@ const dominated =
     })
   }
 
+/** Settings and a history that each do something, for some rows; others decode greedily. */
+const sampling: Special = ({ inputs }, input, random) => {
+  const [rows, width] = inputs[0]!.shape
+  const between = (low: number, high: number) => low + ((high - low) * random.below(1001)) / 1000
+  if (input === 2)
+    return Array.from({ length: rows! }, () => [
+      ...[random.pick([0, between(0.2, 2)]), random.pick([0, 1 + random.below(9)]), random.pick([1, between(0, 1)])],
+      ...[random.pick([0, between(0, 0.5)]), random.pick([1, 1.4]), random.pick([0, 0.3]), random.pick([0, 0.2])],
+    ]).flat()
+  if (input !== 5) return undefined
+  return Array.from({ length: elementCount(inputs[5]!.shape) }, () => random.below(width! + 2) - 1)
+}
+
 /** Contents of inputs whose kernels want more than the right range. */
 const special: Readonly<Record<string, Special>> = {
   spmm: supportAt(2),
   sddmm: supportAt(2),
   sparse_add: supportAt(2),
   sparse_gather: supportAt(1),
+  sample_token: sampling,
   cholesky: dominated(0, 2),
   solve: dominated(1, 2),
   solve_triangular: dominated(0, 2),
