@@ -34,6 +34,74 @@ function manyValues(count: number): readonly (readonly [string, Attribute])[] {
 }
 
 const paths: readonly Path[] = [
+  {
+    op: 'sort',
+    what: 'rows of several tiles',
+    inputs: [f32(2, 5000)],
+    outputs: [f32(2, 5000), i32(2, 5000)],
+    attributes: [['descending', 1]],
+    tolerance: 0,
+  },
+  {
+    op: 'top_k',
+    what: 'rows of several tiles',
+    inputs: [of('f64', 3, 2049)],
+    outputs: [of('f64', 3, 40), i32(3, 40)],
+    attributes: [
+      ['k', 40],
+      ['descending', 0],
+    ],
+    tolerance: 0,
+  },
+  {
+    op: 'walsh_hadamard',
+    what: 'rows that do not fit into shared memory',
+    inputs: [f32(2, 8192)],
+    outputs: [f32(2, 8192)],
+    tolerance: 0,
+  },
+  {
+    op: 'monarch_vjp',
+    what: 'weights in small and large tiles, in pieces of the batch',
+    // Sums of many terms that almost cancel.
+    tolerance: 1e-4,
+    inputs: [f32(700, 40), f32(2, 34, 20), f32(4, 5, 17), f32(700, 20)],
+    outputs: [f32(700, 40), f32(2, 34, 20), f32(4, 5, 17)],
+    attributes: [['precision', 'f32']],
+  },
+  {
+    op: 'kronecker_vjp',
+    what: 'a factor that all blocks share, in pieces of the batch',
+    // Sums of many terms that almost cancel.
+    tolerance: 1e-4,
+    inputs: [f32(150, 60), f32(2, 3, 3), f32(2, 25, 20), f32(150, 75)],
+    outputs: [f32(150, 60), f32(2, 3, 3), f32(2, 25, 20)],
+    attributes: [
+      ['precision', 'f32'],
+      ['order', [1, 0]],
+    ],
+  },
+  {
+    op: 'conv2d_weight_vjp',
+    what: 'in pieces of the images',
+    // Sums of many terms that almost cancel.
+    tolerance: 1e-4,
+    inputs: [f32(4, 3, 20, 20), f32(4, 5, 20, 20)],
+    outputs: [f32(5, 3, 3, 3)],
+    attributes: [
+      ['stride', [1, 1]],
+      ['padding', [1, 1, 1, 1]],
+      ['dilation', [1, 1]],
+      ['groups', 1],
+    ],
+  },
+  {
+    op: 'sample_token',
+    what: 'more tokens than threads',
+    inputs: [f32(8, 1500), of('u32', 8, 4), f32(8, 7), f32(1500), null, i32(8, 900), i32(8)],
+    outputs: [i32(8), f32(8), i32(8, 5), f32(8, 5)],
+    attributes: [['top', 5]],
+  },
   { op: 'softmax', what: 'a block for a row', inputs: [f32(3, 1500)], outputs: [f32(3, 1500)] },
   { op: 'log_sum_exp', what: 'a block for a row', inputs: [f32(2, 2049)], outputs: [f32(2)] },
   { op: 'softmax_vjp', what: 'a block for a row', inputs: [f32(2, 1030), f32(2, 1030)], outputs: [f32(2, 1030)] },

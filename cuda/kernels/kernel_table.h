@@ -6,14 +6,24 @@
 namespace heddle::cuda {
 
 void register_chains(KernelTable& table);
+void register_conv(KernelTable& table);
 void register_elementwise(KernelTable& table);
 void register_gather(KernelTable& table);
 void register_index(KernelTable& table);
 void register_layer_norm(KernelTable& table);
 void register_matmul(KernelTable& table);
 void register_norm(KernelTable& table);
+void register_orthogonal(KernelTable& table);
+void register_pool(KernelTable& table);
+void register_random(KernelTable& table);
 void register_reduce(KernelTable& table);
+void register_sample(KernelTable& table);
+void register_scan(KernelTable& table);
+void register_segment_max(KernelTable& table);
 void register_softmax(KernelTable& table);
+void register_sort(KernelTable& table);
 void register_sparse(KernelTable& table);
+void register_triangular(KernelTable& table);
+void register_walsh_hadamard(KernelTable& table);
 
 }  // namespace heddle::cuda

@@ -120,9 +120,11 @@ StagePieces pieces_of(const StageGeometry& stage, int64_t rows) {
   return {ceil_div(vectors, length), static_cast<unsigned>(length)};
 }
 
-void run_gradient(const Run& run, const StageGeometry& stage, int64_t rows, const float* in, const float* dout,
-                  float* parts, float* dw, bool accumulate) {
-  const StagePieces pieces = pieces_of(stage, rows);
+/// Of `rows` rows, in the pieces that a whole range of them has.
+void run_gradient(const Run& run, const StageGeometry& stage, int64_t range, int64_t rows, const float* in,
+                  const float* dout, float* parts, float* dw, bool accumulate) {
+  StagePieces pieces = pieces_of(stage, range);
+  pieces.count = ceil_div(rows * stage.per_row(), pieces.vectors);
   const bool direct = pieces.count == 1 && !accumulate;
   const auto start = [&](auto* kernel, int64_t tile) {
     const int64_t units = stage.matrices() * ceil_div(stage.m, tile) * ceil_div(stage.k, tile) * pieces.count;
@@ -200,7 +202,6 @@ struct GradientPlan {
   size_t kept() const { return kept_; }
 
  private:
-  /// The last range may have fewer rows, and never more pieces.
   int64_t part_floats(size_t stage) const {
     const StageGeometry& shape = chain.forward[stage];
     return pieces_of(shape, chain.range).count * shape.weight_size();
@@ -226,7 +227,7 @@ void run_chain_gradient(const Run& run, const GradientPlan& plan, size_t weights
   const float* gradient = run.input<float>(1 + weights) + first * chain.out;
   for (size_t i = chain.stages(); i-- > plan.last;) {
     if (plan.wanted[i])
-      run_gradient(run, chain.forward[i], rows, input(i), gradient, scratch + plan.parts,
+      run_gradient(run, chain.forward[i], chain.range, rows, input(i), gradient, scratch + plan.parts,
                    run.output<float>(1 + chain.weight_of[i]), first > 0);
     if (i == plan.last && !plan.wants_x) return;
     float* const to = i == 0 ? run.output<float>(0) + first * chain.in : scratch + plan.gradients[i % 2];

@@ -77,12 +77,44 @@ function shuffled(count: number, random: Random): number[] {
   return order
 }
 
+/** Small numbers, and `large` where row and column are `apart` of each other, in each matrix of the first input; now and
+ * then zeros, which are refused. */
+const dominated =
+  (apart: number, large: number): Special =>
+  ({ inputs }, input, random) => {
+    if (input !== 0) return undefined
+    const { shape } = inputs[0]!
+    const n = shape.at(-1)!
+    if (random.below(8) === 0) return new Array<number>(elementCount(shape)).fill(0)
+    return Array.from({ length: elementCount(shape) }, (_, i) => {
+      const [row, column] = [Math.floor(i / n) % n, i % n]
+      return (random.below(2001) / 1000 - 1) / n + ((row + apart) % n === column ? large : 0)
+    })
+  }
+
+/** Settings and a history that each do something, for some rows; others decode greedily. */
+const sampling: Special = ({ inputs }, input, random) => {
+  const [rows, width] = inputs[0]!.shape
+  const between = (low: number, high: number) => low + ((high - low) * random.below(1001)) / 1000
+  if (input === 2)
+    return Array.from({ length: rows! }, () => [
+      ...[random.pick([0, between(0.2, 2)]), random.pick([0, 1 + random.below(9)]), random.pick([1, between(0, 1)])],
+      ...[random.pick([0, between(0, 0.5)]), random.pick([1, 1.4]), random.pick([0, 0.3]), random.pick([0, 0.2])],
+    ]).flat()
+  if (input !== 5) return undefined
+  return Array.from({ length: elementCount(inputs[5]!.shape) }, () => random.below(width! + 2) - 1)
+}
+
 /** Contents of inputs whose kernels want more than the right range. */
 const special: Readonly<Record<string, Special>> = {
   spmm: supportAt(2),
   sddmm: supportAt(2),
   sparse_add: supportAt(2),
   sparse_gather: supportAt(1),
+  sample_token: sampling,
+  cholesky: dominated(0, 2),
+  solve: dominated(1, 2),
+  solve_triangular: dominated(0, 2),
 }
 
 function specialContents(op: string, call: Call, input: number, random: Random): Uint8Array | undefined {
