@@ -56,6 +56,7 @@ export type {
   SitePart,
   SitePlan,
   SiteTensors,
+  StoredFactors,
   TargetModules,
   WriteOptions,
   Written,
