@@ -228,8 +228,8 @@ void Device::wait() {
   Fault& fault = faults_[run_index];
   if (fault.raised == 0) return;
   fault.raised = 0;
-  throw Error(ErrorCode::kArgument, fault.operation,
-              "an index in [" + std::to_string(fault.begin) + ", " + std::to_string(fault.end) + ")",
+  const std::string range = "an index in [" + std::to_string(fault.begin) + ", " + std::to_string(fault.end) + ")";
+  throw Error(ErrorCode::kArgument, fault.operation, fault.expected == nullptr ? range : fault.expected,
               std::to_string(fault.got));
 }
 

@@ -35,7 +35,7 @@ void launch(const Run& run, void (*kernel)(Parameters...), const Grid& grid, Arg
   check(cudaGetLastError(), run.report.operation);
 }
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// Blocks of a grid in x that take `units` in turn: the kernel walks on by gridDim.x until all are done.
 inline unsigned blocks_for(int64_t units, int64_t limit = 1 << 16) {
@@ -57,6 +57,7 @@ __device__ inline bool within(const Report& report, long long value, long long b
     report.fault->end = end;
     report.fault->got = value;
     report.fault->operation = report.operation;
+    report.fault->expected = report.expected;
     __threadfence_system();
   }
   return false;
