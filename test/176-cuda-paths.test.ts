@@ -171,6 +171,61 @@ const paths: readonly Path[] = [
   { op: 'scatter_add_rows', what: 'many sources for one row', inputs: [i32(900), f32(900, 5)], outputs: [f32(4, 5)] },
   { op: 'argmax', what: 'long rows', inputs: [f32(4, 3000)], outputs: [i32(4)], tolerance: 0 },
   {
+    op: 'attention',
+    what: 'several tiles of rows and keys, and slices of wide heads',
+    inputs: [f32(1, 70, 4, 150), f32(1, 70, 2, 150), f32(1, 70, 2, 150), i32(1, 70)],
+    outputs: [f32(1, 70, 4, 150), f32(1, 4, 70)],
+    attributes: [
+      ['causal', 1],
+      ['scale', 0.1],
+      ['window', 40],
+    ],
+  },
+  {
+    op: 'attention_vjp',
+    what: 'several tiles of rows and keys, and slices of wide heads',
+    inputs: [
+      ...[f32(1, 70, 4, 150), f32(1, 70, 2, 150), f32(1, 70, 2, 150), i32(1, 70)],
+      ...[f32(1, 70, 4, 150), f32(1, 4, 70), f32(1, 70, 4, 150)],
+    ],
+    outputs: [f32(1, 70, 4, 150), f32(1, 70, 2, 150), f32(1, 70, 2, 150)],
+    attributes: [
+      ['causal', 1],
+      ['scale', 0.1],
+      ['softcap', 2],
+    ],
+    // The lse of this call is not that of its scores.
+    tolerance: 1e-4,
+  },
+  {
+    op: 'attention_cached',
+    what: 'parts of the keys, by rows that see next to none of them',
+    inputs: [f32(2, 3, 2, 8), of('bf16', 2, 1100, 1, 8), of('bf16', 2, 1100, 1, 8), i32(2)],
+    outputs: [f32(2, 3, 2, 8)],
+    attributes: [['scale', 0.3]],
+  },
+  {
+    op: 'attention_cached',
+    what: 'parts of the keys, by rows that see nearly all of them',
+    inputs: [f32(2, 598, 1, 4), f32(2, 602, 1, 4), f32(2, 602, 1, 4), i32(2)],
+    outputs: [f32(2, 598, 1, 4)],
+    attributes: [['scale', 0.3]],
+  },
+  {
+    op: 'linear_cross_entropy',
+    what: 'rows in several tiles',
+    inputs: [f32(70, 2), f32(270_000, 2), i32(70)],
+    outputs: [f32(70), f32(70), f32(70, 2)],
+  },
+  {
+    op: 'linear_cross_entropy_vjp',
+    what: 'rows in several tiles',
+    inputs: [f32(66, 2), f32(270_000, 2), i32(66), f32(66), f32(66)],
+    outputs: [f32(66, 2), f32(270_000, 2)],
+    // Sums of 270,000 terms.
+    tolerance: 1e-4,
+  },
+  {
     op: 'elementwise',
     what: 'more values than wide columns have room for',
     inputs: Array.from({ length: 40 }, () => f32(130)),

@@ -238,8 +238,8 @@ void Device::wait() {
   if (const Complaint* const complaint = fault.complaint)
     throw Error(ErrorCode::kArgument, fault.operation, complaint->expected,
                 complaint->before + (complaint->after == nullptr ? "" : got + complaint->after));
-  throw Error(ErrorCode::kArgument, fault.operation,
-              "an index in [" + std::to_string(fault.begin) + ", " + std::to_string(fault.end) + ")", got);
+  const std::string range = "an index in [" + std::to_string(fault.begin) + ", " + std::to_string(fault.end) + ")";
+  throw Error(ErrorCode::kArgument, fault.operation, fault.expected == nullptr ? range : fault.expected, got);
 }
 
 }  // namespace heddle::cuda

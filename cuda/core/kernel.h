@@ -32,14 +32,20 @@ struct Fault {
   const Complaint* complaint;
   long long begin, end;
   long long got;
-  /// An address of the host.
+  /// Addresses of the host.
   const char* operation;
+  /// In words what was expected; null for an index in that range.
+  const char* expected;
 };
 
 /// Passed to kernels that check contents; see within() and holds() in launch.cuh.
 struct Report {
   Fault* fault;
   const char* operation;
+  const char* expected = nullptr;
+
+  /// The same, with other words than "an index in [begin, end)". They must live as long as the kernel that says them.
+  Report in_words(const char* text) const { return {fault, operation, text}; }
 };
 
 /// What a started kernel gets.

@@ -58,6 +58,7 @@ __device__ inline bool within(const Report& report, long long value, long long b
     report.fault->end = end;
     report.fault->got = value;
     report.fault->operation = report.operation;
+    report.fault->expected = report.expected;
     __threadfence_system();
   }
   return false;
