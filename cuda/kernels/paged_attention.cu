@@ -1,6 +1,6 @@
 // Attention of a step that holds tokens of many sequences, whose keys and values lie in pages of one pool (Kwon et al.
 // 2023, "PagedAttention"), and the writing of those pages. A step is checked before anything reads or writes by it.
-#include <limits>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -61,7 +61,7 @@ __device__ Wrong look_at(const Step& step, int64_t b) {
 /// valid = whether the packed sequences lie one behind the other and every page that a token sees is one of the pool;
 /// otherwise the first sequence that is wrong is reported. One block, a warp for each sequence in turn.
 __global__ void check_step(Step step, int32_t* valid, StepReports reports) {
-  constexpr int kNone = std::numeric_limits<int>::min();
+  constexpr int kNone = INT32_MIN;
   __shared__ Shared<int, kWarpSize> partial;
   // Its number with the sign turned.
   int first = kNone;
