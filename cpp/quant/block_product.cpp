@@ -1,8 +1,8 @@
 // The product of a BlockMatrix with rows of 16-bit codes.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/block_product.cpp"
-#include "hwy/foreach_target.h"
 #include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
 #ifndef HEDDLE_QUANT_BLOCK_PRODUCT_ONCE
