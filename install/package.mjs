@@ -70,8 +70,8 @@ function packMain(target) {
     const packed = join(folder, 'package')
     const { version } = manifest()
     const optional = Object.fromEntries(platforms.map((platform) => [`heddle-${platform}`, version]))
-    const { devDependencies: _, ...published } = manifest()
-    writeManifest(packed, { ...published, optionalDependencies: optional })
+    const { devDependencies: _, optionalDependencies, ...published } = manifest()
+    writeManifest(packed, { ...published, optionalDependencies: { ...optionalDependencies, ...optional } })
     return pack(packed, target)
   })
 }
