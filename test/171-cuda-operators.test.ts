@@ -6,7 +6,7 @@ import { difference, numbersOf, prepare, randomOf, results } from './support/bot
 import { kernels } from './support/kernel_calls.js'
 
 /** To be written (issue 8); compiling a program with one of them for `cuda` is refused. */
-const missing: readonly string[] = ['linear_assignment']
+const missing: readonly string[] = []
 
 test('every operator has a CUDA kernel, or is known to have none', (t) => {
   const without = addon.cpuInfo().operators.filter((op) => !addon.cudaInfo().operators.includes(op))

@@ -5,6 +5,7 @@ namespace heddle::cuda {
 const KernelTable& kernels() {
   static const KernelTable kTable = [] {
     KernelTable table;
+    register_assignment(table);
     register_attention(table);
     register_attention_backward(table);
     register_chains(table);

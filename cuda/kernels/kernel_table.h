@@ -5,6 +5,7 @@
 
 namespace heddle::cuda {
 
+void register_assignment(KernelTable& table);
 void register_attention(KernelTable& table);
 void register_attention_backward(KernelTable& table);
 void register_chains(KernelTable& table);
