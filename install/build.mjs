@@ -17,12 +17,13 @@ const upToDate = 'up to date'
 const pageFolder = 'lib/serve/page/client'
 
 /** Everything, in order. Reports on stderr, so that the output of what runs afterwards stays alone on stdout. */
-export async function prepare({ hasDatabase = true } = {}) {
+export async function prepare({ database = true, emulation = false } = {}) {
   checkNode()
   if (!addonCurrent()) await stage('System packages', installSystemPackages)
   await stage('npm packages', installNpmPackages)
-  if (hasDatabase) await stage('SQLite', buildDatabase)
+  if (database) await stage('SQLite', buildDatabase)
   await stage('Native core', buildAddon)
+  if (emulation) await stage('CUDA emulation', buildEmulation)
   await stage('TypeScript', buildTypeScript)
 }
 
@@ -104,9 +105,6 @@ function npmPackagesCurrent() {
 
 export async function buildAddon() {
   if (addonCurrent()) return upToDate
-  const require = createRequire(import.meta.url)
-  const cmake = (...args) =>
-    runLogged('native-core', process.execPath, [require.resolve('cmake-js/bin/cmake-js'), ...args])
   const prefixes = brewPrefixes()
   const configure = [
     'configure',
@@ -124,10 +122,29 @@ export async function buildAddon() {
     rmSync(join(root, 'build'), { recursive: true, force: true })
     await cmake(...configure)
   }
-  await cmake('build', '--directory', root, '--out', join(root, 'build'), '--parallel', String(buildJobs()))
+  await cmakeBuild()
   if (!existsSync(addonFile)) throw new Refusal(`The build ended without ${relative(root, addonFile)}.`)
   writeFileSync(addonStamp, addonKey())
   return 'built'
+}
+
+/** The CUDA kernels compiled for the processor, which only tests run. */
+async function buildEmulation() {
+  const file = join(root, 'build', 'Release', 'heddle_cuda_host.node')
+  const stamp = join(root, 'build', '.cuda-emulation-stamp')
+  const key = hashOf([...filesBelow('cuda'), 'test/native/cuda_emulation.cu'], [addonKey()])
+  if (existsSync(file) && read(stamp) === key) return upToDate
+  await cmakeBuild('--target', 'cuda_emulation')
+  writeFileSync(stamp, key)
+  return 'built'
+}
+
+const cmakeBuild = (...args) =>
+  cmake('build', '--directory', root, '--out', join(root, 'build'), '--parallel', String(buildJobs()), ...args)
+
+function cmake(...args) {
+  const { resolve } = createRequire(import.meta.url)
+  return runLogged('native-core', process.execPath, [resolve('cmake-js/bin/cmake-js'), ...args])
 }
 
 function addonCurrent() {
@@ -138,7 +155,7 @@ function addonCurrent() {
 function addonKey() {
   const versions = ['node-addon-api', 'node-api-headers', 'cmake-js'].map(installedVersion)
   return hashOf(
-    ['CMakeLists.txt', ...filesBelow('cpp'), ...filesBelow('cuda')],
+    ['CMakeLists.txt', ...filesBelow('cpp')],
     [process.platform, process.arch, process.env.CXX, ...versions],
   )
 }

@@ -4,7 +4,7 @@ import { exitOnFailure, prepare, Refusal, root, runNode } from './build.mjs'
 
 await exitOnFailure(async () => {
   refuseSwallowedFlags()
-  await prepare({ hasDatabase: false })
+  await prepare({ database: false })
   await runNode([join(root, 'dist/lib/cli/heddle.js'), 'quickstart', ...process.argv.slice(2)])
 })
 
