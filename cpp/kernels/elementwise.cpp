@@ -15,49 +15,11 @@
 #include <limits>
 
 #include "kernels/kernel_table.h"
+#include "kernels/micro_ops.h"
 #include "kernels/strided.h"
 
 namespace heddle {
 namespace {
-
-enum class MicroOp : uint8_t {
-  kConstant,
-  kAdd,
-  kSub,
-  kMul,
-  kDiv,
-  kMaximum,
-  kMinimum,
-  kPow,
-  kNeg,
-  kAbs,
-  kSign,
-  kExp,
-  kLog,
-  kSqrt,
-  kRsqrt,
-  kReciprocal,
-  kSquare,
-  kSin,
-  kCos,
-  kTanh,
-  kSigmoid,
-  kSilu,
-  kRelu,
-  kErf,
-  kSoftplus,
-  kFloor,
-  kGreater,
-  kGreaterEqual,
-  kLess,
-  kEqual,
-  kNotEqual,
-  kSelect,
-  // Not in the wire format: moving values between operands and blocks.
-  kCopy,
-  kLoad,
-  kStore,
-};
 
 /// Values that do not vary along a block are kept as this many equal elements: at least one vector on any target used.
 constexpr size_t kSplat = 16;
@@ -562,65 +524,13 @@ namespace {
 
 HWY_EXPORT(run_tile);
 
-struct MicroOpInfo {
-  MicroOp op;
-  size_t arity;
-};
-
-const std::map<std::string, MicroOpInfo, std::less<>>& micro_ops() {
-  static const std::map<std::string, MicroOpInfo, std::less<>> kTable = {
-      {"constant", {MicroOp::kConstant, 0}},
-      {"add", {MicroOp::kAdd, 2}},
-      {"sub", {MicroOp::kSub, 2}},
-      {"mul", {MicroOp::kMul, 2}},
-      {"div", {MicroOp::kDiv, 2}},
-      {"maximum", {MicroOp::kMaximum, 2}},
-      {"minimum", {MicroOp::kMinimum, 2}},
-      {"pow", {MicroOp::kPow, 2}},
-      {"neg", {MicroOp::kNeg, 1}},
-      {"abs", {MicroOp::kAbs, 1}},
-      {"sign", {MicroOp::kSign, 1}},
-      {"exp", {MicroOp::kExp, 1}},
-      {"log", {MicroOp::kLog, 1}},
-      {"sqrt", {MicroOp::kSqrt, 1}},
-      {"rsqrt", {MicroOp::kRsqrt, 1}},
-      {"reciprocal", {MicroOp::kReciprocal, 1}},
-      {"square", {MicroOp::kSquare, 1}},
-      {"sin", {MicroOp::kSin, 1}},
-      {"cos", {MicroOp::kCos, 1}},
-      {"tanh", {MicroOp::kTanh, 1}},
-      {"sigmoid", {MicroOp::kSigmoid, 1}},
-      {"silu", {MicroOp::kSilu, 1}},
-      {"relu", {MicroOp::kRelu, 1}},
-      {"erf", {MicroOp::kErf, 1}},
-      {"softplus", {MicroOp::kSoftplus, 1}},
-      {"floor", {MicroOp::kFloor, 1}},
-      {"greater", {MicroOp::kGreater, 2}},
-      {"greater_equal", {MicroOp::kGreaterEqual, 2}},
-      {"less", {MicroOp::kLess, 2}},
-      {"equal", {MicroOp::kEqual, 2}},
-      {"not_equal", {MicroOp::kNotEqual, 2}},
-      {"select", {MicroOp::kSelect, 3}},
-  };
-  return kTable;
-}
-
 /// How often a value changes.
 enum class Level : uint8_t { kTile, kRow, kBlock };
 
-constexpr size_t kMaxOps = 1024;
 constexpr size_t kMaxOperands = 1024;
 constexpr int64_t kNever = -1;
 /// Rows shorter than this are gathered into blocks instead of being blocks themselves.
 constexpr size_t kMinRow = 128;
-
-/// One operation as the request states it: sources are value ids.
-struct ParsedOp {
-  MicroOp op = MicroOp::kConstant;
-  size_t arity = 0;
-  std::array<size_t, 3> source{};
-  double constant = 0;
-};
 
 class Compiler {
  public:
@@ -628,7 +538,7 @@ class Compiler {
 
   CompiledKernel compile() {
     check_operands();
-    parse();
+    read_operations();
     mark_needed();
     plan_loops();
     assign_levels();
@@ -671,35 +581,10 @@ class Compiler {
     }
   }
 
-  void parse() {
-    const auto& names = request_.attributes.texts("ops");
-    const auto& operands = request_.attributes.integers("operands");
-    const auto& constants = request_.attributes.numbers("constants");
-    request_.check(names.size() <= kMaxOps, "at most 1024 operations", std::to_string(names.size()));
-    size_t next_operand = 0;
-    size_t next_constant = 0;
-    for (const std::string& name : names) {
-      const auto found = micro_ops().find(name);
-      request_.check(found != micro_ops().end(), "a known elementwise operation", name);
-      ParsedOp op{.op = found->second.op, .arity = found->second.arity, .source = {}, .constant = 0};
-      request_.check(operands.size() - next_operand >= op.arity, "an operand for every operation", "too few operands");
-      for (size_t i = 0; i < op.arity; ++i) op.source[i] = value_id(operands[next_operand++], inputs_ + ops_.size());
-      if (op.op == MicroOp::kConstant) {
-        request_.check(next_constant < constants.size(), "a number for every constant", "too few constants");
-        op.constant = constants[next_constant++];
-      }
-      ops_.push_back(op);
-    }
-    request_.check(next_operand == operands.size(), "no operand left over", std::to_string(operands.size()));
-    request_.check(next_constant == constants.size(), "no constant left over", std::to_string(constants.size()));
-    const auto& results = request_.attributes.integers("results");
-    request_.check(results.size() == request_.outputs.size(), "one result per output", std::to_string(results.size()));
-    for (const int64_t result : results) results_.push_back(value_id(result, inputs_ + ops_.size()));
-  }
-
-  size_t value_id(int64_t id, size_t limit) const {
-    request_.check(id >= 0 && static_cast<uint64_t>(id) < limit, "the id of an earlier value", std::to_string(id));
-    return static_cast<size_t>(id);
+  void read_operations() {
+    ScalarProgram read = parse_scalar_program(request_);
+    ops_ = std::move(read.ops);
+    results_ = std::move(read.results);
   }
 
   void mark_needed() {
@@ -788,7 +673,7 @@ class Compiler {
     loaded_.assign(inputs_, false);
     for (size_t k = 0; k < ops_.size(); ++k) {
       if (!needed_[inputs_ + k]) continue;
-      const ParsedOp& op = ops_[k];
+      const ScalarOperation& op = ops_[k];
       Step step{.op = op.op};
       step.constant = op.constant;
       step.destination = static_cast<uint32_t>(inputs_ + k);
@@ -988,7 +873,7 @@ class Compiler {
   size_t inputs_;
   Shape shape_;
   std::shared_ptr<ElementwiseProgram> program_ = std::make_shared<ElementwiseProgram>();
-  std::vector<ParsedOp> ops_;
+  std::vector<ScalarOperation> ops_;
   std::vector<size_t> results_;
   std::vector<bool> needed_;
   std::vector<Level> levels_;

@@ -24,10 +24,7 @@ struct ColumnChunks {
   }
 
   size_t scratch_bytes() const { return static_cast<size_t>(chunks * columns) * sizeof(float); }
-  Grid grid() const {
-    constexpr unsigned kThreads = 256;
-    return {blocks_for(ceil_div(chunks * columns, kThreads)), kThreads};
-  }
+  Grid grid() const { return grid_of(chunks * columns); }
 };
 
 /// parts[chunk, column] = Σ over the chunk's rows of term(row, column). Terms are small structs of pointers.
@@ -55,11 +52,9 @@ static __global__ void join_column_chunks(const float* parts, float* y, int64_t 
 /// y [columns] = Σ over rows of term(row, column), by way of scratch_bytes() of scratch.
 template <class Term>
 void sum_columns(const Run& run, const ColumnChunks& chunks, const Term& term, float* y) {
-  constexpr unsigned kThreads = 256;
   auto* const parts = run.scratch_at<float>(0);
   launch(run, sum_chunks<Term>, chunks.grid(), chunks, term, parts);
-  launch(run, join_column_chunks, {blocks_for(ceil_div(chunks.columns, kThreads)), kThreads}, parts, y, chunks.columns,
-         chunks.chunks);
+  launch(run, join_column_chunks, grid_of(chunks.columns), parts, y, chunks.columns, chunks.chunks);
 }
 
 }  // namespace heddle::cuda

@@ -234,12 +234,11 @@ void Device::wait() {
   Fault& fault = faults_[run_index];
   if (fault.raised == 0) return;
   fault.raised = 0;
-  const std::string got = std::to_string(fault.got);
-  if (const Complaint* const complaint = fault.complaint)
-    throw Error(ErrorCode::kArgument, fault.operation, complaint->expected,
-                complaint->before + (complaint->after == nullptr ? "" : got + complaint->after));
+  const auto& [expected, before, after] = fault.complaint;
+  const std::string number = std::to_string(fault.got);
   const std::string range = "an index in [" + std::to_string(fault.begin) + ", " + std::to_string(fault.end) + ")";
-  throw Error(ErrorCode::kArgument, fault.operation, fault.expected == nullptr ? range : fault.expected, got);
+  throw Error(ErrorCode::kArgument, fault.operation, expected == nullptr ? range : expected,
+              before == nullptr ? number : before + (after == nullptr ? "" : number + after));
 }
 
 }  // namespace heddle::cuda

@@ -18,34 +18,45 @@
 
 namespace heddle::cuda {
 
-/// What contents should have been, and what they are: "<before><a number><after>", or `before` alone without `after`.
+/// What contents should have been, and what they are: a number, or "<before><a number><after>", or `before` alone. The
+/// texts are the host's, and live as long as the kernel that says them.
 struct Complaint {
-  const char* expected;
-  const char* before;
+  const char* expected = nullptr;
+  const char* before = nullptr;
   const char* after = nullptr;
 };
 
 /// What a kernel found wrong with the contents of an operand, in memory that both sides see.
 struct Fault {
   unsigned raised;
-  /// An address of the host; null: an index in [begin, end) was expected.
-  const Complaint* complaint;
+  /// Without words an index in [begin, end) was expected.
+  Complaint complaint;
   long long begin, end;
   long long got;
-  /// Addresses of the host.
+  /// An address of the host.
   const char* operation;
-  /// In words what was expected; null for an index in that range.
-  const char* expected;
 };
 
 /// Passed to kernels that check contents; see within() and holds() in launch.cuh.
 struct Report {
   Fault* fault;
   const char* operation;
-  const char* expected = nullptr;
+  Complaint complaint = {};
 
-  /// The same, with other words than "an index in [begin, end)". They must live as long as the kernel that says them.
-  Report in_words(const char* text) const { return {fault, operation, text}; }
+  /// The same, with other words than "an index in [begin, end)".
+  Report in_words(const char* text) const { return {fault, operation, {.expected = text}}; }
+};
+
+/// Where things lie in a kernel's scratch memory, one behind the other, each 256-byte aligned.
+struct ScratchLayout {
+  size_t bytes = 0;
+
+  /// Room for elements of a size. @returns where it begins
+  size_t take(int64_t count, size_t element) {
+    const size_t at = bytes;
+    bytes += (static_cast<size_t>(count) * element + 255) / 256 * 256;
+    return at;
+  }
 };
 
 /// What a started kernel gets.

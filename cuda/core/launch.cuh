@@ -42,6 +42,9 @@ inline unsigned blocks_for(int64_t units, int64_t limit = 1 << 16) {
   return static_cast<unsigned>(units < 1 ? 1 : units < limit ? units : limit);
 }
 
+/// A thread for each unit, where there are not too many.
+inline Grid grid_of(int64_t units, unsigned threads = 256) { return {blocks_for(ceil_div(units, threads)), threads}; }
+
 /// The first unit of this thread, and the step to its next one, where a grid's threads take units in turn.
 __device__ inline int64_t first_unit() {
   return static_cast<int64_t>(blockIdx.x) * static_cast<int64_t>(blockDim.x) + threadIdx.x;
@@ -53,20 +56,18 @@ __device__ inline int64_t unit_step() { return static_cast<int64_t>(gridDim.x) *
 __device__ inline bool within(const Report& report, long long value, long long begin, long long end) {
   if (value >= begin && value < end) return true;
   if (atomicCAS(&report.fault->raised, 0U, 1U) == 0U) {
-    report.fault->complaint = nullptr;
+    report.fault->complaint = report.complaint;
     report.fault->begin = begin;
     report.fault->end = end;
     report.fault->got = value;
     report.fault->operation = report.operation;
-    report.fault->expected = report.expected;
     __threadfence_system();
   }
   return false;
 }
 
-/// Like within(), for contents of other kinds. The complaint is static on the host, which hands its address to the
-/// kernel.
-__device__ inline bool holds(const Report& report, bool condition, const Complaint* complaint, long long got = 0) {
+/// Like within(), for contents of other kinds.
+__device__ inline bool holds(const Report& report, bool condition, Complaint complaint, long long got = 0) {
   if (condition) return true;
   if (atomicCAS(&report.fault->raised, 0U, 1U) == 0U) {
     report.fault->complaint = complaint;

@@ -209,7 +209,7 @@ void start(const Run& run, const AttentionProblem& p) {
   const int64_t blocks = p.page == 0 ? p.batch * row_blocks : p.batch + p.queries * p.group / kRows;
   const int64_t units = blocks * p.kv_heads * p.parts * ceil_div(p.dim, kSide * kC);
   launch(run, attend<Element, kR, kC>, {blocks_for(units), kSquare}, p, units, row_blocks);
-  if (p.parts > 1) launch(run, join_parts, {blocks_for(ceil_div(p.all_rows() * p.dim, kThreads)), kThreads}, p);
+  if (p.parts > 1) launch(run, join_parts, grid_of(p.all_rows() * p.dim), p);
 }
 
 template <class Element>

@@ -224,9 +224,7 @@ Kernel compile_weight_vjp(const KernelRequest& request) {
   kernel.run = [problem, sizes, size](const Run& run) {
     float* const parts = sizes.pieces > 1 ? run.scratch_at<float>(0) : run.output<float>(0);
     start(run, sizes, Weight{{problem}, run.input<float>(0), run.input<float>(1), parts});
-    if (sizes.pieces > 1)
-      launch(run, join_parts, {blocks_for(ceil_div(size, kThreads)), kThreads}, parts, run.output<float>(0), size,
-             sizes.pieces);
+    if (sizes.pieces > 1) launch(run, join_parts, grid_of(size), parts, run.output<float>(0), size, sizes.pieces);
   };
   return kernel;
 }

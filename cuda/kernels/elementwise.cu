@@ -2,8 +2,6 @@
 // time, so that reading an operation costs little beside carrying it out; values in between lie in shared memory, where
 // each thread has a column of its own. Inputs are all read before the first output is written, so outputs may replace
 // inputs of the same shape.
-#include <array>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,47 +13,10 @@
 #include "cuda/core/numbers.cuh"
 #include "cuda/core/shared.cuh"
 #include "cuda/kernels/kernel_table.h"
+#include "kernels/micro_ops.h"
 
 namespace heddle::cuda {
 namespace {
-
-enum class MicroOp : uint8_t {
-  kConstant,
-  kAdd,
-  kSub,
-  kMul,
-  kDiv,
-  kMaximum,
-  kMinimum,
-  kPow,
-  kNeg,
-  kAbs,
-  kSign,
-  kExp,
-  kLog,
-  kSqrt,
-  kRsqrt,
-  kReciprocal,
-  kSquare,
-  kSin,
-  kCos,
-  kTanh,
-  kSigmoid,
-  kSilu,
-  kRelu,
-  kErf,
-  kSoftplus,
-  kFloor,
-  kGreater,
-  kGreaterEqual,
-  kLess,
-  kEqual,
-  kNotEqual,
-  kSelect,
-  // Not in the wire format.
-  kLoad,
-  kStore,
-};
 
 enum class Mode : uint8_t { kDirect, kScalar, kStrided };
 
@@ -164,6 +125,7 @@ __device__ void apply(const Step& step, Operands<T, kWidth>& operands) {
     case MicroOp::kEqual: operands.map([](T a, T b, T) { return static_cast<T>(a == b); }); break;
     case MicroOp::kNotEqual: operands.map([](T a, T b, T) { return static_cast<T>(a != b); }); break;
     case MicroOp::kSelect: operands.map([](T a, T b, T c) { return a == T{0} ? c : b; }); break;
+    case MicroOp::kCopy:
     case MicroOp::kLoad:
     case MicroOp::kStore: break;
   }
@@ -253,57 +215,6 @@ __global__ void run_steps(Parameters parameters, Pointers<kOperands> pointers) {
   }
 }
 
-struct MicroOpInfo {
-  MicroOp op;
-  size_t arity;
-};
-
-const std::map<std::string, MicroOpInfo, std::less<>>& micro_ops() {
-  static const std::map<std::string, MicroOpInfo, std::less<>> kTable = {
-      {"constant", {MicroOp::kConstant, 0}},
-      {"add", {MicroOp::kAdd, 2}},
-      {"sub", {MicroOp::kSub, 2}},
-      {"mul", {MicroOp::kMul, 2}},
-      {"div", {MicroOp::kDiv, 2}},
-      {"maximum", {MicroOp::kMaximum, 2}},
-      {"minimum", {MicroOp::kMinimum, 2}},
-      {"pow", {MicroOp::kPow, 2}},
-      {"neg", {MicroOp::kNeg, 1}},
-      {"abs", {MicroOp::kAbs, 1}},
-      {"sign", {MicroOp::kSign, 1}},
-      {"exp", {MicroOp::kExp, 1}},
-      {"log", {MicroOp::kLog, 1}},
-      {"sqrt", {MicroOp::kSqrt, 1}},
-      {"rsqrt", {MicroOp::kRsqrt, 1}},
-      {"reciprocal", {MicroOp::kReciprocal, 1}},
-      {"square", {MicroOp::kSquare, 1}},
-      {"sin", {MicroOp::kSin, 1}},
-      {"cos", {MicroOp::kCos, 1}},
-      {"tanh", {MicroOp::kTanh, 1}},
-      {"sigmoid", {MicroOp::kSigmoid, 1}},
-      {"silu", {MicroOp::kSilu, 1}},
-      {"relu", {MicroOp::kRelu, 1}},
-      {"erf", {MicroOp::kErf, 1}},
-      {"softplus", {MicroOp::kSoftplus, 1}},
-      {"floor", {MicroOp::kFloor, 1}},
-      {"greater", {MicroOp::kGreater, 2}},
-      {"greater_equal", {MicroOp::kGreaterEqual, 2}},
-      {"less", {MicroOp::kLess, 2}},
-      {"equal", {MicroOp::kEqual, 2}},
-      {"not_equal", {MicroOp::kNotEqual, 2}},
-      {"select", {MicroOp::kSelect, 3}},
-  };
-  return kTable;
-}
-
-/// One operation as the request states it: sources are value ids, inputs first.
-struct ParsedOp {
-  MicroOp op;
-  size_t arity;
-  std::array<size_t, 3> source{};
-  double constant = 0;
-};
-
 /// Orders loads, operations and stores, and gives each value a column for as long as it is needed.
 class Compiler {
  public:
@@ -315,7 +226,7 @@ class Compiler {
 
   Kernel compile() {
     if (shape_.count() == 0) return nothing();
-    parse();
+    read_operations();
     plan_inputs();
     mark_last_uses();
     schedule();
@@ -325,19 +236,10 @@ class Compiler {
  private:
   static constexpr size_t kUnused = SIZE_MAX;
 
-  void parse() {
-    const auto& operands = request_.attributes.integers("operands");
-    const auto& constants = request_.attributes.numbers("constants");
-    size_t next_operand = 0, next_constant = 0;
-    for (const std::string& name : request_.attributes.texts("ops")) {
-      const MicroOpInfo& info = micro_ops().find(name)->second;
-      ParsedOp op{info.op, info.arity};
-      for (size_t i = 0; i < op.arity; ++i) op.source[i] = static_cast<size_t>(operands[next_operand++]);
-      if (op.op == MicroOp::kConstant) op.constant = constants[next_constant++];
-      ops_.push_back(op);
-    }
-    for (const int64_t result : request_.attributes.integers("results"))
-      results_.push_back(static_cast<size_t>(result));
+  void read_operations() {
+    ScalarProgram read = parse_scalar_program(request_);
+    ops_ = std::move(read.ops);
+    results_ = std::move(read.results);
   }
 
   void plan_inputs() {
@@ -390,7 +292,7 @@ class Compiler {
     column_.assign(inputs_ + ops_.size(), std::nullopt);
     for (size_t k = 0; k < ops_.size(); ++k) {
       if (last_use_[inputs_ + k] == kUnused) continue;
-      const ParsedOp& op = ops_[k];
+      const ScalarOperation& op = ops_[k];
       Step step{op.op, DType::kF32, Mode::kDirect, static_cast<uint8_t>(op.arity), 0, {}, op.constant};
       for (size_t i = 0; i < op.arity; ++i)
         if (op.source[i] < inputs_) load(op.source[i]);
@@ -465,7 +367,7 @@ class Compiler {
   size_t inputs_;
   Shape shape_;
   bool is_double_ = false;
-  std::vector<ParsedOp> ops_;
+  std::vector<ScalarOperation> ops_;
   std::vector<size_t> results_;
   std::vector<Mode> modes_;
   std::vector<Walk> walks_;

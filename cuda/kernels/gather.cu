@@ -1,14 +1,10 @@
 // Picking and adding along an axis, reversing one, and arithmetic sequences.
-#include "cuda/core/launch.cuh"
+#include "cuda/core/elements.cuh"
 #include "cuda/kernels/kernel_table.h"
 #include "kernels/rows.h"
 
 namespace heddle::cuda {
 namespace {
-
-constexpr unsigned kThreads = 256;
-
-Grid grid_of(int64_t units) { return {blocks_for(ceil_div(units, kThreads)), kThreads}; }
 
 /// x [outer, size, inner] around one axis.
 struct Axis {
@@ -18,17 +14,6 @@ struct Axis {
         size(static_cast<int64_t>(shape.size)),
         inner(static_cast<int64_t>(shape.inner)) {}
 };
-
-/// Calls function with a value of the unsigned type that has the element's size.
-template <class Function>
-Kernel with_element(DType dtype, const Function& function) {
-  switch (dtype_size(dtype)) {
-    case 1: return function(uint8_t{});
-    case 2: return function(uint16_t{});
-    case 4: return function(uint32_t{});
-    default: return function(uint64_t{});
-  }
-}
 
 /// y[o, j, i] = x[o, index[o, j, i], i]; x has `size` places along the axis.
 template <class T>

@@ -11,7 +11,6 @@
 namespace heddle::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
 /// Warps that share a token's rows of A.
 constexpr int64_t kTokenWarps = 16;
 
@@ -69,8 +68,8 @@ void down(const Run& run, const Factors& f, float* z) {
 
 template <class T>
 void up(const Run& run, const Factors& f, const float* z) {
-  launch(run, multiply_up<T>, {blocks_for(ceil_div(f.tokens * f.out, kThreads)), kThreads}, f, run.input<float>(kY), z,
-         run.input<T>(kB), run.input<float>(kScales), run.output<float>(0));
+  launch(run, multiply_up<T>, grid_of(f.tokens * f.out), f, run.input<float>(kY), z, run.input<T>(kB),
+         run.input<float>(kScales), run.output<float>(0));
 }
 
 Kernel compile_grouped_low_rank(const KernelRequest& request) {

@@ -4,9 +4,8 @@
 #include <vector>
 
 #include "cuda/core/device_buffer.h"
-#include "cuda/core/launch.cuh"
+#include "cuda/core/elements.cuh"
 #include "cuda/core/loops.h"
-#include "cuda/core/numbers.cuh"
 #include "cuda/core/shared.cuh"
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/library/sort.h"
@@ -16,23 +15,10 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-Grid grid_of(int64_t units) { return {blocks_for(ceil_div(units, kThreads)), kThreads}; }
-
 int64_t elements(const Operand& operand) { return static_cast<int64_t>(operand.shape.count()); }
 
 /// Elements of a row of x [rows, ...].
 int64_t row_elements(const Operand& x) { return static_cast<int64_t>(x.shape.count(1, x.shape.rank())); }
-
-/// Calls function with a value of the unsigned type that has the element's size.
-template <class Function>
-Kernel with_element(DType dtype, const Function& function) {
-  switch (dtype_size(dtype)) {
-    case 1: return function(uint8_t{});
-    case 2: return function(uint16_t{});
-    case 4: return function(uint32_t{});
-    default: return function(uint64_t{});
-  }
-}
 
 template <class T>
 __global__ void gather_row_elements(const T* table, const int32_t* index, T* y, int64_t rows, int64_t width,
@@ -82,20 +68,14 @@ __global__ void add_runs(const uint32_t* keys, const uint32_t* places, const T* 
 }
 
 struct ScatterScratch {
-  size_t keys = 0, places = 0, sorted_keys = 0, sorted_places = 0, sort = 0, sort_bytes = 0, total = 0;
+  size_t keys = 0, places = 0, sorted_keys = 0, sorted_places = 0, sort = 0, sort_bytes = 0;
+  ScratchLayout layout;
 
   explicit ScatterScratch(int64_t count) {
     for (size_t* const each : {&keys, &places, &sorted_keys, &sorted_places})
-      *each = take(static_cast<size_t>(count) * sizeof(uint32_t));
+      *each = layout.take(count, sizeof(uint32_t));
     sort_bytes = sort_pairs_scratch(count);
-    sort = take(sort_bytes);
-  }
-
- private:
-  size_t take(size_t bytes) {
-    const size_t at = total;
-    total += (bytes + 255) / 256 * 256;
-    return at;
+    sort = layout.take(static_cast<int64_t>(sort_bytes), 1);
   }
 };
 
@@ -103,7 +83,7 @@ template <class T>
 Kernel scatter_rows(int64_t rows, int64_t width, int64_t count) {
   const ScatterScratch scratch(count);
   Kernel kernel;
-  kernel.scratch_bytes = scratch.total;
+  kernel.scratch_bytes = scratch.layout.bytes;
   kernel.run = [=](const Run& run) {
     auto *keys = run.scratch_at<uint32_t>(scratch.keys), *places = run.scratch_at<uint32_t>(scratch.places);
     auto *sorted_keys = run.scratch_at<uint32_t>(scratch.sorted_keys),

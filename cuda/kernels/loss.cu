@@ -4,8 +4,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "cuda/core/launch.cuh"
-#include "cuda/core/numbers.cuh"
+#include "cuda/core/elements.cuh"
 #include "cuda/core/rows.cuh"
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/library/products.h"
@@ -20,14 +19,8 @@ constexpr int64_t kTileLogits = 1 << 24;
 constexpr int64_t kLeastRows = 64;
 constexpr const char* kTargets = "targets of -100, or of 0 up to the size of the vocabulary";
 
-Grid grid_of(int64_t units) { return {blocks_for(ceil_div(units, kThreads)), kThreads}; }
-
 __device__ inline void store(float value, float& to) { to = value; }
 __device__ inline void store(float value, Bf16& to) { to = to_bf16(value); }
-
-__global__ void to_half_floats(const float* from, Bf16* to, int64_t count) {
-  for (int64_t at = first_unit(); at < count; at += unit_step()) to[at] = to_bf16(from[at]);
-}
 
 /// Of a tile of rows: logits [rows, v] and targets, and what the rows' gradients are put into, which may be the logits.
 template <class T>
@@ -107,14 +100,9 @@ __global__ void differentiate(Tile<T> tile, const float* lse, const float* g, Re
 struct Plan {
   int64_t n = 0, d = 0, v = 0, tile = 0;
   bool half = false;
-  size_t scratch = 0;
+  ScratchLayout scratch;
   size_t x = 0, w = 0, logits = 0, terms = 0, shares = 0, workspace = 0;
 
-  size_t take(int64_t count, size_t size) {
-    const size_t at = scratch;
-    scratch += (static_cast<size_t>(count) * size + 255) / 256 * 256;
-    return at;
-  }
   int64_t tiles() const { return ceil_div(n, tile); }
   int64_t rows(int64_t index) const { return std::min(tile, n - index * tile); }
 };
@@ -126,11 +114,11 @@ Plan read_plan(const KernelRequest& request) {
   plan.v = request.inputs[1].shape[0];
   plan.tile = std::max<int64_t>(1, std::min(plan.n, std::max(kLeastRows, kTileLogits / plan.v)));
   plan.half = request.attributes.has("precision") && request.attributes.text("precision") != "f32";
-  plan.logits = plan.take(plan.tile * plan.v, sizeof(float));
-  plan.terms = plan.half ? plan.take(plan.tile * plan.v, sizeof(Bf16)) : plan.logits;
+  plan.logits = plan.scratch.take(plan.tile * plan.v, sizeof(float));
+  plan.terms = plan.half ? plan.scratch.take(plan.tile * plan.v, sizeof(Bf16)) : plan.logits;
   if (plan.half) {
-    plan.x = plan.take(plan.n * plan.d, sizeof(Bf16));
-    plan.w = plan.take(plan.v * plan.d, sizeof(Bf16));
+    plan.x = plan.scratch.take(plan.n * plan.d, sizeof(Bf16));
+    plan.w = plan.scratch.take(plan.v * plan.d, sizeof(Bf16));
   }
   return plan;
 }
@@ -171,7 +159,7 @@ struct LossProducts {
       dw = std::make_shared<const TileProducts>(plan, weights(0.0), bytes);
       more_dw = std::make_shared<const TileProducts>(plan, weights(1.0), bytes);
     }
-    plan.workspace = plan.take(static_cast<int64_t>(bytes), 1);
+    plan.workspace = plan.scratch.take(static_cast<int64_t>(bytes), 1);
   }
 };
 
@@ -187,8 +175,8 @@ Operands<T> prepare(const Run& run, const Plan& plan) {
     return {run.input<float>(0), run.input<float>(1)};
   } else {
     auto *const x = run.scratch_at<Bf16>(plan.x), *const w = run.scratch_at<Bf16>(plan.w);
-    launch(run, to_half_floats, grid_of(plan.n * plan.d), run.input<float>(0), x, plan.n * plan.d);
-    launch(run, to_half_floats, grid_of(plan.v * plan.d), run.input<float>(1), w, plan.v * plan.d);
+    launch(run, convert_elements<float, Bf16>, grid_of(plan.n * plan.d), run.input<float>(0), x, plan.n * plan.d);
+    launch(run, convert_elements<float, Bf16>, grid_of(plan.v * plan.d), run.input<float>(1), w, plan.v * plan.d);
     return {x, w};
   }
 }
@@ -219,10 +207,10 @@ Kernel compile_linear_cross_entropy(const KernelRequest& request) {
   Plan plan = read_plan(request);
   if (plan.n == 0) return nothing();
   const bool wants_dx = request.outputs[2].present;
-  if (wants_dx) plan.shares = plan.take(plan.tile, sizeof(RowShares));
+  if (wants_dx) plan.shares = plan.scratch.take(plan.tile, sizeof(RowShares));
   const LossProducts products(plan, wants_dx, false);
   Kernel kernel;
-  kernel.scratch_bytes = plan.scratch;
+  kernel.scratch_bytes = plan.scratch.bytes;
   kernel.run = [plan, products](const Run& run) {
     plan.half ? run_forward<Bf16>(run, plan, products) : run_forward<float>(run, plan, products);
   };
@@ -264,7 +252,7 @@ Kernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
   }
   const LossProducts products(plan, request.outputs[0].present, wants_dw);
   Kernel kernel;
-  kernel.scratch_bytes = plan.scratch;
+  kernel.scratch_bytes = plan.scratch.bytes;
   kernel.run = [plan, products](const Run& run) {
     plan.half ? run_backward<Bf16>(run, plan, products) : run_backward<float>(run, plan, products);
   };

@@ -5,25 +5,12 @@
 #include <memory>
 #include <string>
 
-#include "cuda/core/launch.cuh"
-#include "cuda/core/numbers.cuh"
+#include "cuda/core/elements.cuh"
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/library/products.h"
 
 namespace heddle::cuda {
 namespace {
-
-constexpr unsigned kThreads = 256;
-
-Grid grid_of(int64_t units) { return {blocks_for(ceil_div(units, kThreads)), kThreads}; }
-
-__device__ inline void convert(float from, Bf16& to) { to = to_bf16(from); }
-__device__ inline void convert(Bf16 from, float& to) { to = to_float(from); }
-
-template <class From, class To>
-__global__ void convert_elements(const From* from, To* to, int64_t count) {
-  for (int64_t at = first_unit(); at < count; at += unit_step()) convert(from[at], to[at]);
-}
 
 /// y [rows, width] = the bias in every row, or zeros.
 template <class T>
@@ -34,26 +21,13 @@ __global__ void fill_rows(const T* bias, T* y, int64_t rows, int64_t width) {
 
 enum class Addend : uint8_t { kNone, kFull, kBias };
 
-/// An operand as the product takes it.
-struct Source {
-  bool converts = false;
-  int64_t count = 0;
-  size_t offset = 0;
-};
-
 struct Plan {
   ProductShape shape;
   Addend addend = Addend::kNone;
-  Source a, b;
+  ProductOperand a, b;
   /// Rows of y over all items.
   int64_t rows = 0;
-  size_t scratch = 0;
-
-  size_t take(size_t bytes) {
-    const size_t at = scratch;
-    scratch += (bytes + 255) / 256 * 256;
-    return at;
-  }
+  ScratchLayout scratch;
 };
 
 Plan read_plan(const KernelRequest& request) {
@@ -82,22 +56,9 @@ Plan read_plan(const KernelRequest& request) {
   const bool half = request.attributes.has("precision") && request.attributes.text("precision") != "f32";
   const bool both_half = a.dtype == DType::kBF16 && b.dtype == DType::kBF16;
   shape.element = y.dtype == DType::kF64 ? DType::kF64 : half || both_half ? DType::kBF16 : DType::kF32;
-  plan.a = {a.dtype != shape.element, static_cast<int64_t>(a.shape.count()), 0};
-  plan.b = {b.dtype != shape.element, static_cast<int64_t>(b.shape.count()), 0};
+  plan.a = {a, shape.element, plan.scratch};
+  plan.b = {b, shape.element, plan.scratch};
   return plan;
-}
-
-/// The operand itself, or its converted copy.
-const void* prepared(const Run& run, size_t input, const Source& source, DType element) {
-  if (!source.converts) return run.in[input];
-  if (element == DType::kBF16) {
-    auto* const copy = run.scratch_at<Bf16>(source.offset);
-    launch(run, convert_elements<float, Bf16>, grid_of(source.count), run.input<float>(input), copy, source.count);
-    return copy;
-  }
-  auto* const copy = run.scratch_at<float>(source.offset);
-  launch(run, convert_elements<Bf16, float>, grid_of(source.count), run.input<Bf16>(input), copy, source.count);
-  return copy;
 }
 
 /// Fills y where the product does not read its addend, or where there is nothing to multiply.
@@ -126,15 +87,12 @@ Kernel compile_matmul(const KernelRequest& request) {
     kernel.run = [plan](const Run& run) { place_addend(run, plan); };
     return kernel;
   }
-  const size_t size = dtype_size(plan.shape.element);
-  for (Source* const source : {&plan.a, &plan.b})
-    if (source->converts) source->offset = plan.take(static_cast<size_t>(source->count) * size);
   const auto product = Product::get(plan.shape);
-  const size_t workspace = plan.take(product->scratch_bytes());
-  kernel.scratch_bytes = plan.scratch;
+  const size_t workspace = plan.scratch.take(static_cast<int64_t>(product->scratch_bytes()), 1);
+  kernel.scratch_bytes = plan.scratch.bytes;
   kernel.run = [plan, product, workspace](const Run& run) {
-    const void* const a = prepared(run, 0, plan.a, plan.shape.element);
-    const void* const b = prepared(run, 1, plan.b, plan.shape.element);
+    const void* const a = plan.a.start(run, run.in[0]);
+    const void* const b = plan.b.start(run, run.in[1]);
     if (plan.addend == Addend::kBias) place_addend(run, plan);
     const void* const c = plan.addend == Addend::kFull ? run.in[2] : run.out[0];
     product->run(run.stream, a, b, c, run.out[0], run.scratch_at<void>(workspace));

@@ -17,8 +17,6 @@ constexpr unsigned kThreads = 256;
 
 enum Input : size_t { kQ, kKeyPages, kValuePages, kTables, kStarts, kPositions };
 
-Grid grid_of(int64_t units) { return {blocks_for(ceil_div(units, kThreads)), kThreads}; }
-
 /// What may be wrong with a step, in words; they live as long as the kernel.
 struct StepWords {
   std::string rising, positions, pages;

@@ -10,8 +10,6 @@
 namespace heddle::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
-
 /// The first tap of a window that lies in the image.
 __device__ int64_t first_tap(const WindowAxis& axis, int64_t output) {
   const int64_t first = output * axis.stride - axis.before;
@@ -55,7 +53,7 @@ Kernel compile_max_pool2d(const KernelRequest& request) {
   const auto planes = static_cast<int64_t>(x.shape.count(0, 2));
   return {.run = [window, planes, wide = x.dtype == DType::kF64](const Run& run) {
     const int64_t units = planes * window.y.output * window.x.output;
-    const Grid grid{blocks_for(ceil_div(units, kThreads)), kThreads};
+    const Grid grid = grid_of(units);
     if (wide)
       launch(run, pool_windows<double>, grid, window, planes, run.input<double>(0), run.output<double>(0),
              run.output<int32_t>(1));
@@ -108,7 +106,7 @@ Kernel compile_resample(const KernelRequest& request) {
   const auto tables = std::make_shared<const ResampleTables>(request.attributes.integers("offsets"), columns, weights);
   return {.run = [=, size = x.shape[axis], rows = y.shape[axis], wide = x.dtype == DType::kF64](const Run& run) {
     const SparseRows matrix{tables->offsets.data(), tables->columns.data(), tables->weights.data()};
-    const Grid grid{blocks_for(ceil_div(outer * rows * inner, kThreads)), kThreads};
+    const Grid grid = grid_of(outer * rows * inner);
     if (wide)
       launch(run, resample_lines<double>, grid, matrix, run.input<double>(0), run.output<double>(0), outer, size, rows,
              inner);

@@ -6,8 +6,6 @@
 namespace heddle::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
-
 __device__ uint64_t seed_of(const uint32_t* words) { return words[0] | static_cast<uint64_t>(words[1]) << 32; }
 
 __global__ void fill_uniform(const uint32_t* seed, uint64_t stream, float* y, int64_t count) {
@@ -33,7 +31,7 @@ Kernel compile_random(const KernelRequest& request) {
   if (count == 0) return nothing();
   const auto stream = static_cast<uint64_t>(request.attributes.integer("stream"));
   return {.run = [count, stream](const Run& run) {
-    const Grid grid{blocks_for(ceil_div(count, kThreads)), kThreads};
+    const Grid grid = grid_of(count);
     launch(run, kNormal ? fill_normal : fill_uniform, grid, run.input<uint32_t>(0), stream, run.output<float>(0),
            count);
   }};

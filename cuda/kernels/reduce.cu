@@ -111,15 +111,13 @@ Kernel reduction(const Plan& plan, bool inner_reduced) {
     T* const parts = plan.chunks > 1 ? run.scratch_at<T>(0) : y;
     const int64_t units = plan.outputs * plan.chunks;
     if (!inner_reduced)
-      launch(run, reduce_by_threads<T, Op>, {blocks_for(ceil_div(units, kThreads)), kThreads}, plan, x, parts);
+      launch(run, reduce_by_threads<T, Op>, grid_of(units), plan, x, parts);
     else if (plan.chunk <= kWarpRow)
       launch(run, reduce_by_warps<T, Op>, {blocks_for(ceil_div(units, kRowsPerBlock)), dim3(kWarpSize, kRowsPerBlock)},
              plan, x, parts);
     else
       launch(run, reduce_by_blocks<T, Op>, {blocks_for(units), kThreads}, plan, x, parts);
-    if (plan.chunks > 1)
-      launch(run, join_chunks<T, Op>, {blocks_for(ceil_div(plan.outputs, kThreads)), kThreads}, parts, y, plan.outputs,
-             plan.chunks);
+    if (plan.chunks > 1) launch(run, join_chunks<T, Op>, grid_of(plan.outputs), parts, y, plan.outputs, plan.chunks);
   };
   return kernel;
 }

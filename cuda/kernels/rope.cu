@@ -9,10 +9,6 @@
 namespace heddle::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
-
-Grid grid_of(int64_t units) { return {blocks_for(ceil_div(units, kThreads)), kThreads}; }
-
 /// cosine and sine [count, width] of position times frequency.
 __global__ void fill_tables(const int32_t* position, const float* frequencies, float scale, float* cosine, float* sine,
                             int64_t count, int64_t width) {

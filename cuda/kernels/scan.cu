@@ -27,8 +27,6 @@ Lines read_lines(const KernelRequest& request) {
           static_cast<int64_t>(shape.count(axis + 1, shape.rank())), request.attributes.integer("reverse") != 0};
 }
 
-Grid grid_of(const Lines& lines) { return {blocks_for(ceil_div(lines.count(), kThreads)), kThreads}; }
-
 /// A running sum, in f64: the error of a long one would grow with its length.
 class RunningSum {
  public:
@@ -78,7 +76,7 @@ Kernel running(const Lines& lines) {
   Kernel kernel;
   kernel.in_place = {{0, 0}};
   kernel.run = [lines](const Run& run) {
-    launch(run, scan_lines<Running, T>, grid_of(lines), lines, run.input<T>(0), run.output<T>(0));
+    launch(run, scan_lines<Running, T>, grid_of(lines.count(), kThreads), lines, run.input<T>(0), run.output<T>(0));
   };
   return kernel;
 }
@@ -109,8 +107,8 @@ Kernel linear(const Lines& lines) {
   Kernel kernel;
   kernel.in_place = {{0, 0}, {1, 0}};
   kernel.run = [lines](const Run& run) {
-    launch(run, scan_linear<T>, grid_of(lines), lines, run.input<T>(0), run.input<T>(1), run.input<T>(2),
-           run.output<T>(0));
+    launch(run, scan_linear<T>, grid_of(lines.count(), kThreads), lines, run.input<T>(0), run.input<T>(1),
+           run.input<T>(2), run.output<T>(0));
   };
   return kernel;
 }

@@ -142,11 +142,11 @@ Kernel sorting(const SortPlan& plan) {
     launch(run, sort_tiles<T>, tiles, plan, run.input<T>(0), keys);
     for (int64_t length = 2 * int64_t{kTile}; length <= plan.padded; length *= 2) {
       for (int64_t far = length / 2; far >= kTile; far /= 2)
-        launch(run, compare_far<T>, {blocks_for(ceil_div(count / 2, kThreads)), kThreads}, plan, keys, length, far);
+        launch(run, compare_far<T>, grid_of(count / 2, kThreads), plan, keys, length, far);
       launch(run, merge_tiles<T>, tiles, plan, keys, length);
     }
-    launch(run, store_sorted<T>, {blocks_for(ceil_div(plan.rows * plan.kept, kThreads)), kThreads}, plan, keys,
-           run.input<T>(0), run.output<T>(0), run.output<int32_t>(1));
+    launch(run, store_sorted<T>, grid_of(plan.rows * plan.kept, kThreads), plan, keys, run.input<T>(0),
+           run.output<T>(0), run.output<int32_t>(1));
   };
   return kernel;
 }

@@ -104,7 +104,7 @@ __device__ void augment(const AssignmentPlan& plan, const Assignment<T>& state, 
 
 template <class T>
 __global__ void assign(AssignmentPlan plan, const T* cost, int32_t* columns, std::byte* scratch, Report report,
-                       const Complaint* wants_finite) {
+                       Complaint wants_finite) {
   scratch += blockIdx.x * plan.bytes;
   Assignment<T> state{nullptr,
                       piece_at<double>(scratch, plan.row_potential),
@@ -141,7 +141,7 @@ __global__ void fill_none(int32_t* columns, int64_t count) {
 
 template <class T>
 Kernel assignment(AssignmentPlan plan) {
-  Pieces pieces;
+  ScratchLayout pieces;
   plan.row_potential = pieces.take(plan.rows, sizeof(double));
   plan.column_potential = pieces.take(plan.columns, sizeof(double));
   plan.distance = pieces.take(plan.columns, sizeof(double));
@@ -156,7 +156,7 @@ Kernel assignment(AssignmentPlan plan) {
   kernel.run = [plan](const Run& run) {
     const auto blocks = static_cast<unsigned>(matrices_at_once(plan.a.count, plan.bytes));
     launch(run, assign<T>, {blocks, kWarpSize}, plan, run.input<T>(0), run.output<int32_t>(0), run.scratch, run.report,
-           &kWantsFinite);
+           kWantsFinite);
   };
   return kernel;
 }
@@ -168,7 +168,7 @@ Kernel compile_linear_assignment(const KernelRequest& request) {
   if (results == 0) return nothing();
   if (plan.a.columns == 0)
     return {.run = [results](const Run& run) {
-      launch(run, fill_none, {blocks_for(ceil_div(results, 256)), 256}, run.output<int32_t>(0), results);
+      launch(run, fill_none, grid_of(results), run.output<int32_t>(0), results);
     }};
   plan.turned = plan.a.rows > plan.a.columns;
   plan.rows = plan.a.rank();

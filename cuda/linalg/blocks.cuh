@@ -41,16 +41,6 @@ inline void check_size(const KernelRequest& request, const MatrixBatch& a) {
     unsupported(request, "matrices of rank " + std::to_string(kLargestRank) + " at most", std::to_string(a.rank()));
 }
 
-/// Pieces of a block's scratch memory, each 256-byte aligned.
-struct Pieces {
-  size_t bytes = 0;
-  size_t take(int64_t count, size_t element) {
-    const size_t at = bytes;
-    bytes += (static_cast<size_t>(count) * element + 255) / 256 * 256;
-    return at;
-  }
-};
-
 template <class T>
 __device__ T* piece_at(std::byte* scratch, size_t at) {
   return reinterpret_cast<T*>(scratch + at);
@@ -82,7 +72,7 @@ __device__ inline unsigned warp_count() { return blockDim.x / kWarpSize; }
 
 /// False, and a report, where one of the numbers is NaN or infinite.
 template <class T>
-__device__ bool finite(const Report& report, const T* values, int64_t count, const Complaint* complaint) {
+__device__ bool finite(const Report& report, const T* values, int64_t count, Complaint complaint) {
   bool good = true;
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) good = good && values[i] - values[i] == T{0};
   return __syncthreads_or(holds(report, good, complaint) ? 0 : 1) == 0;

@@ -106,7 +106,7 @@ __device__ void store_vectors(const T* vectors, int64_t height, int64_t columns,
 
 template <class T>
 __global__ void decompose(SvdPlan plan, const T* a, T* u, T* s, T* vh, std::byte* scratch, Report report,
-                          const Complaint* wants_finite, const Complaint* converges) {
+                          Complaint wants_finite, Complaint converges) {
   __shared__ Shared<T, kWarpSize> partial;
   __shared__ Shared<int, kWarpSize> places;
   scratch += blockIdx.x * plan.bytes;
@@ -164,8 +164,7 @@ __global__ void fill_identities(T* out, int64_t count, int64_t n) {
 
 template <class T>
 void start_identities(const Run& run, T* out, int64_t count, int64_t n) {
-  if (out != nullptr && count * n > 0)
-    launch(run, fill_identities<T>, {blocks_for(ceil_div(count * n * n, 256)), 256}, out, count, n);
+  if (out != nullptr && count * n > 0) launch(run, fill_identities<T>, grid_of(count * n * n), out, count, n);
 }
 
 template <class T>
@@ -176,7 +175,7 @@ Kernel svd_kernel(SvdPlan plan) {
       start_identities(run, run.output<T>(0), plan.a.count, plan.a.rows);
       start_identities(run, run.output<T>(2), plan.a.count, plan.a.columns);
     }};
-  Pieces pieces;
+  ScratchLayout pieces;
   plan.work = pieces.take(plan.height * plan.n, sizeof(T));
   plan.turns = pieces.take(plan.square_asked ? plan.n * plan.n : 0, sizeof(T));
   plan.basis = pieces.take(plan.tall_asked ? plan.height * plan.tall_columns : 0, sizeof(T));
@@ -188,7 +187,7 @@ Kernel svd_kernel(SvdPlan plan) {
   kernel.scratch_bytes = scratch_of(plan.a, plan.bytes);
   kernel.run = [plan](const Run& run) {
     launch(run, decompose<T>, matrix_grid(plan.a.count, plan.n, plan.bytes), plan, run.input<T>(0), run.output<T>(0),
-           run.output<T>(1), run.output<T>(2), run.scratch, run.report, &kWantsFinite, &kConverges);
+           run.output<T>(1), run.output<T>(2), run.scratch, run.report, kWantsFinite, kConverges);
   };
   return kernel;
 }
@@ -271,7 +270,7 @@ __device__ bool diagonalise(T* work, T* vectors, Rotation<T>* rotations, int64_t
 
 template <class T>
 __global__ void decompose_symmetric(EighPlan plan, const T* a, T* w, T* v, std::byte* scratch, Report report,
-                                    const Complaint* wants_finite, const Complaint* converges) {
+                                    Complaint wants_finite, Complaint converges) {
   __shared__ Shared<T, kWarpSize> partial;
   scratch += blockIdx.x * plan.bytes;
   T* const work = piece_at<T>(scratch, plan.work);
@@ -305,7 +304,7 @@ __global__ void decompose_symmetric(EighPlan plan, const T* a, T* w, T* v, std::
 template <class T>
 Kernel eigh_kernel(const MatrixBatch& a) {
   EighPlan plan{a.count, a.rows};
-  Pieces pieces;
+  ScratchLayout pieces;
   plan.work = pieces.take(a.size(), sizeof(T));
   plan.vectors = pieces.take(a.size(), sizeof(T));
   plan.values = pieces.take(a.rows, sizeof(T));
@@ -316,7 +315,7 @@ Kernel eigh_kernel(const MatrixBatch& a) {
   kernel.scratch_bytes = scratch_of(a, plan.bytes);
   kernel.run = [plan](const Run& run) {
     launch(run, decompose_symmetric<T>, matrix_grid(plan.count, plan.n, plan.bytes), plan, run.input<T>(0),
-           run.output<T>(0), run.output<T>(1), run.scratch, run.report, &kWantsFinite, &kConverges);
+           run.output<T>(0), run.output<T>(1), run.scratch, run.report, kWantsFinite, kConverges);
   };
   return kernel;
 }
@@ -375,7 +374,7 @@ __device__ void reflect(const T* reflector, T tau, T* column, int64_t step, int6
 
 template <class T>
 __global__ void triangularise(QrPlan plan, const T* a, T* q, T* r, int32_t* pivots, std::byte* scratch, Report report,
-                              const Complaint* wants_finite) {
+                              Complaint wants_finite) {
   __shared__ Shared<T, kWarpSize> partial;
   scratch += blockIdx.x * plan.bytes;
   T* const work = piece_at<T>(scratch, plan.work);
@@ -442,10 +441,10 @@ Kernel qr_kernel(QrPlan plan) {
     return {.run = [plan](const Run& run) {
       if (!plan.pivots) return start_identities(run, run.output<T>(0), plan.a.count, plan.inner);
       if (plan.a.columns > 0)
-        launch(run, fill_places, {blocks_for(ceil_div(plan.a.count * plan.a.columns, 256)), 256},
-               run.output<int32_t>(2), plan.a.count, plan.a.columns);
+        launch(run, fill_places, grid_of(plan.a.count * plan.a.columns), run.output<int32_t>(2), plan.a.count,
+               plan.a.columns);
     }};
-  Pieces pieces;
+  ScratchLayout pieces;
   plan.work = pieces.take(plan.a.size(), sizeof(T));
   plan.basis = pieces.take(plan.a.rows * plan.inner, sizeof(T));
   plan.taus = pieces.take(plan.a.rank(), sizeof(T));
@@ -457,7 +456,7 @@ Kernel qr_kernel(QrPlan plan) {
   kernel.run = [plan](const Run& run) {
     launch(run, triangularise<T>, matrix_grid(plan.a.count, plan.a.columns, plan.bytes), plan, run.input<T>(0),
            run.output<T>(0), run.output<T>(1), plan.pivots ? run.output<int32_t>(2) : nullptr, run.scratch, run.report,
-           &kWantsFinite);
+           kWantsFinite);
   };
   return kernel;
 }

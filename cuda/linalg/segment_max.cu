@@ -10,8 +10,6 @@
 namespace heddle::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
-
 struct SingleBits {
   using Bits = unsigned;
   static __device__ Bits of(float value) { return __float_as_uint(value); }
@@ -53,10 +51,10 @@ __global__ void fill_least(Bits<T>* y, int64_t count) {
 
 template <class T>
 __global__ void take_maxima(const int32_t* segment, const T* x, Bits<T>* y, int64_t count, int64_t width,
-                            int64_t segments, Report report, const Complaint* complaint) {
+                            int64_t segments, Report report) {
   for (int64_t at = first_unit(); at < count * width; at += unit_step()) {
     const int64_t to = segment[at / width];
-    if (holds(report, to >= 0 && to < segments, complaint, to)) atomicMax(&y[to * width + at % width], order_of(x[at]));
+    if (within(report, to, 0, segments)) atomicMax(&y[to * width + at % width], order_of(x[at]));
   }
 }
 
@@ -68,30 +66,18 @@ __global__ void decode(Bits<T>* y, int64_t count) {
   }
 }
 
-/// Lives as long as the kernel, for its runs point to it.
-struct SegmentRange {
-  std::string text;
-  Complaint complaint;
-
-  explicit SegmentRange(int64_t segments)
-      : text("segments below " + std::to_string(segments)), complaint{text.c_str(), "", ""} {}
-  SegmentRange(const SegmentRange&) = delete;
-  SegmentRange& operator=(const SegmentRange&) = delete;
-};
-
 template <class T>
 Kernel maxima(const KernelRequest& request) {
   const Operand &x = request.inputs[1], &y = request.outputs[0];
   const int64_t count = x.shape[0], width = x.shape[1], segments = y.shape[0];
-  const auto range = std::make_shared<const SegmentRange>(segments);
+  const auto words = std::make_shared<const std::string>("segments below " + std::to_string(segments));
   return {.run = [=](const Run& run) {
     auto* const to = reinterpret_cast<Bits<T>*>(run.output<T>(0));
-    const auto grid = [](int64_t units) { return Grid{blocks_for(ceil_div(units, kThreads)), kThreads}; };
-    if (segments * width > 0) launch(run, fill_least<T>, grid(segments * width), to, segments * width);
+    if (segments * width > 0) launch(run, fill_least<T>, grid_of(segments * width), to, segments * width);
     if (count * width > 0)
-      launch(run, take_maxima<T>, grid(count * width), run.input<int32_t>(0), run.input<T>(1), to, count, width,
-             segments, run.report, &range->complaint);
-    if (segments * width > 0) launch(run, decode<T>, grid(segments * width), to, segments * width);
+      launch(run, take_maxima<T>, grid_of(count * width), run.input<int32_t>(0), run.input<T>(1), to, count, width,
+             segments, run.report.in_words(words->c_str()));
+    if (segments * width > 0) launch(run, decode<T>, grid_of(segments * width), to, segments * width);
   }};
 }
 

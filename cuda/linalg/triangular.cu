@@ -72,7 +72,7 @@ struct LuPlan {
 
 template <class T>
 __global__ void factor(LuPlan plan, const T* a, int32_t* order, T* lower, T* upper, std::byte* scratch, Report report,
-                       const Complaint* wants_finite) {
+                       Complaint wants_finite) {
   __shared__ Shared<T, kWarpSize> partial;
   __shared__ Shared<int, kWarpSize> places;
   T* const work = piece_at<T>(scratch, blockIdx.x * plan.bytes);
@@ -101,14 +101,14 @@ __global__ void fill_order(int32_t* order, int64_t count, int64_t rows) {
 template <class T>
 Kernel lu_kernel(const MatrixBatch& a) {
   LuPlan plan{a};
-  Pieces pieces;
+  ScratchLayout pieces;
   pieces.take(a.size(), sizeof(T));
   plan.bytes = pieces.bytes;
   Kernel kernel;
   kernel.scratch_bytes = scratch_of(a, plan.bytes);
   kernel.run = [plan](const Run& run) {
     launch(run, factor<T>, matrix_grid(plan.a.count, plan.a.columns, plan.bytes), plan, run.input<T>(0),
-           run.output<int32_t>(0), run.output<T>(1), run.output<T>(2), run.scratch, run.report, &kWantsFinite);
+           run.output<int32_t>(0), run.output<T>(1), run.output<T>(2), run.scratch, run.report, kWantsFinite);
   };
   return kernel;
 }
@@ -119,16 +119,15 @@ Kernel compile_lu(const KernelRequest& request) {
   if (a.count * a.rows == 0) return nothing();
   if (a.rank() == 0)
     return {.run = [a](const Run& run) {
-      launch(run, fill_order, {blocks_for(ceil_div(a.count * a.rows, 256)), 256}, run.output<int32_t>(0), a.count,
-             a.rows);
+      launch(run, fill_order, grid_of(a.count * a.rows), run.output<int32_t>(0), a.count, a.rows);
     }};
   return request.inputs[0].dtype == DType::kF64 ? lu_kernel<double>(a) : lu_kernel<float>(a);
 }
 
 /// a = l lᵀ; reads the lower triangle.
 template <class T>
-__global__ void take_root(MatrixBatch a, const T* values, T* lower, Report report, const Complaint* wants_finite,
-                          const Complaint* definite) {
+__global__ void take_root(MatrixBatch a, const T* values, T* lower, Report report, Complaint wants_finite,
+                          Complaint definite) {
   const int64_t n = a.rows;
   for (int64_t matrix = blockIdx.x; matrix < a.count; matrix += gridDim.x) {
     const T* const from = values + matrix * n * n;
@@ -161,7 +160,7 @@ template <class T>
 Kernel cholesky_kernel(const MatrixBatch& a) {
   return {.run = [a](const Run& run) {
     launch(run, take_root<T>, matrix_grid(a.count, a.columns, 0), a, run.input<T>(0), run.output<T>(0), run.report,
-           &kWantsFinite, &kDefinite);
+           kWantsFinite, kDefinite);
   }};
 }
 
@@ -184,7 +183,7 @@ struct SolvePlan {
 
 template <class T>
 __global__ void solve_general(SolvePlan plan, const T* a, const T* b, T* x, std::byte* scratch, Report report,
-                              const Complaint* wants_finite, const Complaint* invertible) {
+                              Complaint wants_finite, Complaint invertible) {
   __shared__ Shared<T, kWarpSize> partial;
   __shared__ Shared<int, kWarpSize> places;
   T* const work = piece_at<T>(scratch, blockIdx.x * plan.bytes);
@@ -213,8 +212,8 @@ __global__ void solve_general(SolvePlan plan, const T* a, const T* b, T* x, std:
 
 /// Rows of x one after the other, each taken from those behind it (from the last on, when op(a) is upper).
 template <class T>
-__global__ void substitute(SolvePlan plan, const T* a, const T* b, T* x, Report report, const Complaint* wants_finite,
-                           const Complaint* invertible) {
+__global__ void substitute(SolvePlan plan, const T* a, const T* b, T* x, Report report, Complaint wants_finite,
+                           Complaint invertible) {
   const int64_t n = plan.a.rows, columns = plan.columns;
   const int64_t chunks = columns == 0 ? 1 : ceil_div(columns, plan.chunk);
   const bool backwards = plan.upper != plan.transpose;
@@ -252,14 +251,14 @@ __global__ void substitute(SolvePlan plan, const T* a, const T* b, T* x, Report 
 
 template <class T>
 Kernel solve_kernel(SolvePlan plan) {
-  Pieces pieces;
+  ScratchLayout pieces;
   pieces.take(plan.a.size(), sizeof(T));
   plan.bytes = pieces.bytes;
   Kernel kernel;
   kernel.scratch_bytes = scratch_of(plan.a, plan.bytes);
   kernel.run = [plan](const Run& run) {
     launch(run, solve_general<T>, matrix_grid(plan.a.count, plan.a.columns, plan.bytes), plan, run.input<T>(0),
-           run.input<T>(1), run.output<T>(0), run.scratch, run.report, &kWantsFinite, &kInvertible);
+           run.input<T>(1), run.output<T>(0), run.scratch, run.report, kWantsFinite, kInvertible);
   };
   return kernel;
 }
@@ -270,7 +269,7 @@ Kernel triangular_kernel(SolvePlan plan) {
   return {.run = [plan](const Run& run) {
     const int64_t units = plan.a.count * std::max<int64_t>(1, ceil_div(plan.columns, plan.chunk));
     launch(run, substitute<T>, {blocks_for(units), matrix_threads(plan.a.columns)}, plan, run.input<T>(0),
-           run.input<T>(1), run.output<T>(0), run.report, &kWantsFinite, &kInvertible);
+           run.input<T>(1), run.output<T>(0), run.report, kWantsFinite, kInvertible);
   }};
 }
 

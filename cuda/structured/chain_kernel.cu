@@ -136,8 +136,8 @@ void run_gradient(const Run& run, const StageGeometry& stage, int64_t range, int
   else
     start(differentiate_stage<kLargeTile, kLargeTile, 4>, kLargeTile);
   if (!direct)
-    launch(run, join_pieces, {blocks_for(ceil_div(stage.weight_size(), kStageThreads)), kStageThreads}, parts, dw,
-           stage.weight_size(), pieces.count, accumulate);
+    launch(run, join_pieces, grid_of(stage.weight_size(), kStageThreads), parts, dw, stage.weight_size(), pieces.count,
+           accumulate);
 }
 
 int64_t aligned_floats(int64_t count) { return ceil_div(count, 64) * 64; }

@@ -17,11 +17,9 @@ constexpr int64_t kManyColumns = 128;
 /// Neighbouring entries that a warp takes; it looks for the row of the first.
 constexpr int64_t kRun = 8;
 
-constexpr Complaint kStart{"row pointers that start at 0", "", ""};
-constexpr Complaint kFall{"row pointers that never fall", "", ""};
-constexpr Complaint kEnd{"row pointers that end at the number of entries", "", ""};
-constexpr Complaint kIndices{"indices within the matrix", "", ""};
-constexpr Complaint kOrder{"an order of the entries", "", ""};
+constexpr Complaint kStart{"row pointers that start at 0"};
+constexpr Complaint kFall{"row pointers that never fall"};
+constexpr Complaint kEnd{"row pointers that end at the number of entries"};
 
 /// The support by rows: entry t of row r, pointers[r] <= t < pointers[r + 1], lies in column indices[t]; its value is
 /// values[order[t]], or values[t] without an order.
@@ -37,8 +35,7 @@ struct Support {
 };
 
 /// One block: what follows wants all pointers to be right.
-__global__ void check_pointers(Support support, Report report, const Complaint* start, const Complaint* fall,
-                               const Complaint* end) {
+__global__ void check_pointers(Support support, Report report, Complaint start, Complaint fall, Complaint end) {
   bool good = true;
   if (threadIdx.x == 0) good = holds(report, support.pointers[0] == 0, start, support.pointers[0]);
   bool refused = __syncthreads_or(good ? 0 : 1) != 0;
@@ -52,10 +49,9 @@ __global__ void check_pointers(Support support, Report report, const Complaint* 
 }
 
 /// Numbers are below `limit`.
-__global__ void check_numbers(const int32_t* numbers, int64_t count, int64_t limit, unsigned* refused, Report report,
-                              const Complaint* complaint) {
+__global__ void check_numbers(const int32_t* numbers, int64_t count, int64_t limit, unsigned* refused, Report report) {
   for (int64_t t = first_unit(); t < count; t += unit_step())
-    if (!holds(report, numbers[t] >= 0 && numbers[t] < limit, complaint, numbers[t])) *refused = 1;
+    if (!within(report, numbers[t], 0, limit)) *refused = 1;
 }
 
 /// y [rows, d] = S x [columns, d]; a thread has kEach columns of a row.
@@ -142,15 +138,8 @@ __global__ void gather_entries(Support support, const T* x, T* values) {
       values[t] = x[row * support.columns + support.indices[t]];
 }
 
-/// Pieces of the scratch memory.
-struct Scratch {
-  size_t bytes = 256;  // the first is for Support::refused
-  size_t take(int64_t count, size_t element) {
-    const size_t at = bytes;
-    bytes += (static_cast<size_t>(count) * element + 255) / 256 * 256;
-    return at;
-  }
-};
+/// The first piece of scratch memory, for Support::refused.
+constexpr size_t kRefusedBytes = 256;
 
 struct SupportShape {
   size_t first = 0;
@@ -161,18 +150,18 @@ struct SupportShape {
     const Support support{
         run.input<int32_t>(first),  run.input<int32_t>(first + 1), run.input<int32_t>(first + 2), rows, columns, count,
         run.scratch_at<unsigned>(0)};
-    launch(run, check_pointers, {1, 1024}, support, run.report, &kStart, &kFall, &kEnd);
-    check_below(run, support.indices, columns, &kIndices);
-    if (support.order != nullptr) check_below(run, support.order, count, &kOrder);
+    launch(run, check_pointers, {1, 1024}, support, run.report, kStart, kFall, kEnd);
+    check_below(run, support.indices, columns, "indices within the matrix");
+    if (support.order != nullptr) check_below(run, support.order, count, "an order of the entries");
     return support;
   }
   Grid row_grid() const { return {blocks_for(ceil_div(rows, kWarps)), dim3(kWarpSize, kWarps)}; }
 
  private:
-  void check_below(const Run& run, const int32_t* numbers, int64_t limit, const Complaint* complaint) const {
+  void check_below(const Run& run, const int32_t* numbers, int64_t limit, const char* expected) const {
     if (count > 0)
-      launch(run, check_numbers, {blocks_for(ceil_div(count, kThreads)), kThreads}, numbers, count, limit,
-             run.scratch_at<unsigned>(0), run.report, complaint);
+      launch(run, check_numbers, grid_of(count), numbers, count, limit, run.scratch_at<unsigned>(0),
+             run.report.in_words(expected));
   }
 };
 
@@ -189,8 +178,7 @@ template <class T>
 void start_product(const Run& run, const Support& support, const T* x, T* y, int64_t d) {
   if (support.rows * d == 0) return;
   const auto start = [&](auto* kernel, int64_t each) {
-    launch(run, kernel, {blocks_for(ceil_div(support.rows * ceil_div(d, each), kThreads)), kThreads}, support,
-           run.input<T>(0), x, y, d);
+    launch(run, kernel, grid_of(support.rows * ceil_div(d, each)), support, run.input<T>(0), x, y, d);
   };
   if (d >= kManyColumns)
     start(multiply<T, 4>, 4);
@@ -200,7 +188,7 @@ void start_product(const Run& run, const Support& support, const T* x, T* y, int
 
 template <class T>
 Kernel product(const SupportShape& shape, bool right, int64_t d) {
-  Scratch scratch;
+  ScratchLayout scratch{kRefusedBytes};
   const size_t x_at = right ? scratch.take(shape.columns * d, sizeof(T)) : 0;
   const size_t y_at = right ? scratch.take(shape.rows * d, sizeof(T)) : 0;
   Kernel kernel;
@@ -227,7 +215,7 @@ Kernel compile_spmm(const KernelRequest& request) {
 
 template <class T>
 Kernel sampling(const SupportShape& shape, bool right, int64_t d) {
-  Scratch scratch;
+  ScratchLayout scratch{kRefusedBytes};
   const size_t g_at = right ? scratch.take(shape.rows * d, sizeof(T)) : 0;
   const size_t x_at = right ? scratch.take(shape.columns * d, sizeof(T)) : 0;
   Kernel kernel;
@@ -260,7 +248,7 @@ Kernel compile_sddmm(const KernelRequest& request) {
 template <class T>
 Kernel addition(const SupportShape& shape) {
   Kernel kernel;
-  kernel.scratch_bytes = Scratch().bytes;
+  kernel.scratch_bytes = kRefusedBytes;
   kernel.in_place = {{1, 0}};
   kernel.run = [shape](const Run& run) {
     const size_t bytes = static_cast<size_t>(shape.rows * shape.columns) * sizeof(T);
@@ -291,7 +279,7 @@ Kernel compile_sparse_gather(const KernelRequest& request) {
   return for_dtype(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     Kernel kernel;
-    kernel.scratch_bytes = Scratch().bytes;
+    kernel.scratch_bytes = kRefusedBytes;
     kernel.run = [shape](const Run& run) {
       const Support support = shape.checked(run);
       if (shape.rows > 0) launch(run, gather_entries<T>, shape.row_grid(), support, run.input<T>(0), run.output<T>(0));
