@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process'
 import { cpus } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { runExperiment } from './adapters/experiment.js'
+import { mean, runExperiment } from './adapters/experiment.js'
 import { type Files, mailFiles, textFiles } from './adapters/files.js'
 import { type Setting, settings } from './adapters/settings.js'
 import { machineText } from './train-lora.js'
@@ -86,8 +86,6 @@ async function oneRun(request: AdapterRun): Promise<AdapterResult> {
   const { stdout } = await execute(process.execPath, [worker, JSON.stringify(request)])
   return JSON.parse(stdout.trim().split('\n').at(-1)!) as AdapterResult
 }
-
-const mean = (values: readonly number[]): number => values.reduce((total, each) => total + each, 0) / values.length
 
 function line({ label, parameters, learningRate, metric, stepSeconds, peakBytes }: Row, task: Task): string {
   const spread = Math.max(...metric) - Math.min(...metric)

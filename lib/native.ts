@@ -425,7 +425,9 @@ function requireCuda(): RawCudaAddon {
       hint: 'Build it with `npm run build:cuda`; it needs nvcc 12.4 or newer',
     })
   try {
-    return createRequire(import.meta.url)(path) as RawCudaAddon
+    const found = createRequire(import.meta.url)(path) as RawCudaAddon
+    if (typeof found.open !== 'function') throw new TypeError('a module without `open`')
+    return found
   } catch (cause) {
     throw new HeddleError('ERR_HEDDLE_DEVICE', {
       place: path,

@@ -6,7 +6,7 @@ import { blocksOf } from '../lib/adapters/block_roles.js'
 import { lora } from '../lib/adapters/methods/lora.js'
 import { s2ft, s2ftOverlap } from '../lib/adapters/methods/s2ft.js'
 import { permuteCoupled } from '../lib/adapters/methods/s2ft_permute.js'
-import { headCount } from '../lib/adapters/methods/s2ft_selection.js'
+import { headsOf } from '../lib/adapters/methods/s2ft_selection.js'
 import { parameterCount } from '../lib/adapters/parameter_count.js'
 import { HeddleError } from '../lib/errors.js'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
@@ -420,7 +420,7 @@ for (const [name, block] of [
     }
     const channels = shuffled(linearShape(modules.get('down')!)[1], 5)
     await moves(modules.get('up')!, () => permuteCoupled(network, block, { channels }))
-    const [heads, groups] = [headCount(network, 'query'), headCount(network, 'key')]
+    const [heads, groups] = [headsOf(network, 'query'), headsOf(network, 'key')]
     const within = heads / groups
     const queryHeads = range(0, heads).map((i) => Math.floor(i / within) * within + ((i + 1) % within))
     const keyValueHeads = range(0, groups).toReversed()

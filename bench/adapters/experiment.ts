@@ -17,6 +17,9 @@ export interface Experiment {
   run(): AsyncGenerator<Finding>
 }
 
+export const mean = (values: readonly number[]): number =>
+  values.reduce((total, each) => total + each, 0) / values.length
+
 const folder = new URL('./experiments/', import.meta.url)
 
 /** `npm run bench -- adapters experiment [method]`; without a method it says which there are. */

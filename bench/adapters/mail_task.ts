@@ -57,6 +57,3 @@ export async function mailAccuracy(
 
 /** As text: 0.9375 → "93.8 %". */
 export const percent = (share: number): string => `${(100 * share).toFixed(1)} %`
-
-export const mean = (values: readonly number[]): number =>
-  values.reduce((total, each) => total + each, 0) / values.length

@@ -5,7 +5,7 @@ import { computed } from '../../lib/graph/computed.js'
 import { gradients } from '../../lib/graph/grad.js'
 import { add, cast, div, mul, sqrt, square, sub } from '../../lib/graph/ops/elementwise.js'
 import { arange } from '../../lib/graph/ops/gather.js'
-import { copy, gatherRows } from '../../lib/graph/ops/index.js'
+import { gatherRows } from '../../lib/graph/ops/index.js'
 import { matmul } from '../../lib/graph/ops/matmul.js'
 import { randomNormal } from '../../lib/graph/ops/random.js'
 import { mean, sum } from '../../lib/graph/ops/reduce.js'
@@ -108,9 +108,6 @@ export async function adapt(task: Task, method: Parametrization, training: Train
   await train(task, adapter, training)
   return { adapter, parameters: adapter.parameterCount, loss: await lossOf(task, adapter) }
 }
-
-/** A copy, to be trained. */
-export const copyOf = async (each: Tensor): Promise<Tensor> => computed(() => copy(read(each)))
 
 /** The task's first rows, a batch after the other, for methods that look at data; default all rows at once. */
 export function calibrationOf(task: Task, rows = task.x.shape[0]!, batches = 1): Calibration {

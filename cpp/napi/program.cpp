@@ -129,7 +129,7 @@ Napi::Value compile(const Napi::CallbackInfo& info) {
     // Copied: JavaScript may change its array while the list is decoded elsewhere.
     const auto work = [list = std::vector<std::byte>(bytes.begin(), bytes.end()),
                        bound = tensor_list_argument(info[1], "bound tensor"),
-                       backend = &backend_named(info[2].IsUndefined() ? "cpu" : string_argument(info[2], "device")),
+                       backend = &backend_named(string_argument(info[2], "device")),
                        closing = addon.closing()] { return std::make_shared<Program>(*backend, list, bound, closing); };
     return addon.async(info.Env(), work, [](Napi::Env env, std::shared_ptr<Program> program) -> Napi::Value {
       Addon::of(env).constructing = &program;

@@ -30,6 +30,22 @@ std::vector<size_t> read_order(const KernelRequest& request, size_t factors) {
   return order;
 }
 
+/// Blocks [blocks, m, k] side by side.
+Stage stage_of_blocks(const Shape& weight) {
+  Stage stage;
+  stage.pre = weight[0];
+  stage.m = weight[1];
+  stage.k = weight[2];
+  stage.in = {.pre = stage.k, .item = 1};
+  stage.out = {.pre = stage.m, .item = 1};
+  stage.in_features = stage.pre * stage.k;
+  stage.out_features = stage.pre * stage.m;
+  stage.w_pre = stage.m * stage.k;
+  stage.w_m = stage.k;
+  stage.w_k = 1;
+  return stage;
+}
+
 }  // namespace
 
 Stage Stage::transposed() const {
@@ -44,19 +60,7 @@ Stage Stage::transposed() const {
 Chain read_block_diagonal(const KernelRequest& request, std::span<const Operand> weights) {
   request.check(weights.size() == 1 && weights[0].shape.rank() == 3, "one weight [blocks, out, in]",
                 weights[0].shape.str());
-  const int64_t blocks = weights[0].shape[0], m = weights[0].shape[1], k = weights[0].shape[2];
-  Stage stage;
-  stage.pre = blocks;
-  stage.m = m;
-  stage.k = k;
-  stage.in = {.pre = k, .item = 1};
-  stage.out = {.pre = m, .item = 1};
-  stage.in_features = blocks * k;
-  stage.out_features = blocks * m;
-  stage.w_pre = m * k;
-  stage.w_m = k;
-  stage.w_k = 1;
-  return {{stage}, {0}};
+  return {{stage_of_blocks(weights[0].shape)}, {0}};
 }
 
 Chain read_kronecker(const KernelRequest& request, std::span<const Operand> weights) {
@@ -99,31 +103,9 @@ Chain read_kronecker(const KernelRequest& request, std::span<const Operand> weig
 Chain read_monarch(const KernelRequest& request, std::span<const Operand> weights) {
   request.check(weights.size() == 2 && weights[0].shape.rank() == 3 && weights[1].shape.rank() == 3,
                 "weights [K, q, p] and [L, s, r]", std::to_string(weights.size()) + " weights");
-  const Shape& w1 = weights[0].shape;
-  const Shape& w2 = weights[1].shape;
-  Stage first;
-  first.pre = w1[0];
-  first.m = w1[1];
-  first.k = w1[2];
-  first.in = {.pre = first.k, .item = 1};
-  first.out = {.pre = first.m, .item = 1};
-  first.in_features = first.pre * first.k;
-  first.out_features = first.pre * first.m;
-  first.w_pre = first.m * first.k;
-  first.w_m = first.k;
-  first.w_k = 1;
-  Stage second;
-  second.pre = w2[0];
-  second.m = w2[1];
-  second.k = w2[2];
-  second.in = {.pre = 1, .item = second.pre};
-  second.out = {.pre = 1, .item = second.pre};
-  second.in_features = second.pre * second.k;
-  second.out_features = second.pre * second.m;
-  second.w_pre = second.m * second.k;
-  second.w_m = second.k;
-  second.w_k = 1;
-  return {{first, second}, {0, 1}};
+  Stage second = stage_of_blocks(weights[1].shape);
+  second.in = second.out = {.pre = 1, .item = second.pre};
+  return {{stage_of_blocks(weights[0].shape), second}, {0, 1}};
 }
 
 }  // namespace heddle

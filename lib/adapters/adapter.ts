@@ -116,7 +116,11 @@ export class Adapter {
     const attached = await attachMethod(model, method, { seed, signal, onProgress, isLoading })
     const adapter = new Adapter(model, method, attached, options)
     try {
-      for (const { site } of attached.attachments.values()) if (site.structure) traceStructured(site, adapter.hook)
+      for (const { site } of attached.attachments.values()) {
+        if (!site.structure) continue
+        traceStructured(site, adapter.hook)
+        await pause()
+      }
       return adapter
     } catch (error) {
       adapter.dispose()

@@ -94,7 +94,7 @@ export type HeadRole = Exclude<BlockRole, 'gate' | 'up' | 'down'>
  */
 export function unitPlaces(site: Site, role: BlockRole, heads: (role: HeadRole) => number): UnitPlaces {
   const [out, inner] = linearShape(site)
-  const size = role === 'attention_output' || role === 'down' ? inner : out
+  const size = unitAxis(role) === 'in' ? inner : out
   const { parts, layout } = fused.get(placed(site.path)?.name ?? '') ?? { parts: [role], layout: 'split' }
   const counts = parts.map((part) =>
     part === 'gate' || part === 'up' || part === 'down' ? size / parts.length : heads(part),
@@ -107,6 +107,13 @@ export function unitPlaces(site: Site, role: BlockRole, heads: (role: HeadRole) 
   return { units, width, first: before * width, stride: width }
 }
 
+/** Where a part's units stand: among the rows of what computes them, or the columns of what reads them. */
+export const unitAxis = (role: BlockRole): 'in' | 'out' =>
+  role === 'attention_output' || role === 'down' ? 'in' : 'out'
+
+/** 0, 1, … */
+export const counting = (count: number): number[] => Array.from({ length: count }, (_, i) => i)
+
 /** The rows of a unit, in order. */
 export const unitRows = ({ first, stride, width }: UnitPlaces, unit: number): number[] =>
   Array.from({ length: width }, (_, i) => first + unit * stride + i)
@@ -115,6 +122,13 @@ export const unitRows = ({ first, stride, width }: UnitPlaces, unit: number): nu
 export function attentionHeads({ config }: Pick<Network, 'config'>): number | undefined {
   const heads = config.num_attention_heads ?? config.n_head ?? config.n_heads
   return typeof heads === 'number' ? heads : undefined
+}
+
+/** Heads that a part is made of: keys and values have their own number under grouped-query attention. */
+export function headCount(network: Pick<Network, 'config'>, role: HeadRole): number | undefined {
+  const heads = attentionHeads(network)
+  const own = role === 'key' || role === 'value' ? network.config.num_key_value_heads : undefined
+  return typeof own === 'number' ? own : heads
 }
 
 /** A regular expression for the whole paths of the modules with these roles. */

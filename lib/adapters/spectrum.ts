@@ -1,14 +1,17 @@
 /** The singular vectors of a site's weight, the same whenever they are asked for. */
+import { throwIfAborted } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { abs, mul, sign } from '../graph/ops/elementwise.js'
 import { gatherLast, slice } from '../graph/ops/index.js'
 import { argmax, reshape } from '../graph/ops/reduce.js'
+import { pause } from '../graph/pause.js'
 import { read, type Sym } from '../graph/sym.js'
 import { type Svd, svd, svdvals } from '../linalg/factorise.js'
 import { truncatedSvd } from '../linalg/low_rank.js'
-import type { Site } from '../nn/site.js'
+import type { Site, SiteKind } from '../nn/site.js'
 import type { Tensor } from '../tensor/tensor.js'
-import { asMatrix, type MatrixShape, ofSite } from './low_rank_change.js'
+import { asMatrix, type MatrixShape, matrixShape, ofSite } from './low_rank_change.js'
+import type { ResolveContext } from './parametrization.js'
 
 /** Up to this size a whole decomposition is quick enough. */
 const wholeSize = 1024
@@ -36,6 +39,22 @@ export const leadingSvd = (weight: Tensor, shape: MatrixShape, r: number, site: 
 /** All singular values of the weight as `[out, inner]`, descending, f32. @throws as {@link leadingSvd} */
 export const singularValues = (weight: Tensor, shape: MatrixShape, site: Pick<Site, 'path'>): Promise<Tensor> =>
   ofSite(site, () => computed(() => svdvals(asMatrix(read(weight), shape))))
+
+/** Shows all singular values of each site's weight, descending. @throws as {@link leadingSvd}, and ERR_HEDDLE_ABORTED */
+export async function eachSpectrum(
+  method: string,
+  { sites, watch, report }: Pick<ResolveContext, 'sites' | 'watch' | 'report'>,
+  kinds: readonly SiteKind[],
+  visit: (site: Site, spectrum: readonly number[]) => void,
+): Promise<void> {
+  for (const [i, site] of sites.entries()) {
+    throwIfAborted(watch.signal, method)
+    using spectrum = await singularValues(site.weight, matrixShape(method, site, kinds), site)
+    visit(site, [...((await spectrum.data()) as Float32Array)])
+    report({ unit: 'modules', done: i + 1, total: sites.length })
+    await pause()
+  }
+}
 
 /** The r leading ones of a whole decomposition. */
 export function firstOf({ u, s, vh }: Svd<Sym>, r: number): Svd<Sym> {

@@ -1,5 +1,5 @@
 /** The gradient of a task's loss with respect to whole weights, added up over batches, a few sites at a time. */
-import { HeddleError } from '../errors.js'
+import { HeddleError, throwIfAborted } from '../errors.js'
 import { computed } from '../graph/computed.js'
 import { gradients } from '../graph/grad.js'
 import { add, div, square } from '../graph/ops/elementwise.js'
@@ -51,6 +51,7 @@ export async function weightGradients(
         throw new HeddleError('ERR_HEDDLE_ARGUMENT', { place: 'weightGradients', expected: 'a batch', got: 'none' })
       for (const [i, site] of part.entries()) {
         using mean = await computed((sum) => div(sum!, batches), [sums[i]!])
+        throwIfAborted(signal, 'weightGradients')
         await visit(site, mean)
         await pause()
       }

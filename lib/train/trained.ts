@@ -1,7 +1,7 @@
 /** What a run trains: an adapter's tensors, or all weights of the network, and the optimizer bound to them. */
 import type { Adapter, AttachOptions } from '../adapters/adapter.js'
-import { lora } from '../adapters/methods/lora.js'
 import type { Parametrization } from '../adapters/parametrization.js'
+import { methodOf } from '../adapters/registry.js'
 import { HeddleError } from '../errors.js'
 import { copied } from '../graph/computed.js'
 import type { Precision } from '../graph/ops/matmul.js'
@@ -86,7 +86,7 @@ function attachedOrFresh(
 ): Adapter | Promise<Adapter> {
   const [only, ...more] = model.adapters
   if (method || !only)
-    return attachShown(model, method ?? lora({ r: 16, lora_alpha: 32, target_modules: 'all-linear' }), {
+    return attachShown(model, method ?? methodOf({ method: 'lora' }), {
       ...settings,
       data,
       onProgress,

@@ -4,7 +4,7 @@ import { lora } from '../../../lib/adapters/methods/lora.js'
 import { computed } from '../../../lib/graph/computed.js'
 import { add, tanh } from '../../../lib/graph/ops/elementwise.js'
 import { read } from '../../../lib/graph/sym.js'
-import type { Finding } from '../experiment.js'
+import { type Finding, mean } from '../experiment.js'
 import { adapt, digits, lossOf, networkOf, normal, outer, type Task, through } from '../toy.js'
 
 export const setting =
@@ -50,7 +50,6 @@ export async function* run(): AsyncGenerator<Finding> {
     ] as const)
       list!.push((await adapt(task, lora({ r, lora_alpha: r, target_modules }), training, seed)).loss)
   }
-  const mean = (all: readonly number[]): number => all.reduce((sum, each) => sum + each, 0) / all.length
   yield {
     statement: 'the module that has to change gets most of the six ranks, with every seed',
     measured: `ranks of first, middle and last: ${ranks.join(' | ')}; the sheet has 2 4 0`,

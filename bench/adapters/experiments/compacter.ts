@@ -2,9 +2,9 @@
 import { compacter } from '../../../lib/adapters/methods/compacter.js'
 import { lora } from '../../../lib/adapters/methods/lora.js'
 import type { Parametrization } from '../../../lib/adapters/parametrization.js'
-import type { Finding } from '../experiment.js'
+import { type Finding, mean } from '../experiment.js'
 import { mailFiles } from '../files.js'
-import { mailAccuracy, mailModel, mean, percent, trainOnMails } from '../mail_task.js'
+import { mailAccuracy, mailModel, percent, trainOnMails } from '../mail_task.js'
 
 export const setting =
   'Spam or ham with MiniLM, 200 mails to learn from, 30 steps of 16; accuracy on 256 others, three seeds. Compacter++ (n = 4, bottleneck 16), a dense bottleneck of 16 in the same places, and head and norms alone (with a LoRA of rank 1 at the pooler).'

@@ -11,9 +11,9 @@ import { loadSequenceClassifier, type SequenceClassifier } from '../../../lib/se
 import { type Tensor, tensor } from '../../../lib/tensor/tensor.js'
 import { randomNumbers } from '../../../test/random_numbers.js'
 import { temporaryFolder } from '../../../test/support/temporary_folder.js'
-import type { Finding } from '../experiment.js'
+import { type Finding, mean } from '../experiment.js'
 import { type Files, mailFiles } from '../files.js'
-import { mailAccuracy, mailModel, mean, percent, trainOnMails } from '../mail_task.js'
+import { mailAccuracy, mailModel, percent, trainOnMails } from '../mail_task.js'
 import { adapt, digits, lossOf, normal, outer, scaledTo, shifted, type Task } from '../toy.js'
 
 export const setting = `(1) A linear module [64, 64] with 16 spikes learns a change of rank 2 and 16 single numbers, of equal norms (512 normal inputs, Adam 1e-2, 1500 steps, three seeds): relative errors of the change. (2) Spam or ham with MiniLM: 40 steps of 16 mails, 3 of 12 heads of each layer pruned, 15 steps more; accuracy on 256 others, two seeds.`

@@ -8,7 +8,7 @@ import { slice, transpose } from '../../../lib/graph/ops/index.js'
 import { matmul } from '../../../lib/graph/ops/matmul.js'
 import { assign, read } from '../../../lib/graph/sym.js'
 import { tensor } from '../../../lib/tensor/tensor.js'
-import type { Finding } from '../experiment.js'
+import { type Finding, mean } from '../experiment.js'
 import { calibrationOf, lossOf, networkOf, normal, orthonormal, type Task, through, train } from '../toy.js'
 
 export const setting =
@@ -28,7 +28,6 @@ export async function* run(): AsyncGenerator<Finding> {
       const task = await anisotropic(10 * seed)
       for (const each of beginnings) steps[each].push(await stepsOf(task, each, lr, seed))
     }
-    const mean = (all: readonly number[]): number => all.reduce((sum, n) => sum + n, 0) / all.length
     const [uniform, orthonormalA, own] = beginnings.map((each) => mean(steps[each])) as [number, number, number]
     yield {
       statement: `rate ${lr}: EVA needs at most three quarters of the steps of the better other beginning`,

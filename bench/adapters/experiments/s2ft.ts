@@ -1,13 +1,13 @@
 /** What S²FT's columns learn and forget, next to a LoRA and to training all weights. */
 import { lora } from '../../../lib/adapters/methods/lora.js'
 import { type S2ftOptions, s2ft } from '../../../lib/adapters/methods/s2ft.js'
-import { computed } from '../../../lib/graph/computed.js'
+import { computed, copied } from '../../../lib/graph/computed.js'
 import { add, mul, silu } from '../../../lib/graph/ops/elementwise.js'
 import { concat, slice } from '../../../lib/graph/ops/index.js'
 import { read } from '../../../lib/graph/sym.js'
 import type { Tensor } from '../../../lib/tensor/tensor.js'
 import type { Finding } from '../experiment.js'
-import { adapt, copyOf, digits, lossOf, networkOf, normal, type Task, through, train } from '../toy.js'
+import { adapt, digits, lossOf, networkOf, normal, type Task, through, train } from '../toy.js'
 
 export const setting =
   'A SwiGLU part (32 wide, 128 inner) that does task A learns task B, another down projection seen where half of the inputs are a tenth as large (256 rows, Adam 1e-2, all weights 1e-3, 1500 steps): mean squared errors on B’s held-out rows and on A.'
@@ -105,9 +105,9 @@ async function tasks() {
 
 async function allWeights(weights: Weights, given: Readonly<Record<'a' | 'b' | 'held', Task>>): Promise<Outcome> {
   const copies: Weights = {
-    gate_proj: await copyOf(weights.gate_proj),
-    up_proj: await copyOf(weights.up_proj),
-    down_proj: await copyOf(weights.down_proj),
+    gate_proj: await copied(weights.gate_proj),
+    up_proj: await copied(weights.up_proj),
+    down_proj: await copied(weights.down_proj),
   }
   const on = ({ x, y }: Task): Task => taskOn(copies, x, y)
   await train(on(given.b), undefined, { ...training, lr: 1e-3, weights: Object.values(copies) })

@@ -3,7 +3,7 @@ import { Adapter } from '../../../lib/adapters/adapter.js'
 import { lora } from '../../../lib/adapters/methods/lora.js'
 import { svfit } from '../../../lib/adapters/methods/svfit.js'
 import type { Parametrization } from '../../../lib/adapters/parametrization.js'
-import { computed } from '../../../lib/graph/computed.js'
+import { computed, copied } from '../../../lib/graph/computed.js'
 import { add, exp, greaterEqual, mul, neg, relu } from '../../../lib/graph/ops/elementwise.js'
 import { gatherLast } from '../../../lib/graph/ops/index.js'
 import { matmul } from '../../../lib/graph/ops/matmul.js'
@@ -12,7 +12,7 @@ import { logSoftmax } from '../../../lib/graph/ops/softmax.js'
 import { read, type Sym } from '../../../lib/graph/sym.js'
 import { type Tensor, tensor } from '../../../lib/tensor/tensor.js'
 import type { Finding } from '../experiment.js'
-import { adapt, copyOf, digits, networkOf, normal, shifted, type Task, through, train, withSpectrum } from '../toy.js'
+import { adapt, digits, networkOf, normal, shifted, type Task, through, train, withSpectrum } from '../toy.js'
 
 export const setting =
   'Ten classes of three clusters in 64 dimensions; a network 64–128–128–10 trained on 8,000 rows meets a domain that is turned, stretched and moved: 300 rows, 400 Adam steps, the head trained too (1e-3); accuracy on 2,000 others, the mean of three seeds, best of the rates.'
@@ -40,7 +40,7 @@ export async function* run(): AsyncGenerator<Finding> {
       count(`full ${lr}`, await accuracyOf(await tuned(weights, task, ['first', 'second', 'head'], lr), test))
     for (const [name, { method, rates }] of Object.entries(arms))
       for (const lr of rates) {
-        const head = await copyOf(weights.head)
+        const head = await copied(weights.head)
         const own = on({ ...weights, head }, task)
         const adapter = await Adapter.attach(own.network, method(), { seed })
         await train(own, adapter, { lr, steps: 400, batch: 100, weights: [head], weightLr: 1e-3 })
@@ -112,7 +112,7 @@ async function tuned(
   lr: number,
 ): Promise<Weights> {
   const copies = { ...weights }
-  for (const name of names) copies[name] = await copyOf(weights[name])
+  for (const name of names) copies[name] = await copied(weights[name])
   await train(on(copies, data), undefined, { lr, steps: 400, batch: 100, weights: names.map((name) => copies[name]) })
   return copies
 }

@@ -12,7 +12,17 @@ import { linearShape, oriented, type Site } from '../../nn/site.js'
 import { type Tensor, tensor } from '../../tensor/tensor.js'
 import type { Tokenizer } from '../../tokenize/tokenizer.js'
 import type { Adapter } from '../adapter.js'
-import { attentionHeads, type BlockRole, blocksOf, type HeadRole, unitPlaces, unitRows } from '../block_roles.js'
+import {
+  type BlockRole,
+  blocksOf,
+  counting,
+  type HeadRole,
+  headCount,
+  unitAxis,
+  unitPlaces,
+  unitRows,
+} from '../block_roles.js'
+import { headsOf } from './dsee.js'
 import { expectDsee } from './dsee_prune.js'
 
 /** Options of {@link dseeSave}. */
@@ -80,20 +90,19 @@ interface Layer {
 
 async function layersOf(network: Network): Promise<Layer[]> {
   const layers: Layer[] = []
+  const heads = headsOf(network)
+  const groups = headCount(network, 'key') ?? heads
   for (const modules of blocksOf(network).values()) {
     const [output, down] = [modules.get('attention_output'), modules.get('down')]
     if (!output || !down || !modules.has('value') || !modules.has('up')) continue
     for (const site of modules.values())
       if (site.structure) throw misuse(site.path, 'a dense weight', site.structure.kind)
-    const heads = attentionHeads(network)
-    if (heads === undefined) throw misuse('config', 'a number of attention heads', 'none')
-    const groups = Number(network.config.num_key_value_heads ?? heads)
     const all = await readUnits(output, heads)
     layers.push({
       modules,
       heads: counting(groups).map((group) => all.slice((group * heads) / groups, ((group + 1) * heads) / groups)),
       channels: await readUnits(down, linearShape(down)[1]),
-      headsOf: (role) => (role === 'key' || role === 'value' ? groups : heads),
+      headsOf: (role) => headCount(network, role) ?? heads,
     })
     await pause()
   }
@@ -150,7 +159,7 @@ function slicesOf({ modules, heads, channels, headsOf }: Layer, sizes: DseeSizes
   } as const satisfies Readonly<Record<BlockRole, readonly number[]>>
   const rows = new Map<Site, Slice & { readonly kept: number[] }>()
   for (const [role, site] of modules) {
-    const isRow = role !== 'attention_output' && role !== 'down'
+    const isRow = unitAxis(role) === 'out'
     const slice = rows.get(site) ?? { site, isRow, kept: [] }
     const places = unitPlaces(site, role, headsOf)
     slice.kept.push(...units[role].flatMap((unit) => unitRows(places, unit)))
@@ -165,8 +174,6 @@ function keptUnits(units: readonly boolean[], count: number): number[] {
   const [read, unread] = [all.filter((unit) => units[unit]), all.filter((unit) => !units[unit])]
   return [...read, ...unread.slice(0, count - read.length)].sort((a, b) => a - b)
 }
-
-const counting = (count: number): number[] => Array.from({ length: count }, (_, i) => i)
 
 /** Adds the smaller tensors of a module, by the whole ones. */
 async function cut(sliced: Map<Tensor, Tensor>, { site, isRow, kept }: Slice): Promise<void> {
@@ -190,7 +197,9 @@ function smallerConfig(
   after: DseeSizes,
 ): Readonly<Record<string, unknown>> {
   const named = (...names: readonly string[]): string => names.find((name) => name in config) ?? names[0]!
-  const channels = { [named('intermediate_size', 'ffn_dim', 'hidden_dim', 'n_inner')]: after.channels }
+  // GPT-2's may be left out, four times the width then being meant.
+  const width = architecture === 'gpt2' ? 'n_inner' : named('intermediate_size', 'ffn_dim', 'hidden_dim')
+  const channels = { [width]: after.channels }
   if (after.heads === before.heads) return { ...config, ...channels }
   if (!withHeadSize.has(architecture))
     throw misuse('config', `an architecture whose heads have a size of their own`, architecture)

@@ -109,10 +109,10 @@ interface Groups {
   readonly reader: Site
 }
 
-function headGroups({ query, key, value, output }: Layer, count: number): Groups {
+function headGroups(layer: Layer, count: number): Groups {
+  const { query, value, output } = layer
   const isShared = linearShape(value)[0] !== linearShape(query)[0]
-  const makers = isShared ? [query] : [query, key, value]
-  return { count, makers, scored: isShared ? [query] : [query, value], reader: output }
+  return isShared ? { count, makers: [query], scored: [query], reader: output } : sharedHeadGroups(layer, count)
 }
 
 function sharedHeadGroups({ query, key, value, output }: Layer, heads: number): Groups {

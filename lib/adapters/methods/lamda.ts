@@ -4,12 +4,10 @@
  */
 import { z } from 'zod'
 import { parseConfig } from '../../config.js'
-import { throwIfAborted } from '../../errors.js'
 import { computed } from '../../graph/computed.js'
 import { div, greater, mul, select, sub } from '../../graph/ops/elementwise.js'
 import { arange } from '../../graph/ops/gather.js'
 import { diagonal } from '../../graph/ops/matrices.js'
-import { pause } from '../../graph/pause.js'
 import { read, type Sym } from '../../graph/sym.js'
 import type { Site } from '../../nn/site.js'
 import { type GradientTransform, mapParameters } from '../../optim/gradient_transform.js'
@@ -34,7 +32,7 @@ import type {
   ResolveContext,
   SitePlan,
 } from '../parametrization.js'
-import { leadingSvd, singularValues } from '../spectrum.js'
+import { eachSpectrum, leadingSvd } from '../spectrum.js'
 import { escaped, patternValue } from '../target_modules.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from '../targeting.js'
 import { type Allocation, allocateRanks } from './lamda_ranks.js'
@@ -219,16 +217,10 @@ function frozen(value: Sym, part: Sym): Sym {
 /** LaMDA++: ranks from the weights' spectra. */
 async function ranksBySpectrum(
   { rank_candidates: candidates = [], budget, r }: LamdaConfig,
-  { sites, watch, report }: ResolveContext,
+  context: ResolveContext,
 ): Promise<Record<string, number>> {
   const spectra: Allocation[] = []
-  for (const site of sites) {
-    throwIfAborted(watch.signal, 'lamda')
-    using spectrum = await singularValues(site.weight, matrixShape('lamda', site), site)
-    spectra.push({ path: site.path, spectrum: [...((await spectrum.data()) as Float32Array)] })
-    report({ unit: 'modules', done: spectra.length, total: sites.length })
-    await pause()
-  }
+  await eachSpectrum('lamda', context, ['linear'], ({ path }, spectrum) => void spectra.push({ path, spectrum }))
   const ranks = allocateRanks(spectra, { candidates, budget: budget ?? r })
   return Object.fromEntries([...ranks].map(([path, rank]) => [escaped(path), rank]))
 }

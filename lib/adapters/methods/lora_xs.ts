@@ -4,7 +4,7 @@
  */
 import { z } from 'zod'
 import { parseConfig } from '../../config.js'
-import { HeddleError, throwIfAborted } from '../../errors.js'
+import { HeddleError } from '../../errors.js'
 import { computed } from '../../graph/computed.js'
 import { mul, sign } from '../../graph/ops/elementwise.js'
 import { diagonal } from '../../graph/ops/matrices.js'
@@ -189,10 +189,7 @@ async function firstSteps(
       network,
       sites,
       calibration(),
-      async (site, mean) => {
-        throwIfAborted(watch.signal, 'lora_sb')
-        add(site.path, await begin(site, mean))
-      },
+      async (site, mean) => add(site.path, await begin(site, mean)),
       watch,
     ),
   )

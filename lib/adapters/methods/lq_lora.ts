@@ -100,7 +100,8 @@ function planAt(site: Site, config: LqLoraConfig, found?: Decomposed): SitePlan 
 /** A decomposition that was found earlier, for one more adapter. @throws ERR_HEDDLE_ARGUMENT where it is another weight's */
 async function ownCopies(site: Site, weight: Tensor, config: LqLoraConfig, found: Decomposed): Promise<Values> {
   const missed = await missedBy(site, weight, config, found.values)
-  if (Math.abs(missed - found.missed) > 1e-4 * found.missed)
+  // False for NaN too.
+  if (!(Math.abs(missed - found.missed) <= 1e-4 * found.missed))
     throw unsuited('lq_lora', site, 'the weight that the data was shown with', 'another one')
   return await copiesOf(found.values)
 }

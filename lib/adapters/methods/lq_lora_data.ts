@@ -91,7 +91,6 @@ function squaredGradients(
   visit: (site: Site, fisher: Tensor) => Promise<void>,
 ): Promise<void> {
   const take = async (site: Site, squares: Tensor): Promise<void> => {
-    throwIfAborted(watch.signal, 'lq_lora')
     const own = await computed(() => ({
       fisher: copy(asMatrix(read(squares), matrixShape('lq_lora', site))),
       top: max(read(squares)),

@@ -3,11 +3,10 @@ import { z } from 'zod'
 import { parseConfig } from '../../config.js'
 import { HeddleError } from '../../errors.js'
 import { add, div, greater, mul, select, sqrt, square, sub } from '../../graph/ops/elementwise.js'
-import { transpose } from '../../graph/ops/index.js'
 import { reshape, sum } from '../../graph/ops/reduce.js'
 import { stopGradient } from '../../graph/ops/stop_gradient.js'
 import { read, type Sym } from '../../graph/sym.js'
-import { linearShape, type Site } from '../../nn/site.js'
+import { linearShape, oriented, type Site } from '../../nn/site.js'
 import { type GradientTransform, mapParameters, wrapped } from '../../optim/gradient_transform.js'
 import { declared, normal, zero } from '../initial_values.js'
 import type {
@@ -146,11 +145,11 @@ function withDropout(blocks: Sym, { forward, stream }: SiteContext, p: number): 
 }
 
 /** W Rᵀ, of an embedding E R, as the weight is stored. */
-function mergedAt({ kind, transposed }: Site, weight: Sym, blocks: Sym): Sym {
+function mergedAt(site: Site, weight: Sym, blocks: Sym): Sym {
   const turned = (rows: Sym): Sym => rotated(rows, blocks, true)
-  if (kind === 'embedding') return rotated(weight, blocks)
-  if (kind === 'conv2d') return changedRows(weight, turned)
-  return transposed ? transpose(turned(transpose(weight))) : turned(weight)
+  if (site.kind === 'embedding') return rotated(weight, blocks)
+  if (site.kind === 'conv2d') return changedRows(weight, turned)
+  return oriented(site, turned(oriented(site, weight)))
 }
 
 /** Channels of a block; where the config's number does not divide the channels, its nearest divisor is taken, as in PEFT. */

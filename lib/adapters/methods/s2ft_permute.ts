@@ -6,8 +6,8 @@ import { read } from '../../graph/sym.js'
 import type { Network } from '../../nn/network.js'
 import { linearShape, type Site } from '../../nn/site.js'
 import { type Tensor, tensor } from '../../tensor/tensor.js'
-import { type BlockRole, blocksOf, unitPlaces, unitRows } from '../block_roles.js'
-import { headCount, type S2ftAxis } from './s2ft_selection.js'
+import { type BlockRole, blocksOf, counting, unitAxis, unitPlaces, unitRows } from '../block_roles.js'
+import { headsOf, type S2ftAxis } from './s2ft_selection.js'
 
 /** Orders of {@link permuteCoupled}: place i gets what stands at order[i]. */
 export interface CoupledOrders {
@@ -54,7 +54,7 @@ function channelMoves(network: Network, block: string, channels: readonly number
 
 function headMoves(network: Network, block: string, { keyValueHeads, queryHeads }: CoupledOrders): Move[] {
   const modules = blocksOf(network).get(block) ?? new Map<BlockRole, Site>()
-  const [heads, groups] = [headCount(network, 'query'), headCount(network, 'key')]
+  const [heads, groups] = [headsOf(network, 'query'), headsOf(network, 'key')]
   const perGroup = heads / groups
   for (const role of ['query', 'key', 'value', 'attention_output'] as const) expectModule(modules, role, block)
   const groupOrder = keyValueHeads ?? counting(groups)
@@ -83,9 +83,9 @@ function movesOf(network: Network, modules: ReadonlyMap<BlockRole, Site>, orders
   const moves = new Map<Site, Move & { readonly from: number[] }>()
   for (const { role, order } of orders) {
     const site = modules.get(role)!
-    const axis = role === 'attention_output' || role === 'down' ? 'in' : 'out'
+    const axis = unitAxis(role)
     const move = moves.get(site) ?? { site, axis, from: counting(linearShape(site)[axis === 'in' ? 1 : 0]) }
-    const places = unitPlaces(site, role, (part) => headCount(network, part))
+    const places = unitPlaces(site, role, (part) => headsOf(network, part))
     for (const [to, unit] of order.entries()) {
       const source = unitRows(places, unit)
       for (const [i, row] of unitRows(places, to).entries()) move.from[row] = source[i]!
@@ -94,8 +94,6 @@ function movesOf(network: Network, modules: ReadonlyMap<BlockRole, Site>, orders
   }
   return [...moves.values()]
 }
-
-const counting = (count: number): number[] => Array.from({ length: count }, (_, i) => i)
 
 async function moveAlong({ site, axis, from }: Move): Promise<void> {
   using index = tensor(Int32Array.from(from))

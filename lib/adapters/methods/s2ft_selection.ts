@@ -15,12 +15,13 @@ import { weightGradients } from '../../observers/weight_gradients.js'
 import { seedTensor } from '../../tensor/seed.js'
 import { type Tensor, zeros } from '../../tensor/tensor.js'
 import {
-  attentionHeads,
   type BlockRole,
   blockParts,
   blocksOf,
   type HeadRole,
+  headCount,
   type UnitPlaces,
+  unitAxis,
   unitPlaces,
   unitRows,
 } from '../block_roles.js'
@@ -49,15 +50,14 @@ export interface SelectionConfig extends Readonly<Record<`${Projection}_ratio`, 
 
 interface Kind {
   readonly role: BlockRole
-  readonly axis: S2ftAxis
   readonly unit: 'query head' | 'key-value head' | 'channel'
 }
 
 const kinds: Readonly<Record<Projection, Kind>> = {
-  v: { role: 'value', axis: 'out', unit: 'key-value head' },
-  o: { role: 'attention_output', axis: 'in', unit: 'query head' },
-  u: { role: 'up', axis: 'out', unit: 'channel' },
-  d: { role: 'down', axis: 'in', unit: 'channel' },
+  v: { role: 'value', unit: 'key-value head' },
+  o: { role: 'attention_output', unit: 'query head' },
+  u: { role: 'up', unit: 'channel' },
+  d: { role: 'down', unit: 'channel' },
 }
 
 export const projections = Object.keys(kinds) as readonly Projection[]
@@ -121,7 +121,7 @@ function channelsOf(parts: readonly Part[], units: readonly number[]): [string, 
 }
 
 function partsOf(projection: Projection, { network, sites }: ResolveContext): readonly Part[] {
-  const { role, axis } = kinds[projection]
+  const { role } = kinds[projection]
   const found = sites.filter(({ path }) => blockParts(path)?.parts.includes(role))
   if (found.length === 0)
     throw misuse(
@@ -130,19 +130,17 @@ function partsOf(projection: Projection, { network, sites }: ResolveContext): re
       sites.map(({ path }) => path).join(', '),
     )
   return found.map((site) => {
-    const places = unitPlaces(site, role, (part) => headCount(network, part))
+    const places = unitPlaces(site, role, (part) => headsOf(network, part))
     if (!Number.isInteger(places.width))
       throw misuse(`s2ft.${projection}_ratio`, `${places.units} heads of equal size`, `[${linearShape(site)}]`)
-    return { site, axis, ...places }
+    return { site, axis: unitAxis(role), ...places }
   })
 }
 
-/** Keys and values belong to key–value heads, which are fewer than query heads under grouped-query attention. */
-export function headCount(network: Network, role: HeadRole): number {
-  const heads = attentionHeads(network)
-  const isShared = role === 'key' || role === 'value'
-  const count = isShared ? (network.config.num_key_value_heads ?? heads) : heads
-  if (typeof count === 'number') return count
+/** Heads of a part. @throws ERR_HEDDLE_ARGUMENT where the network's configuration says nothing of them */
+export function headsOf(network: Network, role: HeadRole): number {
+  const count = headCount(network, role)
+  if (count !== undefined) return count
   throw misuse('s2ft', 'a network with attention heads for v_ratio and o_ratio', network.architecture)
 }
 

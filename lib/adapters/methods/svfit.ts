@@ -1,10 +1,9 @@
 /** SVFit (Sun et al. 2024, arXiv 2409.05926): the leading singular values of the weight are trained, and nothing else. */
 import { z } from 'zod'
 import { parseConfig } from '../../config.js'
-import { HeddleError, throwIfAborted } from '../../errors.js'
+import { HeddleError } from '../../errors.js'
 import { add, maximum, mul, neg, square } from '../../graph/ops/elementwise.js'
 import { sum } from '../../graph/ops/reduce.js'
-import { pause } from '../../graph/pause.js'
 import { read, type Sym } from '../../graph/sym.js'
 import type { Site } from '../../nn/site.js'
 import { declared, zero } from '../initial_values.js'
@@ -17,7 +16,7 @@ import type {
   SitePlan,
   SiteTensors,
 } from '../parametrization.js'
-import { leadingSvd, singularValues } from '../spectrum.js'
+import { eachSpectrum, leadingSvd } from '../spectrum.js'
 import { escaped, patternValue } from '../target_modules.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from '../targeting.js'
 
@@ -126,19 +125,11 @@ const decay = (sites: readonly AttachedSite[], weight: number): Sym =>
   sites.map(({ parameters }) => mul(weight, sum(square(read(parameters[names.d]!))))).reduce((a, b) => add(a, b))
 
 /** For every site the smallest r whose squared singular values are that part of them all. */
-async function ranksByEnergy(
-  { energy }: SvfitConfig,
-  { sites, watch, report }: ResolveContext,
-): Promise<Record<string, number>> {
+async function ranksByEnergy({ energy }: SvfitConfig, context: ResolveContext): Promise<Record<string, number>> {
   const ranks: Record<string, number> = {}
-  for (const [i, site] of sites.entries()) {
-    throwIfAborted(watch.signal, 'svfit')
-    const shape = matrixShape('svfit', site, ['linear', 'conv2d'])
-    using spectrum = await singularValues(site.weight, shape, site)
-    ranks[escaped(site.path)] = rankOf([...((await spectrum.data()) as Float32Array)], energy, site)
-    report({ unit: 'modules', done: i + 1, total: sites.length })
-    await pause()
-  }
+  await eachSpectrum('svfit', context, ['linear', 'conv2d'], (site, spectrum) => {
+    ranks[escaped(site.path)] = rankOf(spectrum, energy, site)
+  })
   return ranks
 }
 
