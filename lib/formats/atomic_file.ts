@@ -14,7 +14,7 @@ export async function writeFileAtomic(path: string, content: string | Uint8Array
     await mkdir(dirname(path), { recursive: true })
     await writeSynced(beside, content)
     await rename(beside, path)
-    await syncFolder(dirname(path))
+    await syncToDisk(dirname(path))
   } catch (cause) {
     await rm(beside, { force: true })
     const got = cause instanceof Error ? cause.message : String(cause)
@@ -27,9 +27,9 @@ export function writeJsonAtomic(path: string, value: unknown): Promise<void> {
   return writeFileAtomic(path, `${JSON.stringify(value, null, 2)}\n`)
 }
 
-/** Makes renames and new files in a folder survive a loss of power. */
-export async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, 'r')
+/** Makes a file's content, or renames and new files in a folder, survive a loss of power. */
+export async function syncToDisk(path: string): Promise<void> {
+  const handle = await open(path, 'r')
   try {
     await handle.sync()
   } finally {

@@ -6,7 +6,7 @@ import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { HeddleError } from '../errors.js'
-import { syncFolder, writeJsonAtomic } from '../formats/atomic_file.js'
+import { syncToDisk, writeJsonAtomic } from '../formats/atomic_file.js'
 import { openSafetensors } from '../formats/safetensors.js'
 import { computed } from '../graph/computed.js'
 import { assign } from '../graph/sym.js'
@@ -75,7 +75,7 @@ export async function writeCheckpoint(
     }
     await writeJsonAtomic(join(beside, 'trainer.json'), trainer)
     await rename(beside, target)
-    await syncFolder(folder)
+    await syncToDisk(folder)
   } catch (cause) {
     await rm(beside, { recursive: true, force: true })
     if (cause instanceof HeddleError) throw cause

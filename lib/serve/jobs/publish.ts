@@ -1,7 +1,7 @@
 /** A job's adapter in the folder of adapters: whole, or not there. */
-import { cp, open, readdir, rename, rm } from 'node:fs/promises'
+import { cp, readdir, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { syncFolder } from '../../formats/atomic_file.js'
+import { syncToDisk } from '../../formats/atomic_file.js'
 
 /** Beside its place an adapter has a name that no adapter can have. */
 const beside = (adapters: string, name: string): string => join(adapters, `.${name}.tmp`)
@@ -16,10 +16,10 @@ export async function publishAdapter(from: string, adapters: string, name: strin
   const copy = beside(adapters, name)
   await rm(copy, { recursive: true, force: true })
   await cp(from, copy, { recursive: true })
-  for (const file of await readdir(copy)) await syncFile(join(copy, file))
-  await syncFolder(copy)
+  for (const file of await readdir(copy)) await syncToDisk(join(copy, file))
+  await syncToDisk(copy)
   await rename(copy, target)
-  await syncFolder(adapters)
+  await syncToDisk(adapters)
   return target
 }
 
@@ -34,13 +34,4 @@ export async function withdrawAdapter(adapters: string, name: string): Promise<v
 export async function sweepUnpublished(adapters: string): Promise<void> {
   for (const name of await readdir(adapters))
     if (/^\.ft:.*\.tmp$/.test(name)) await rm(join(adapters, name), { recursive: true, force: true })
-}
-
-async function syncFile(path: string): Promise<void> {
-  const handle = await open(path, 'r+')
-  try {
-    await handle.sync()
-  } finally {
-    await handle.close()
-  }
 }

@@ -4,7 +4,7 @@ import { mkdir, open, readdir, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
-import { syncFolder } from '../../formats/atomic_file.js'
+import { syncToDisk } from '../../formats/atomic_file.js'
 import { OpenAiError } from '../openai/error.js'
 import { newId, seconds } from '../openai/route.js'
 import { uploadPath } from './settings.js'
@@ -77,7 +77,7 @@ export class Uploads {
     const handle = await open(path, 'r+')
     await handle.sync().finally(() => handle.close())
     await rename(path, uploadPath(this.folder, id))
-    await syncFolder(this.folder)
+    await syncToDisk(this.folder)
     this.store.addUpload({ id, filename, purpose, bytes, created_at: seconds() })
     return this.store.upload(id)!
   }

@@ -15,6 +15,16 @@ export interface RouteContext extends ServerContext {
   readonly answerSeconds: number
 }
 
+/** A request that is in order. */
+export interface Accepted<Body> {
+  readonly context: RouteContext
+  readonly body: Body
+  readonly id: string
+  readonly created: number
+  readonly promptTokens: number
+  readonly count: TokenCount
+}
+
 /** The adapter that a name stands for; undefined for the model alone. @throws OpenAiError 404 */
 export function adapterOf({ engine, modelName }: ServerContext, name: string): string | undefined {
   if (name === modelName) return undefined

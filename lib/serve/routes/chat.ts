@@ -10,6 +10,7 @@ import { chatLogprobs } from '../openai/logprobs.js'
 import { chatMessages, messages } from '../openai/messages.js'
 import { integer, maybe, readBody, unsupported } from '../openai/request.js'
 import {
+  type Accepted,
   adapterOf,
   engineOptions,
   expectStreamOptions,
@@ -22,7 +23,7 @@ import {
   usageOf,
 } from '../openai/route.js'
 import { samplingShape } from '../openai/sampling.js'
-import { type TokenCount, together } from '../openai/text.js'
+import { together } from '../openai/text.js'
 import { describedTools, type ToolUse, toolShape, toolUse } from '../openai/tools.js'
 import { type ToolCall, type TurnPiece, turn } from '../openai/turn.js'
 
@@ -72,14 +73,7 @@ export async function chatRoutes(app: FastifyInstance, context: RouteContext): P
   })
 }
 
-/** A request that is in order. */
-interface Chat {
-  readonly context: RouteContext
-  readonly body: Body
-  readonly id: string
-  readonly created: number
-  readonly promptTokens: number
-  readonly count: TokenCount
+interface Chat extends Accepted<Body> {
   /** One for each choice. */
   readonly turns: readonly AsyncGenerator<TurnPiece, void, void>[]
 }

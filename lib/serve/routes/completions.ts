@@ -7,6 +7,7 @@ import { clientSignal, sendEvents } from '../openai/events.js'
 import { characters, completionLogprobs } from '../openai/logprobs.js'
 import { integer, maybe, readBody, unsupported } from '../openai/request.js'
 import {
+  type Accepted,
   adapterOf,
   engineOptions,
   expectStreamOptions,
@@ -19,7 +20,7 @@ import {
   usageOf,
 } from '../openai/route.js'
 import { samplingShape } from '../openai/sampling.js'
-import { type TextPiece, type TokenCount, textPieces, together } from '../openai/text.js'
+import { type TextPiece, textPieces, together } from '../openai/text.js'
 import { texts } from '../openai/texts.js'
 
 const schema = z.strictObject({
@@ -46,14 +47,7 @@ export async function completionRoutes(app: FastifyInstance, context: RouteConte
   })
 }
 
-/** A request that is in order. */
-interface Completion {
-  readonly context: RouteContext
-  readonly body: Body
-  readonly id: string
-  readonly created: number
-  readonly promptTokens: number
-  readonly count: TokenCount
+interface Completion extends Accepted<Body> {
   /** One for each choice: prompt by prompt, each as often as is asked for. */
   readonly choices: readonly Choice[]
 }
