@@ -1,4 +1,4 @@
-// Objectives know rows by their columns as `readExamples` does: one way to recognise them, the shapes of docs/data.md.
+// Objectives know rows by their columns as `readExamples` does: one way to recognise them, the shapes of docs/guides/data.md.
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'

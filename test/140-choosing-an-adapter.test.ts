@@ -59,11 +59,11 @@ test('a method that is not known is answered with the nearest', async (t) => {
 
 const changes = { none: 'nothing', rounding: 'rounding only', small: 'a little', any: 'the output' } as const
 
-test('docs/adapters.md lists every method as the registry has it, and each has its page', async (t) => {
-  const overview = await readFile(join(root, 'docs', 'adapters.md'), 'utf8')
+test('docs/guides/adapters.md lists every method as the registry has it, and each has its page', async (t) => {
+  const overview = await readFile(join(root, 'docs/guides/adapters.md'), 'utf8')
   for (const { name, title, source, purpose, isPeft, initialChange, page = name } of parametrizations) {
     const folder = isPeft ? "PEFT's" : "Heddle's"
-    const row = `| [${title}](adapters/${page}.md) | \`${name}\` | ${purpose} | ${changes[initialChange]} | ${folder} | ${source} |`
+    const row = `| [${title}](../adapters/${page}.md) | \`${name}\` | ${purpose} | ${changes[initialChange]} | ${folder} | ${source} |`
     t.true(overview.includes(row), row)
     await t.notThrowsAsync(access(join(root, 'docs', 'adapters', `${page}.md`)), name)
   }

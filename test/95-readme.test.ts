@@ -1,8 +1,8 @@
-// The README's code, pasted into a file and run as a user would run it.
+// The README's code, pasted into a file and run as a user would run it; and the links of all pages.
 
 import { execFile } from 'node:child_process'
-import { access, cp, mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { access, cp, mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises'
+import { dirname, join, resolve } from 'node:path'
 import { promisify } from 'node:util'
 import test from 'ava'
 import { root } from './golden.js'
@@ -26,4 +26,15 @@ test('the code of the README fine-tunes, saves a PEFT folder and generates', asy
   t.true(steps.length >= 4)
   t.true(stdout.trim().length > steps.join('\n').length, 'an answer follows the steps')
   await access(join(folder, 'adapters', 'support', 'adapter_model.safetensors'))
+})
+
+test('every link between pages leads to a file', async (t) => {
+  const docs = await readdir(join(root, 'docs'), { recursive: true })
+  const pages = docs.filter((name) => name.endsWith('.md')).map((name) => join(root, 'docs', name))
+  for (const page of [join(root, 'README.md'), ...pages]) {
+    const text = await readFile(page, 'utf8')
+    for (const [, target] of text.matchAll(/\]\((?!\w+:)([^)#\s]+)/g)) {
+      await t.notThrowsAsync(access(resolve(dirname(page), target!)), `${page}: ${target}`)
+    }
+  }
 })

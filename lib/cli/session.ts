@@ -65,7 +65,7 @@ export function withRequired(to: Command, ...options: readonly Option[]): Comman
 export const dataOption = (): Option =>
   new Option(
     '-d, --data <file>',
-    'file, folder or glob of .jsonl, .json, .csv, .tsv, .parquet, .txt, .md (docs/data.md)',
+    'file, folder or glob of .jsonl, .json, .csv, .tsv, .parquet, .txt, .md (docs/guides/data.md)',
   )
 
 export const precisionOption = (): Option =>

@@ -66,7 +66,7 @@ export const trainCommand = (): Command =>
     )
     .option(
       '--objective-option <name=value>',
-      'such as beta=0.2 for dpo, or labels=[ham,spam]; may be given several times (docs/training.md)',
+      'such as beta=0.2 for dpo, or labels=[ham,spam]; may be given several times (docs/guides/training.md)',
       repeated,
     )
     .optionsGroup('Held-out data:')

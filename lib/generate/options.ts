@@ -7,7 +7,7 @@ import { parseConfig } from '../config.js'
 export type ResponseFormat =
   /** Any JSON object. */
   | { readonly type: 'json_object' }
-  /** JSON that a schema allows; docs/generation.md lists the keywords. */
+  /** JSON that a schema allows; docs/guides/generation.md lists the keywords. */
   | { readonly type: 'json_schema'; readonly schema: JsonSchema }
   /** Text that a regular expression matches as a whole: literals, classes, groups, `|`, quantifiers. */
   | { readonly type: 'regex'; readonly pattern: string }

@@ -21,7 +21,7 @@ export type Encoded<T> = { readonly example: T } | { readonly reason: string }
 /** How rows become examples of one kind: which are looked for, and what an objective makes of them. */
 export interface ExampleReading<Task extends DataTask, T, B> extends ExampleKind<T, B> {
   readonly task: Task
-  /** Parts of an example by the columns that hold them; default: by name, as docs/data.md says. */
+  /** Parts of an example by the columns that hold them; default: by name, as docs/guides/data.md says. */
   readonly columns?: ColumnNames | undefined
   /** What the objective makes of an example: tokens, or why they are none. */
   encode(example: TaskExamples[Task]): Promise<Encoded<T>>

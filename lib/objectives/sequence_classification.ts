@@ -51,7 +51,7 @@ export interface ClassificationEvaluation extends EvaluationResult {
 
 /** Options of {@link sequenceClassification}. */
 export interface SequenceClassificationOptions {
-  /** Column of the text; default: as docs/data.md says, or `text` where `labelColumn` is given. */
+  /** Column of the text; default: as docs/guides/data.md says, or `text` where `labelColumn` is given. */
   readonly textColumn?: string | undefined
   /** Column of the label, a label's name or its index; default: so, too, or `label` where `textColumn` is given. */
   readonly labelColumn?: string | undefined

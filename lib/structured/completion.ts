@@ -50,7 +50,7 @@ export interface CompletionOptions {
   /**
    * How a row's regression is solved: `exact` by normal equations in f64; `sketch-pcg` by a few conjugate-gradient steps
    * preconditioned with a CountSketch, from the last round's solution; `cg` without the preconditioner, for incoherent,
-   * well-conditioned matrices. Default `exact`; docs/matrix-completion.md compares
+   * well-conditioned matrices. Default `exact`; docs/numerics/matrix-completion.md compares
    * their costs.
    */
   readonly solver?: 'exact' | 'sketch-pcg' | 'cg'

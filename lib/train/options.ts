@@ -123,7 +123,7 @@ export interface CommonTrainOptions {
 
 /** Data of an objective, and what its evaluations are told to. */
 interface DataOptions<B, E extends EvaluationResult> {
-  /** A data file that the objective can read (see docs/training.md), or data opened before. */
+  /** A data file that the objective can read (see docs/guides/training.md), or data opened before. */
   readonly data: string | TrainingData<B>
   /** Held-out data for evaluation during training. */
   readonly evaluationData?: string | TrainingData<B> | undefined
