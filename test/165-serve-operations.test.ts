@@ -2,10 +2,12 @@
 import { once } from 'node:events'
 import { type AddressInfo, connect } from 'node:net'
 import { join } from 'node:path'
+import { monitorEventLoopDelay, PerformanceObserver } from 'node:perf_hooks'
 import { setImmediate as turn } from 'node:timers/promises'
-import test from 'ava'
+import test, { type ExecutionContext } from 'ava'
 import type { FastifyInstance } from 'fastify'
 import { addKey, KeyRing } from '../lib/serve/keys.js'
+import { limitEngine } from '../lib/serve/limited_engine.js'
 import { requestId } from '../lib/serve/log.js'
 import type { OperationsOptions } from '../lib/serve/operations.js'
 import { shutDown, watchConnections } from '../lib/serve/shutdown.js'
@@ -97,7 +99,7 @@ test("metrics show the engine's state and the process", async (t) => {
   )
   t.deepEqual(values, [4, 9, 8, 250, 2])
   t.true(metric(text, 'process_resident_memory_bytes')! > 1e6)
-  t.true(metric(text, 'nodejs_eventloop_lag_seconds')! >= 0)
+  t.true(metric(text, 'nodejs_eventloop_lag_p99_seconds')! >= 0)
 })
 
 test('a held event loop shows in the metrics, once', async (t) => {
@@ -121,6 +123,45 @@ test('requests are counted by route and status, and a path of their own is no la
   t.is(requests('route="/v1/broken",method="GET",status="500"'), 1)
   t.is(requests('route="unknown",method="GET",status="404"'), 1)
   t.is(metric(text, 'heddle_http_requests_running'), 1)
+})
+
+test('requests that keys or limits refuse are counted, too', async (t) => {
+  const file = join(temporaryFolder(), 'keys.txt')
+  const asker = await addKey(file, { name: 'asker', scopes: ['infer'], limits: { requestsPerMinute: 1 } })
+  const reader = await addKey(file, { name: 'prometheus', scopes: ['metrics'] })
+  const { app } = await testServer({ routes: echo, keys: await KeyRing.open(file) })
+  const ask = (url: string, key: string) => app.inject({ url, headers: { authorization: `Bearer ${key}` } })
+  for (const key of [asker, asker, 'hk-unknown']) await ask('/v1/broken', key)
+  const { body } = await ask('/metrics', reader)
+  for (const status of [500, 429, 401])
+    t.is(metric(body, `heddle_http_requests_total{route="/v1/broken",method="GET",status="${status}"}`), 1)
+})
+
+/** What has begun to watch and not stopped, from now on: calls of both methods of what has this prototype. */
+function watchers(t: ExecutionContext, prototype: object, [begin, stop]: readonly [string, string]): Set<unknown> {
+  const methods = prototype as Record<string, (...given: unknown[]) => unknown>
+  const watching = new Set<unknown>()
+  const original = { [begin]: methods[begin]!, [stop]: methods[stop]! }
+  t.teardown(() => Object.assign(methods, original))
+  const counted = (name: string, count: (one: unknown) => void): void => {
+    methods[name] = function (this: unknown, ...given) {
+      count(this)
+      return original[name]!.apply(this, given)
+    }
+  }
+  counted(begin, (one) => watching.add(one))
+  counted(stop, (one) => watching.delete(one))
+  return watching
+}
+
+test.serial('nothing that watches the process is left once the app is closed', async (t) => {
+  const observers = watchers(t, PerformanceObserver.prototype, ['observe', 'disconnect'])
+  const histograms = watchers(t, Object.getPrototypeOf(monitorEventLoopDelay()) as object, ['enable', 'disable'])
+  const { app } = await testServer()
+  await metricsOf(app)
+  t.deepEqual([observers.size, histograms.size], [1, 1])
+  await app.close()
+  t.deepEqual([observers.size, histograms.size], [0, 0])
 })
 
 test('a closed app no longer listens to its engine', async (t) => {
@@ -179,7 +220,7 @@ test('no origin may ask unless it is named', async (t) => {
 
 test('where there are keys, a browser may ask what is allowed without one, and reads a refusal', async (t) => {
   const file = join(temporaryFolder(), 'keys.txt')
-  await addKey(file, 'a', ['infer'])
+  await addKey(file, { name: 'a', scopes: ['infer'] })
   const { app } = await testServer({ routes: echo, cors: ['https://a.example'], keys: await KeyRing.open(file) })
   const headers = { origin: 'https://a.example', 'access-control-request-method': 'POST' }
   t.is((await app.inject({ method: 'OPTIONS', url: '/v1/echo', headers })).statusCode, 204)
@@ -239,6 +280,42 @@ test('a server that ends lets running streams finish and takes no new requests',
   t.is(await text, 'one two')
   await closed
   t.is(app.life.phase, 'closed')
+})
+
+test('a request that was taken gets its texts, even those that begin once the server was told to end', async (t) => {
+  const engine = new HandEngine()
+  const [asked, told] = [deferred<void>(), deferred<void>()]
+  const routes = (app: FastifyInstance): void => {
+    app.get('/v1/late', async () => {
+      asked.resolve()
+      await told.promise
+      let all = ''
+      for await (const text of limitEngine(engine, { newTokens: 1 }).generate(Int32Array.of(1))) all += text
+      return all
+    })
+  }
+  const { app } = await testServer({ engine, routes })
+  const answer = fetch(`${await app.listen({ port: 0 })}/v1/late`)
+  await asked.promise
+  const closed = shutDown(app, engine)
+  while (app.server.listening) await turn()
+  told.resolve()
+  while (engine.running === 0) await turn()
+  engine.push('late')
+  t.is(await (await answer).text(), 'late')
+  await closed
+  t.true(engine.state().isClosed)
+})
+
+test('a server that ends refuses what it is still asked, in the form of its other errors', async (t) => {
+  const { app, engine } = await testServer({ routes: echo })
+  await app.ready()
+  await engine.close()
+  const refused = await app.inject('/v1/broken')
+  t.is(refused.statusCode, 503)
+  t.is(refused.headers.connection, 'close')
+  t.like(refused.json(), { error: { type: 'server_error', code: 'server_closing', param: null } })
+  t.is((await app.inject('/healthz')).statusCode, 200)
 })
 
 test('streams that outlast the limit are cut off', async (t) => {

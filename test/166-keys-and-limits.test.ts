@@ -5,7 +5,8 @@ import test from 'ava'
 import type { FastifyInstance } from 'fastify'
 import type { HeddleError } from '../lib/index.js'
 import { addKey, isLoopback, KeyRing, listKeys, refusePublicAddress, removeKey } from '../lib/serve/keys.js'
-import { Clients, limitEngine, parseLimits } from '../lib/serve/limits.js'
+import { limitEngine } from '../lib/serve/limited_engine.js'
+import { Clients, parseLimits } from '../lib/serve/limits.js'
 import { deferred } from './support/deferred.js'
 import { HandEngine, testServer } from './support/server.js'
 import { temporaryFolder } from './support/temporary_folder.js'
@@ -26,10 +27,10 @@ const bearer = (key: string) => ({ authorization: `Bearer ${key}` })
 test('a key opens what its scopes say, and nothing else', async (t) => {
   const file = keyFile()
   const keys = {
-    infer: await addKey(file, 'asker', ['infer']),
-    train: await addKey(file, 'trainer', ['train']),
-    metrics: await addKey(file, 'prometheus', ['metrics']),
-    admin: await addKey(file, 'owner', ['admin']),
+    infer: await addKey(file, { name: 'asker', scopes: ['infer'] }),
+    train: await addKey(file, { name: 'trainer', scopes: ['train'] }),
+    metrics: await addKey(file, { name: 'prometheus', scopes: ['metrics'] }),
+    admin: await addKey(file, { name: 'owner', scopes: ['admin'] }),
   }
   const { app } = await testServer({ routes, keys: await KeyRing.open(file) })
   const opened: Record<string, number[]> = {}
@@ -53,7 +54,7 @@ test('a key opens what its scopes say, and nothing else', async (t) => {
 
 test('without a key, or with one that is not known, only public routes answer', async (t) => {
   const file = keyFile()
-  const key = await addKey(file, 'asker', ['infer'])
+  const key = await addKey(file, { name: 'asker', scopes: ['infer'] })
   const { app } = await testServer({ routes, keys: await KeyRing.open(file) })
   const wrong = [{}, bearer(`${key}x`), bearer(''), { authorization: key }, bearer('__proto__'), bearer('é')]
   for (const headers of wrong) {
@@ -68,7 +69,7 @@ test('without a key, or with one that is not known, only public routes answer', 
 
 test("the file holds no key, and is its owner's", async (t) => {
   const file = keyFile()
-  const key = await addKey(file, 'asker', ['infer', 'train'])
+  const key = await addKey(file, { name: 'asker', scopes: ['infer', 'train'] })
   const text = await readFile(file, 'utf8')
   t.false(text.includes(key.slice(3)))
   t.regex(text, /^asker infer,train sha256:[0-9a-f]{64}$/m)
@@ -78,12 +79,12 @@ test("the file holds no key, and is its owner's", async (t) => {
 test('keys are added, listed and removed by name', async (t) => {
   const file = keyFile()
   await writeFile(file, '# ours') // no line end, as editors leave it
-  await addKey(file, 'a', ['infer'])
-  await addKey(file, 'b', ['admin'])
-  await t.throwsAsync(addKey(file, 'a', ['infer']), { code: 'ERR_HEDDLE_ARGUMENT' })
-  await t.throwsAsync(addKey(file, 'two words', ['infer']), { code: 'ERR_HEDDLE_ARGUMENT' })
+  await addKey(file, { name: 'a', scopes: ['infer'] })
+  await addKey(file, { name: 'b', scopes: ['admin'] })
+  await t.throwsAsync(addKey(file, { name: 'a', scopes: ['infer'] }), { code: 'ERR_HEDDLE_ARGUMENT' })
+  await t.throwsAsync(addKey(file, { name: 'two words', scopes: ['infer'] }), { code: 'ERR_HEDDLE_ARGUMENT' })
   await removeKey(file, 'a')
-  t.deepEqual(await listKeys(file), [{ name: 'b', scopes: ['admin'] }])
+  t.deepEqual(await listKeys(file), [{ name: 'b', scopes: ['admin'], limits: {} }])
   await t.throwsAsync(removeKey(file, 'a'), { code: 'ERR_HEDDLE_ARGUMENT' })
   t.true((await readFile(file, 'utf8')).startsWith('# ours\n'))
 })
@@ -95,6 +96,9 @@ test('a file that is not right is refused with its line, and what stands there i
     `asker read ${hash}`,
     `a/b infer ${hash}`,
     `asker infer ${hash} x`,
+    `asker infer ${hash} max-rates=2`,
+    `asker infer ${hash} max-rate=0`,
+    `asker infer ${hash} max-rate=2.5`,
   ]) {
     const file = keyFile()
     await writeFile(file, `# keys\n\n${line}\n`)
@@ -112,12 +116,12 @@ test('a name twice is refused', async (t) => {
 
 test('SIGHUP reads the keys again; a removed key ends at once', async (t) => {
   const file = keyFile()
-  const old = await addKey(file, 'old', ['infer'])
+  const old = await addKey(file, { name: 'old', scopes: ['infer'] })
   const keys = await KeyRing.open(file)
   const read = deferred<unknown>()
   const stop = keys.watch((error) => read.resolve(error))
   await removeKey(file, 'old')
-  const fresh = await addKey(file, 'new', ['infer'])
+  const fresh = await addKey(file, { name: 'new', scopes: ['infer'] })
   process.kill(process.pid, 'SIGHUP')
   t.is(await read.promise, undefined)
   stop()
@@ -127,12 +131,12 @@ test('SIGHUP reads the keys again; a removed key ends at once', async (t) => {
 
 test('a changed file is read again without a signal', async (t) => {
   const file = keyFile()
-  await addKey(file, 'old', ['infer'])
+  await addKey(file, { name: 'old', scopes: ['infer'] })
   const keys = await KeyRing.open(file)
   const read = deferred<void>()
   const stop = keys.watch(() => read.resolve())
   const idle = setInterval(() => {}, 1000) // watching alone keeps no process alive
-  const fresh = await addKey(file, 'new', ['infer'])
+  const fresh = await addKey(file, { name: 'new', scopes: ['infer'] })
   await read.promise
   clearInterval(idle)
   stop()
@@ -141,7 +145,7 @@ test('a changed file is read again without a signal', async (t) => {
 
 test('keys that cannot be read again stay as they were', async (t) => {
   const file = keyFile()
-  const key = await addKey(file, 'a', ['infer'])
+  const key = await addKey(file, { name: 'a', scopes: ['infer'] })
   const keys = await KeyRing.open(file)
   await writeFile(file, 'not a key\n')
   await t.throwsAsync(keys.reload(), { code: 'ERR_HEDDLE_FORMAT' })
@@ -161,33 +165,39 @@ test('a public address needs keys, or the word that none are wanted', (t) => {
 })
 
 test('a client may burst, then goes at its rate, and is told when to come again', (t) => {
-  const clients = new Clients({ concurrency: 100, requestsPerMinute: 6 })
-  for (let i = 0; i < 6; i += 1) t.is(typeof clients.take('a', 0), 'object')
-  t.is(clients.take('a', 0), 10)
-  t.is(clients.take('a', 4), 6)
-  t.is(typeof clients.take('a', 10), 'object')
-  t.is(clients.take('a', 10), 10)
-  t.is(typeof clients.take('b', 10), 'object')
+  const clients = new Clients()
+  const take = (name: string, now: number) => clients.take(name, { concurrency: 100, requestsPerMinute: 6 }, now)
+  for (let i = 0; i < 6; i += 1) t.is(typeof take('a', 0), 'object')
+  t.is(take('a', 0), 10)
+  t.is(take('a', 4), 6)
+  t.is(typeof take('a', 10), 'object')
+  t.is(take('a', 10), 10)
+  t.is(typeof take('b', 10), 'object')
 })
 
 test('a place is free again once it is released', (t) => {
-  const clients = new Clients({ concurrency: 2, requestsPerMinute: 1000 })
-  const first = clients.take('a', 0) as { release(): void }
-  clients.take('a', 0)
-  t.is(clients.take('a', 0), 1)
+  const clients = new Clients()
+  const take = () => clients.take('a', { concurrency: 2, requestsPerMinute: 1000 }, 0)
+  const first = take() as { release(): void }
+  take()
+  t.is(take(), 1)
   first.release()
-  t.is(typeof clients.take('a', 0), 'object')
+  t.is(typeof take(), 'object')
 })
 
 test('accounts of addresses that went away are forgotten', (t) => {
-  const clients = new Clients({ concurrency: 2, requestsPerMinute: 60 })
-  for (let i = 0; i < 5000; i += 1) (clients.take(`10.0.${i}`, i) as { release(): void }).release()
+  const clients = new Clients()
+  const limits = { concurrency: 2, requestsPerMinute: 60 }
+  for (let i = 0; i < 5000; i += 1) (clients.take(`10.0.${i}`, limits, i) as { release(): void }).release()
   t.true(clients.size <= 1100)
 })
 
 test('too many requests are refused with a time to wait, per key', async (t) => {
   const file = keyFile()
-  const [a, b] = [await addKey(file, 'a', ['infer']), await addKey(file, 'b', ['infer'])]
+  const [a, b] = [
+    await addKey(file, { name: 'a', scopes: ['infer'] }),
+    await addKey(file, { name: 'b', scopes: ['infer'] }),
+  ]
   const { app } = await testServer({ routes, keys: await KeyRing.open(file), limits: { requestsPerMinute: 2 } })
   const ask = (key: string) => app.inject({ url: '/internal', headers: bearer(key) })
   t.deepEqual([(await ask(a)).statusCode, (await ask(a)).statusCode], [200, 200])
@@ -197,6 +207,66 @@ test('too many requests are refused with a time to wait, per key', async (t) => 
   t.like(refused.json(), { error: { type: 'rate_limit_error', code: 'rate_limit_exceeded' } })
   t.is((await ask(b)).statusCode, 200)
   t.is((await app.inject('/healthz')).statusCode, 200)
+})
+
+test("a key's own limits take the place of the server's, those that its line does not name stay", async (t) => {
+  const file = keyFile()
+  const small = {
+    bodyBytes: 20,
+    newTokens: 8,
+    promptTokens: 100,
+    concurrency: 2,
+    requestsPerMinute: 3,
+    answerSeconds: 0.5,
+  }
+  const keys = {
+    small: await addKey(file, { name: 'small', scopes: ['infer'], limits: small }),
+    large: await addKey(file, { name: 'large', scopes: ['infer'], limits: { bodyBytes: 1000 } }),
+    usual: await addKey(file, { name: 'usual', scopes: ['infer'] }),
+  }
+  t.regex(
+    await readFile(file, 'utf8'),
+    /^small .* max-body=20 max-prompt-tokens=100 max-new-tokens=8 max-concurrency=2 max-rate=3 max-seconds=0\.5$/m,
+  )
+  t.deepEqual(
+    (await listKeys(file)).map(({ limits }) => limits),
+    [small, { bodyBytes: 1000 }, {}],
+  )
+  const held = (app: FastifyInstance): void => {
+    routes(app)
+    app.get('/v1/limits', async ({ limits }) => limits)
+  }
+  const limits = { bodyBytes: 100, newTokens: 50 }
+  const { app } = await testServer({ routes: held, keys: await KeyRing.open(file), limits })
+  const limitsOf = async (key: string) =>
+    (await app.inject({ url: '/v1/limits', headers: bearer(key) })).json() as unknown
+  t.like(await limitsOf(keys.small), { ...small, idleSeconds: 30 })
+  t.like(await limitsOf(keys.large), { bodyBytes: 1000, newTokens: 50, concurrency: 64 })
+  const post = async (key: string, length: number): Promise<number> =>
+    (
+      await app.inject({
+        method: 'POST',
+        url: '/v1/echo',
+        headers: { ...bearer(key), 'content-type': 'application/json' },
+        payload: JSON.stringify('x'.repeat(length - 2)),
+      })
+    ).statusCode
+  t.deepEqual([await post(keys.small, 20), await post(keys.small, 21), await post(keys.small, 2)], [200, 413, 429])
+  t.deepEqual([await post(keys.large, 1000), await post(keys.large, 1001)], [200, 413])
+  t.deepEqual([await post(keys.usual, 100), await post(keys.usual, 101)], [200, 413])
+})
+
+test("a key's own limits change while the server runs", async (t) => {
+  const file = keyFile()
+  const key = await addKey(file, { name: 'a', scopes: ['infer'], limits: { requestsPerMinute: 1 } })
+  const keys = await KeyRing.open(file)
+  const { app } = await testServer({ routes, keys })
+  const ask = async (): Promise<number> => (await app.inject({ url: '/internal', headers: bearer(key) })).statusCode
+  t.deepEqual([await ask(), await ask()], [200, 429])
+  await writeFile(file, (await readFile(file, 'utf8')).replace('max-rate=1', 'max-rate=100000'))
+  await keys.reload()
+  while ((await ask()) === 429);
+  t.is(await ask(), 200)
 })
 
 test('a key has so many requests at a time, and gets its place back when a client hangs up', async (t) => {
@@ -264,7 +334,9 @@ test('a body of more parts than can be read in a moment is refused; token ids ma
   t.is(await post(many(300_000, 7)), 400)
   t.is(await post(many(20_000, 'a')), 400)
   t.is(await post(many(20_000, [])), 400)
-  t.is(await post(Object.fromEntries(many(20_000, 0).map((_, i) => [`k${i}`, 0]))), 400)
+  const members = (count: number) => Object.fromEntries(many(count, 0).map((_, i) => [`k${i}`, [1, 2, 3]]))
+  t.is(await post({ a: [members(1024)], b: members(1024) }), 200)
+  t.is(await post({ a: [members(1025)] }), 400)
 })
 
 test('prompts and answers have a largest length', async (t) => {

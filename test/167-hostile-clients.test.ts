@@ -5,7 +5,8 @@ import test from 'ava'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { createEngine, type Engine, type Model } from '../lib/index.js'
 import type { Limits } from '../lib/serve/limits.js'
-import { clientSignal } from '../lib/serve/openai/events.js'
+import { clientSignal, sendEvents } from '../lib/serve/openai/events.js'
+import { together } from '../lib/serve/openai/text.js'
 import { modelRoutes } from '../lib/serve/routes/models.js'
 import { RawClient, rawRequest } from './support/raw_client.js'
 import { testServer } from './support/server.js'
@@ -39,6 +40,7 @@ async function served(limits: Partial<Limits> = {}): Promise<Served> {
       app.server.emit('signal', clientSignal(reply))
       return {}
     })
+    app.post('/v1/late-stream', { preHandler: hungUp }, (request, reply) => sendEvents(request, reply, lateEvents(app)))
     app.get('/v1/stream', async (_, reply) => {
       const stop = new AbortController()
       reply.raw.once('close', () => stop.abort())
@@ -63,6 +65,19 @@ async function served(limits: Partial<Limits> = {}): Promise<Served> {
   }
   const { app } = await testServer({ engine, routes, limits, level: 'silent' })
   return { app, engine, url: await app.listen({ port: 0, host: '127.0.0.1' }) }
+}
+
+/** One event, and a text behind it that fails as the client is gone. */
+async function* lateEvents(app: FastifyInstance): AsyncGenerator<unknown, void, void> {
+  async function* text(): AsyncGenerator<number, void, void> {
+    yield 1
+    throw new Error('nobody waits for this')
+  }
+  try {
+    yield* together([text()])
+  } finally {
+    app.server.emit('ended')
+  }
 }
 
 const connections = (app: FastifyInstance): Promise<number> =>
@@ -100,6 +115,19 @@ test('a client that hung up while its body came makes no text', async (t) => {
   t.true(signal.aborted)
   await nothingLeft(server)
   await server.app.close()
+})
+
+test('a client that hung up before its stream began ends what was made for it, and nothing else', async (t) => {
+  const server = await served()
+  const client = await RawClient.connect(server.url)
+  const ended = once(server.app.server, 'ended')
+  await client.send(rawRequest('POST /v1/late-stream', { ...json, 'content-length': '2' }, '{}'))
+  await once(server.app.server, 'late')
+  client.socket.destroy()
+  await ended
+  await nothingLeft(server)
+  await server.app.close()
+  t.pass()
 })
 
 test('100 MB are refused by their length, before they come', async (t) => {
@@ -149,8 +177,11 @@ test('half a body is waited for only so long', async (t) => {
   const server = await served({ requestSeconds: 0.2 })
   const client = await RawClient.connect(server.url)
   await client.send(rawRequest('POST /v1/echo', { ...json, 'content-length': '100' }, '{"a":'))
-  await client.untilClosed()
+  const answer = await client.untilClosed()
   t.is(client.status, 408)
+  const { error } = JSON.parse(answer.split('\r\n\r\n')[1]!) as { readonly error: object }
+  t.deepEqual(Object.keys(error), ['message', 'type', 'param', 'code'])
+  t.like(error, { message: 'The request took too long to arrive.', type: 'invalid_request_error' })
   await nothingLeft(server)
   await server.app.close()
 })

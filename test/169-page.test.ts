@@ -416,7 +416,7 @@ function contrast(one: string, other: string): number {
 
 test.serial('where keys are asked for, the page asks, and keeps a key in its tab only', async (t) => {
   const keys = join(temporaryFolder(), 'keys.txt')
-  const key = await addKey(keys, 'owner', ['admin'])
+  const key = await addKey(keys, { name: 'owner', scopes: ['admin'] })
   const server = await startServer({ model, modelName: 'tiny', data: temporaryFolder(), port: 0, logger: false, keys })
   t.teardown(() => server.close(AbortSignal.timeout(1)))
   const { page, faults } = await openPage(t, browser, server.url, { allowed: [401] })
@@ -441,7 +441,7 @@ test.serial('where keys are asked for, the page asks, and keeps a key in its tab
 
 test.serial('a key for asking opens the chat, and the other parts say what they would need', async (t) => {
   const keys = join(temporaryFolder(), 'keys.txt')
-  const key = await addKey(keys, 'asker', ['infer'])
+  const key = await addKey(keys, { name: 'asker', scopes: ['infer'] })
   const options = {
     model,
     modelName: 'tiny',

@@ -2,8 +2,8 @@
 import { once } from 'node:events'
 import { basename } from 'node:path'
 import { type Command, InvalidArgumentError, Option } from 'commander'
-import { addKey, listKeys, refusePublicAddress, removeKey, type Scope, scopes } from '../serve/keys.js'
-import type { Limits } from '../serve/limits.js'
+import { addKey, limitsText, listKeys, refusePublicAddress, removeKey, type Scope, scopes } from '../serve/keys.js'
+import type { ClientLimits } from '../serve/limits.js'
 import { type LogLevel, logLevels } from '../serve/log.js'
 import { type RunningServer, startServer } from '../serve/server.js'
 import {
@@ -17,7 +17,17 @@ import {
 } from './session.js'
 import { bytesFrom, integerFrom, numberFrom, repeated } from './values.js'
 
-interface Flags extends CommonFlags, Partial<ModelFlags> {
+/** What a client may take: of the server for all keys, or of a key for itself. */
+interface LimitFlags {
+  readonly maxBody?: number
+  readonly maxPromptTokens?: number
+  readonly maxNewTokens?: number
+  readonly maxConcurrency?: number
+  readonly maxRate?: number
+  readonly maxSeconds?: number
+}
+
+interface Flags extends CommonFlags, LimitFlags, Partial<ModelFlags> {
   readonly name?: string
   readonly adapters?: string
   readonly data: string
@@ -31,21 +41,15 @@ interface Flags extends CommonFlags, Partial<ModelFlags> {
   readonly maxQueue?: number
   readonly cacheMemory?: number
   readonly adapterMemory?: number
-  readonly maxBody?: number
   readonly maxUpload?: number
   readonly maxUploads?: number
-  readonly maxPromptTokens?: number
-  readonly maxNewTokens?: number
-  readonly maxConcurrency?: number
-  readonly maxRate?: number
-  readonly maxSeconds?: number
   readonly drainSeconds: number
   readonly logLevel: LogLevel
   readonly logPrompts?: boolean
 }
 
-export const serveCommand = (): Command =>
-  command('serve')
+export const serveCommand = (): Command => {
+  const serving = command('serve')
     .usage('--model <source> [options]')
     .addOption(modelOption())
     .description("Serve a model and its adapters over HTTP, in the form of OpenAI's API.")
@@ -65,15 +69,12 @@ export const serveCommand = (): Command =>
     .option('--max-queue <n>', 'requests that may wait (default: 256)', integerFrom(0))
     .option('--cache-memory <bytes>', 'keys and values, such as 512M or 4G (default: 512M)', bytesFrom)
     .option('--adapter-memory <bytes>', 'adapters in memory (default: 256M)', bytesFrom)
-    .option('--max-body <bytes>', 'body of a request (default: 1M)', bytesFrom)
     .option('--max-upload <bytes>', 'file to fine-tune with (default: 512M)', bytesFrom)
     .option('--max-uploads <bytes>', 'all such files together (default: 4G)', bytesFrom)
-    .option('--max-prompt-tokens <n>', "tokens of a prompt (default: the model's maximum)", integerFrom(1))
-    .option('--max-new-tokens <n>', 'tokens that a request may ask for (default: 4096)', integerFrom(1))
-    .option('--max-concurrency <n>', 'requests of one key at the same time (default: 64)', integerFrom(1))
-    .option('--max-rate <n>', 'requests of one key per minute (default: 600)', integerFrom(1))
-    .option('--max-seconds <s>', 'time for an answer (default: 600)', numberFrom(0))
     .option('--drain-seconds <s>', 'time for running requests when the server is told to end', numberFrom(0), 30)
+    .optionsGroup('What each key may take that has no limits of its own:')
+  for (const each of limitOptions((byDefault) => byDefault)) serving.addOption(each)
+  return serving
     .optionsGroup('Log:')
     .addOption(new Option('--log-level <level>', 'lines of JSON on stdout').choices(logLevels).default('info'))
     .option('--log-prompts', 'log what clients send; default: never')
@@ -95,6 +96,22 @@ Exit codes: 0 ended as told, 1 failed, 2 wrong use, 130 or 143 ended at once.`,
       return inSession(flags, { onInterrupt }, (session) => serve(session, { ...flags, model: flags.model! }))
     })
     .addCommand(keysCommand())
+}
+
+/** @param byDefault what holds where an option is not given, in words */
+const limitOptions = (byDefault: (ofServer: string) => string): Option[] =>
+  (
+    [
+      ['--max-body <bytes>', 'body of a request', '1M', bytesFrom],
+      ['--max-prompt-tokens <n>', 'tokens of a prompt', "the model's maximum", integerFrom(1)],
+      ['--max-new-tokens <n>', 'tokens that a request may ask for', '4096', integerFrom(1)],
+      ['--max-concurrency <n>', 'requests at the same time', '64', integerFrom(1)],
+      ['--max-rate <n>', 'requests per minute', '600', integerFrom(1)],
+      ['--max-seconds <s>', 'time for an answer', '600', numberFrom(0)],
+    ] as const
+  ).map(([flag, words, ofServer, parse]) =>
+    new Option(flag, `${words} (default: ${byDefault(ofServer)})`).argParser(parse),
+  )
 
 async function serve(session: Session, flags: Flags & ModelFlags): Promise<void> {
   const { host, port, keys, insecure = false, data, adapters, logLevel: level, logPrompts = false } = flags
@@ -132,7 +149,7 @@ Next: curl ${url}/v1/chat/completions -H 'content-type: application/json'${hasKe
         -d '${JSON.stringify({ model: modelName, messages: [{ role: 'user', content: 'Hello' }] })}'`)
 }
 
-const limitsOf = (flags: Flags): Partial<Limits> =>
+const limitsOf = (flags: LimitFlags): ClientLimits =>
   given({
     bodyBytes: flags.maxBody,
     promptTokens: flags.maxPromptTokens,
@@ -153,7 +170,7 @@ const aborted = async (signal: AbortSignal): Promise<void> => {
   if (!signal.aborted) await once(signal, 'abort')
 }
 
-interface KeyFlags extends CommonFlags {
+interface KeyFlags extends CommonFlags, LimitFlags {
   readonly keys: string
   readonly scopes: readonly Scope[]
 }
@@ -170,27 +187,40 @@ function keysCommand(): Command {
   const keys = command('keys').description(
     'Make, list and remove the keys of a server. Running servers see the change.',
   )
+  const add = command('add')
+    .description('Make a key, print it, and add its hash to the file. It cannot be printed again.')
+    .argument('<name>', 'who has it')
+    .addOption(keysOption())
+    .addOption(new Option('--scopes <list>', `out of ${scopes.join(', ')}`).argParser(scopesFrom).default(['infer']))
+  for (const each of limitOptions(() => "the server's")) add.addOption(each)
   const commands = [
-    command('add')
-      .description('Make a key, print it, and add its hash to the file. It cannot be printed again.')
-      .argument('<name>', 'who has it')
-      .addOption(keysOption())
-      .addOption(new Option('--scopes <list>', `out of ${scopes.join(', ')}`).argParser(scopesFrom).default(['infer']))
-      .addHelpText('after', '\nExample:\n  $ heddle serve keys add alice --keys keys.txt --scopes infer,train')
+    add
+      .addHelpText(
+        'after',
+        `
+Examples:
+  $ heddle serve keys add alice --keys keys.txt --scopes infer,train
+  $ heddle serve keys add crawler --keys keys.txt --max-rate 30 --max-new-tokens 256`,
+      )
       .action((name: string, _, action: Command) =>
         inKeySession(action, async (session, flags) => {
-          const key = await addKey(flags.keys, name, flags.scopes)
-          session.report('key', { name, scopes: flags.scopes, key }, key)
+          const limits = limitsOf(flags)
+          const key = await addKey(flags.keys, { name, scopes: flags.scopes, limits })
+          session.report('key', { name, scopes: flags.scopes, limits, key }, key)
           session.note(`Next: heddle serve --model <source> --keys ${flags.keys}`)
         }),
       ),
     command('list')
-      .description('Print the names and scopes in the file.')
+      .description('Print the names, scopes and limits in the file.')
       .addOption(keysOption())
       .action((_, action: Command) =>
         inKeySession(action, async (session, flags) => {
-          for (const { name, scopes: granted } of await listKeys(flags.keys))
-            session.report('key', { name, scopes: granted }, `${name} ${granted.join(',')}`)
+          for (const { name, scopes: granted, limits } of await listKeys(flags.keys))
+            session.report(
+              'key',
+              { name, scopes: granted, limits },
+              [name, granted.join(','), ...limitsText(limits)].join(' '),
+            )
         }),
       ),
     command('remove')

@@ -1,5 +1,6 @@
 /** `/healthz`: the process lives. `/readyz`: it takes requests. */
 import type { FastifyInstance } from 'fastify'
+import { refuse } from './openai/refusal.js'
 
 /** Where a server is in its life. */
 export type Phase = 'loading' | 'ready' | 'draining' | 'closed'
@@ -26,7 +27,7 @@ export class Life {
 }
 
 /**
- * Adds both routes.
+ * Adds both routes, and refuses what is asked of a server that ends.
  * @param warmUp until it has ended, the server is loading; when it fails, it stays so
  * @param isOpen whether the engine takes requests
  */
@@ -44,6 +45,16 @@ export function tellHealth(
   })
   app.addHook('preClose', async () => life.enter('draining'))
   app.addHook('onClose', async () => life.enter('closed'))
+  app.addHook('onRequest', async ({ routeOptions }, reply) => {
+    const isEnding = life.phase === 'draining' || life.phase === 'closed' || !isOpen()
+    if (!isEnding || routeOptions.config.scope === 'public') return undefined
+    reply.headers({ connection: 'close', 'retry-after': 5 })
+    return refuse(reply, 503, {
+      type: 'server_error',
+      code: 'server_closing',
+      message: 'The server is about to end. Try again in some seconds.',
+    })
+  })
   const config = { scope: 'public' } as const
   app.get('/healthz', { config }, async () => ({ status: 'ok' }))
   app.get('/readyz', { config }, async (_, reply) => {

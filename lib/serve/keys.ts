@@ -1,8 +1,8 @@
 /**
  * API keys: a file of their hashes, who may do what, and the check of every request.
  *
- * A line of the file is `<name> <scope,scope> sha256:<64 hexadecimal digits>`; empty lines and those that begin with #
- * say nothing. Keys are 32 random bytes, which nobody can guess from a hash, so that a plain hash is as safe as a slow one
+ * A line of the file is `<name> <scope,scope> sha256:<64 hexadecimal digits>`, with limits of the key's own behind it
+ * (`max-rate=60`); empty lines and those that begin with # say nothing. Keys are 32 random bytes, which nobody can guess from a hash, so that a plain hash is as safe as a slow one
  * and costs a request microseconds. The file holds nothing that opens the server.
  */
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
@@ -11,6 +11,7 @@ import { readFile, rename, writeFile } from 'node:fs/promises'
 import { isIP } from 'node:net'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { HeddleError } from '../errors.js'
+import { type ClientLimits, parseClientLimits } from './limits.js'
 import { refuse } from './openai/refusal.js'
 
 /** What a key may be good for; `admin` is good for all. */
@@ -24,7 +25,19 @@ export interface Client {
   /** The key's name, or the address where there are no keys. */
   readonly name: string
   readonly scopes: readonly Scope[]
+  /** Where they are not the server's. */
+  readonly limits: ClientLimits
 }
+
+/** As the limits of a key are called in its line. */
+const limitNames = {
+  'max-body': 'bodyBytes',
+  'max-prompt-tokens': 'promptTokens',
+  'max-new-tokens': 'newTokens',
+  'max-concurrency': 'concurrency',
+  'max-rate': 'requestsPerMinute',
+  'max-seconds': 'answerSeconds',
+} as const satisfies Readonly<Record<string, keyof ClientLimits>>
 
 interface Key extends Client {
   readonly hash: Buffer
@@ -89,18 +102,22 @@ export class KeyRing {
   }
 }
 
+/** What a key is made with. */
+export type KeyOptions = Omit<Client, 'limits'> & Partial<Pick<Client, 'limits'>>
+
 /**
  * Makes a key and adds its hash to a file, which is made when there is none.
  * @returns the key, which is nowhere else
- * @throws ERR_HEDDLE_ARGUMENT on a name that is taken or not plain, ERR_HEDDLE_FORMAT, ERR_HEDDLE_IO
+ * @throws ERR_HEDDLE_ARGUMENT on a name that is taken or not plain, or a limit that is none; ERR_HEDDLE_FORMAT, ERR_HEDDLE_IO
  */
-export async function addKey(path: string, name: string, granted: readonly Scope[]): Promise<string> {
+export async function addKey(path: string, { name, scopes: granted, limits = {} }: KeyOptions): Promise<string> {
   const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return '# <name> <scopes> <hash>; written by `heddle serve keys`\n'
     throw unreadable(path, error)
   })
   const secret = `hk-${randomBytes(32).toString('base64url')}`
-  const line = `${name} ${granted.join(',')} sha256:${hashOf(secret).toString('hex')}`
+  const own = limitsText(parseClientLimits('keys', limits))
+  const line = [name, granted.join(','), `sha256:${hashOf(secret).toString('hex')}`, ...own].join(' ')
   const keys = parseKeys(text, path)
   if (!isName(name)) throw misuse('keys.name', 'letters, digits, ".", "_" and "-", at most 64', name)
   if (keys.some((key) => key.name === name)) throw misuse('keys.name', 'a name that is not taken', name)
@@ -118,7 +135,13 @@ export async function removeKey(path: string, name: string): Promise<void> {
 
 /** The keys of a file, without their hashes. @throws as {@link KeyRing.open} */
 export const listKeys = async (path: string): Promise<Client[]> =>
-  (await readKeys(path)).map(({ name, scopes }) => ({ name, scopes }))
+  (await readKeys(path)).map(({ name, scopes, limits }) => ({ name, scopes, limits }))
+
+/** Limits as they stand in a line: `max-rate=60`. */
+export const limitsText = (limits: ClientLimits): string[] =>
+  Object.entries(limitNames).flatMap(([name, field]) =>
+    limits[field] === undefined ? [] : [`${name}=${limits[field]}`],
+  )
 
 /** Asks every request for a key, unless its route is public; without a ring, everybody may do everything. */
 export function askForKeys(app: FastifyInstance, ring: KeyRing | undefined): void {
@@ -127,7 +150,7 @@ export function askForKeys(app: FastifyInstance, ring: KeyRing | undefined): voi
     const scope = scopeOf(request)
     if (scope === 'public') return undefined
     if (ring === undefined) {
-      request.client = { name: request.ip, scopes }
+      request.client = { name: request.ip, scopes, limits: {} }
       return undefined
     }
     return admit(ring, scope, request, reply)
@@ -196,14 +219,28 @@ function parseKeys(text: string, path: string): Key[] {
 
 /** What stands in a line is not repeated in messages: someone may have written a key there. */
 function parseKey(line: string, place: string): Key {
-  const [name = '', list = '', hash = '', ...rest] = line.split(/\s+/)
+  const [name = '', list = '', hash = '', ...own] = line.split(/\s+/)
   const digits = /^sha256:([0-9a-f]{64})$/i.exec(hash)?.[1]
   const granted = list.split(',')
   if (!isName(name)) throw malformed(place, 'a name of letters, digits, ".", "_" and "-"', 'something else')
   if (!granted.every(isScope)) throw malformed(place, `scopes out of ${scopes.join(',')}`, 'others')
-  if (digits === undefined || rest.length > 0)
-    throw malformed(place, '<name> <scopes> sha256:<64 hexadecimal digits>', 'something else')
-  return { name, scopes: granted, hash: Buffer.from(digits, 'hex') }
+  if (digits === undefined)
+    throw malformed(place, '<name> <scopes> sha256:<64 hexadecimal digits> <limits>', 'something else')
+  return { name, scopes: granted, hash: Buffer.from(digits, 'hex'), limits: limitsFrom(own, place) }
+}
+
+function limitsFrom(words: readonly string[], place: string): ClientLimits {
+  const limits = words.map((word) => {
+    const [, name = '', value] = /^([a-z-]+)=(\d+(?:\.\d+)?)$/.exec(word) ?? []
+    if (!isLimitName(name))
+      throw malformed(place, `limits out of ${Object.keys(limitNames).join(', ')}: max-rate=60`, 'others')
+    return [limitNames[name], Number(value)] as const
+  })
+  try {
+    return parseClientLimits('limits', Object.fromEntries(limits))
+  } catch (error) {
+    throw error instanceof HeddleError ? malformed(place, `${error.place}: ${error.expected}`, error.got) : error
+  }
 }
 
 /** Puts a new file in the old one's place, readable by its owner only. */
@@ -218,6 +255,7 @@ async function replaceFile(path: string, text: string): Promise<void> {
 }
 
 const isName = (text: string): boolean => /^[\w.-]{1,64}$/.test(text)
+const isLimitName = (text: string): text is keyof typeof limitNames => Object.hasOwn(limitNames, text)
 const isScope = (text: string): text is Scope => (scopes as readonly string[]).includes(text)
 const hashOf = (secret: string): Buffer => createHash('sha256').update(secret).digest()
 const misuse = (place: string, expected: string, got: string): HeddleError =>

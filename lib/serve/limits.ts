@@ -1,29 +1,39 @@
 /** What a client may take: bytes, tokens, requests at a time and per minute; and clients that take their time. */
-import { isUtf8 } from 'node:buffer'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { z } from 'zod'
 import { parseConfig } from '../config.js'
-import type { Engine } from '../engine/engine.js'
-import type { EngineRequestOptions } from '../engine/options.js'
-import { HeddleError } from '../errors.js'
-import type { Prompt } from '../model.js'
+import { onClosed } from './closed.js'
+import { parseJsonWithin } from './json_body.js'
 import { refuse } from './openai/refusal.js'
 
 const count = z.int().min(1)
 
+const seconds = z.number().positive()
+
+/** What each client has a limit of its own for, where its key says so. */
+const ofClient = {
+  bodyBytes: count,
+  promptTokens: count,
+  newTokens: count,
+  concurrency: count,
+  requestsPerMinute: count,
+  answerSeconds: seconds.max(1e6),
+}
+
 const schema = z.strictObject({
-  bodyBytes: count.default(2 ** 20),
+  bodyBytes: ofClient.bodyBytes.default(2 ** 20),
+  promptTokens: ofClient.promptTokens.optional(),
+  newTokens: ofClient.newTokens.default(4096),
+  concurrency: ofClient.concurrency.default(64),
+  requestsPerMinute: ofClient.requestsPerMinute.default(600),
+  answerSeconds: ofClient.answerSeconds.default(600),
   jsonDepth: count.default(64),
-  promptTokens: count.optional(),
-  newTokens: count.default(4096),
-  concurrency: count.default(64),
-  requestsPerMinute: count.default(600),
   connections: count.default(1024),
-  headerSeconds: z.number().positive().default(10),
-  requestSeconds: z.number().positive().default(120),
-  answerSeconds: z.number().positive().max(1e6).default(600),
-  idleSeconds: z.number().positive().default(30),
+  headerSeconds: seconds.default(10),
+  requestSeconds: seconds.default(120),
+  idleSeconds: seconds.default(30),
 })
+const clientSchema = z.strictObject(ofClient).partial()
 
 /** What clients are held to. */
 export interface Limits {
@@ -51,66 +61,37 @@ export interface Limits {
   readonly idleSeconds: number
 }
 
+/** Limits that a key has of its own, in the place of the server's. */
+export type ClientLimits = Partial<Pick<Limits, keyof typeof ofClient>>
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** What its client is held to. */
+    readonly limits: Limits
+  }
+}
+
 /** With defaults filled in. @throws ERR_HEDDLE_ARGUMENT naming the limit */
 export const parseLimits = (limits: Partial<Limits> = {}): Limits => parseConfig('limits', schema, limits)
 
-/** Holds every request of an app that is no public one to the limits. */
+/** @param place what they are of. @throws ERR_HEDDLE_ARGUMENT naming the limit */
+export const parseClientLimits = (place: string, limits: ClientLimits): ClientLimits =>
+  parseConfig(place, clientSchema, limits) as ClientLimits
+
+/** Holds every request of an app that is no public one to the limits, or to those of its client's own. */
 export function holdToLimits(app: FastifyInstance, limits: Limits): void {
-  app.addHook('onRoute', (route) => {
-    route.bodyLimit ??= limits.bodyBytes
+  app.decorateRequest('limits', {
+    getter(this: FastifyRequest): Limits {
+      return { ...limits, ...this.client?.limits }
+    },
   })
-  app.removeContentTypeParser('application/json')
   parseJsonWithin(app, limits.jsonDepth)
-  const clients = new Clients(limits)
+  const clients = new Clients()
   app.addHook('onRequest', async (request, reply) =>
     request.client === null ? undefined : takePlace(clients, request.client.name, request, reply),
   )
   const stop = dropStalled(app, limits.idleSeconds)
   app.addHook('onClose', async () => stop())
-}
-
-/** JSON that is UTF-8, not nested so deeply that those who walk it run out of stack, and not of so many parts that it takes long. */
-function parseJsonWithin(app: FastifyInstance, depth: number): void {
-  const parse = app.getDefaultJsonParser('error', 'error')
-  app.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request: FastifyRequest, body: Buffer, done) => {
-    if (!isUtf8(body)) return done(badRequest('The body is not UTF-8.'))
-    const json = measured(body)
-    if (json.depth > depth) return done(badRequest(`The body nests deeper than ${depth} levels.`))
-    if (json.parts > mostParts)
-      return done(badRequest(`The body has more than ${mostParts} strings, arrays and objects.`))
-    if (json.commas > mostCommas) return done(badRequest(`The body has more than ${mostCommas} values.`))
-    return parse(request, body.toString('utf8'), done)
-  })
-}
-
-const badRequest = (message: string): Error => Object.assign(new Error(message), { statusCode: 400 })
-
-const [quote, backslash, open, openArray, close, closeArray, comma] = [...'"\\{[}],'].map((char) => char.charCodeAt(0))
-
-/** Strings, arrays and objects take time to read and to check: so many hold the event loop for some milliseconds. */
-const mostParts = 2 ** 14
-/** Numbers, such as token ids, take less. */
-const mostCommas = 2 ** 18
-
-/** Most brackets that are open at a time, and how much there is to read. */
-function measured(json: Buffer): { readonly depth: number; readonly parts: number; readonly commas: number } {
-  let [inside, depth, parts, commas, inString] = [0, 0, 0, 0, false]
-  for (let i = 0; i < json.length; i += 1) {
-    const byte = json[i]
-    if (inString) {
-      if (byte === backslash) i += 1
-      else if (byte === quote) inString = false
-    } else if (byte === quote) {
-      inString = true
-      parts += 1
-    } else if (byte === open || byte === openArray) {
-      inside += 1
-      parts += 1
-      depth = Math.max(depth, inside)
-    } else if (byte === close || byte === closeArray) inside -= 1
-    else if (byte === comma) commas += 1
-  }
-  return { depth, parts, commas }
 }
 
 /** Takes a place among a client's requests until the answer's connection has ended, or refuses with a time to wait. */
@@ -120,9 +101,9 @@ function takePlace(
   request: FastifyRequest,
   reply: FastifyReply,
 ): FastifyReply | undefined {
-  const taken = clients.take(name, performance.now() / 1000)
+  const taken = clients.take(name, request.limits, performance.now() / 1000)
   if (typeof taken !== 'number') {
-    reply.raw.once('close', taken.release)
+    onClosed(reply, taken.release)
     return undefined
   }
   request.log.debug({ client: name, seconds: taken }, 'too many requests')
@@ -142,11 +123,13 @@ interface Account {
   at: number
 }
 
+/** Accounts from which on those that nothing is known of any more are looked for. */
+const manyAccounts = 1024
+
 /** How much every client has taken. An account that is as good as new is forgotten. */
 export class Clients {
   readonly #accounts = new Map<string, Account>()
-
-  constructor(readonly limits: Pick<Limits, 'concurrency' | 'requestsPerMinute'>) {}
+  #sweepAt = manyAccounts
 
   get size(): number {
     return this.#accounts.size
@@ -157,8 +140,11 @@ export class Clients {
    * @param now in seconds
    * @returns or the seconds after which it is worth to ask again
    */
-  take(name: string, now: number): number | { readonly release: () => void } {
-    const { concurrency, requestsPerMinute } = this.limits
+  take(
+    name: string,
+    { concurrency, requestsPerMinute }: Pick<Limits, 'concurrency' | 'requestsPerMinute'>,
+    now: number,
+  ): number | { readonly release: () => void } {
     const account = this.#accounts.get(name) ?? { running: 0, tokens: requestsPerMinute, at: now }
     account.tokens = Math.min(requestsPerMinute, account.tokens + ((now - account.at) * requestsPerMinute) / 60)
     account.at = now
@@ -167,7 +153,7 @@ export class Clients {
     account.tokens -= 1
     account.running += 1
     this.#accounts.set(name, account)
-    this.#forget(now)
+    if (this.#accounts.size >= this.#sweepAt) this.#sweep(now)
     return {
       release: () => {
         account.running -= 1
@@ -175,11 +161,11 @@ export class Clients {
     }
   }
 
-  /** Once there are many accounts, those that have nothing to remember go: addresses are as many as attackers like. */
-  #forget(now: number): void {
-    if (this.#accounts.size < 1024) return
+  /** Addresses are as many as attackers like: looking at all of them costs a constant part of a request. */
+  #sweep(now: number): void {
     for (const [name, { running, at }] of this.#accounts)
       if (running === 0 && now - at >= 60) this.#accounts.delete(name)
+    this.#sweepAt = Math.max(manyAccounts, 2 * this.#accounts.size)
   }
 }
 
@@ -188,7 +174,7 @@ function dropStalled(app: FastifyInstance, seconds: number): () => void {
   const answers = new Map<FastifyReply, { sent: number; since: number }>()
   app.addHook('onRequest', async (_, reply) => {
     answers.set(reply, { sent: 0, since: performance.now() })
-    reply.raw.once('close', () => answers.delete(reply))
+    onClosed(reply, () => answers.delete(reply))
   })
   const look = (): void => {
     const now = performance.now()
@@ -202,42 +188,4 @@ function dropStalled(app: FastifyInstance, seconds: number): () => void {
   }
   const timer = setInterval(look, Math.min(1000, 250 * seconds)).unref()
   return () => clearInterval(timer)
-}
-
-/** An engine that refuses prompts, and requests for new tokens, that are longer than a server allows. */
-export function limitEngine(
-  engine: Engine,
-  { promptTokens, newTokens }: Pick<Limits, 'promptTokens' | 'newTokens'>,
-): Engine {
-  const expectFew = (place: string, most: number, got: number): void => {
-    if (got > most)
-      throw new HeddleError('ERR_HEDDLE_ARGUMENT', { place, expected: `at most ${most} tokens`, got: `${got}` })
-  }
-  const tokensOf: Engine['promptTokens'] = async (prompt, options) => {
-    const tokens = await engine.promptTokens(prompt, options)
-    if (promptTokens !== undefined) expectFew('prompt', promptTokens, tokens.length)
-    return tokens
-  }
-  async function* generateTokens(
-    prompt: Prompt,
-    options: EngineRequestOptions = {},
-  ): ReturnType<Engine['generateTokens']> {
-    const { maxTokens = newTokens, chat } = options
-    expectFew('maxTokens', newTokens, maxTokens)
-    yield* engine.generateTokens(await tokensOf(prompt, chat === undefined ? {} : { chat }), { ...options, maxTokens })
-  }
-  const limited: Pick<Engine, 'generate' | 'generateTokens' | 'promptTokens'> = {
-    promptTokens: tokensOf,
-    generateTokens,
-    async *generate(prompt, options) {
-      for await (const { text } of generateTokens(prompt, options)) if (text) yield text
-    },
-  }
-  return new Proxy(engine, {
-    get(target, name) {
-      if (name in limited) return limited[name as keyof typeof limited]
-      const value: unknown = Reflect.get(target, name, target)
-      return typeof value === 'function' ? value.bind(target) : value
-    },
-  })
 }

@@ -3,8 +3,10 @@ import { randomUUID } from 'node:crypto'
 import type { IncomingMessage, Server } from 'node:http'
 import { type FastifyHttpOptions, type FastifyInstance, LogController } from 'fastify'
 import type { DestinationStream, LoggerOptions } from 'pino'
+import { onClosed } from './closed.js'
 import type { Limits } from './limits.js'
 import { routeOf } from './metrics.js'
+import { answerClientError } from './openai/error.js'
 
 /** How much is said. */
 export const logLevels = ['fatal', 'error', 'warn', 'info', 'debug', 'silent'] as const
@@ -29,6 +31,9 @@ export function serverOptions(
       connectionsCheckingInterval: 1000,
     },
     forceCloseConnections: 'idle',
+    // The form of this answer is ours, too; see health.ts.
+    return503OnClosing: false,
+    clientErrorHandler: answerClientError,
   } satisfies FastifyHttpOptions<Server>
 }
 
@@ -46,7 +51,7 @@ export function logRequests(app: FastifyInstance, { logBodies = false } = {}): v
   app.addHook('onRequest', async (request, reply) => {
     reply.header('x-request-id', request.id)
     const started = performance.now()
-    reply.raw.once('close', () => {
+    onClosed(reply, () => {
       request.log.info(
         {
           method: request.method,

@@ -1,22 +1,19 @@
 /** What Prometheus reads at `/metrics`. Labels are few: no key, adapter or path of a request's own becomes one. */
-import { monitorEventLoopDelay } from 'node:perf_hooks'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
+import { Counter, Gauge, Histogram, Registry } from 'prom-client'
 import type { Engine } from '../engine/engine.js'
 import type { EngineListener, EngineState } from '../engine/events.js'
+import { onClosed } from './closed.js'
+import { watchProcess } from './process_metrics.js'
 
 const shortTimes = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 const longTimes = [...shortTimes, 30, 60, 120, 300]
 const batchSizes = [1, 2, 4, 8, 16, 32, 64, 128]
 
-/** Milliseconds between two looks at the event loop. */
-const resolution = 2
-
 /** Counts what an app and its engine do, and answers at `/metrics`. */
 export function measure(app: FastifyInstance, engine: Engine): void {
   const registry = new Registry()
-  collectDefaultMetrics({ register: registry })
-  const stops = [watchEngine(registry, engine), watchEventLoop(registry)]
+  const stops = [watchEngine(registry, engine), watchProcess(registry)]
   showState(registry, engine)
   watchRequests(app, registry)
   app.get('/metrics', { config: { scope: 'metrics' } }, async (_, reply) => {
@@ -55,7 +52,7 @@ function watchRequests(app: FastifyInstance, registry: Registry): void {
   app.addHook('onRequest', async (request, reply) => {
     running.inc()
     const started = performance.now()
-    reply.raw.once('close', () => {
+    onClosed(reply, () => {
       running.dec()
       const status = reply.raw.writableEnded ? reply.statusCode : 499
       const route = routeOf(request)
@@ -140,20 +137,4 @@ function showState(registry: Registry, engine: Engine): void {
         this.set(value(engine.state()))
       },
     })
-}
-
-/** The longest time that the event loop was held since the last look; prom-client shows the distribution. */
-function watchEventLoop(registry: Registry): () => void {
-  const histogram = monitorEventLoopDelay({ resolution })
-  histogram.enable()
-  new Gauge({
-    name: 'heddle_event_loop_worst_block_seconds',
-    help: 'Longest time that the event loop was held since the last scrape',
-    registers: [registry],
-    collect() {
-      this.set(Math.max(0, histogram.max / 1e9 - resolution / 1000))
-      histogram.reset()
-    },
-  })
-  return () => histogram.disable()
 }

@@ -30,12 +30,13 @@ export const operations = plugin<OperationsOptions>(
   async (app, options) => {
     const limits = parseLimits(options.limits)
     logRequests(app, { logBodies: options.logBodies ?? false })
+    // Before whatever may refuse a request, so that refusals are counted.
+    measure(app, options.engine)
     if (options.cors !== undefined) await app.register(cors, { origin: options.cors === '*' ? '*' : [...options.cors] })
     answerOnlyTo(app, options.hosts)
     if (options.keys === undefined) refuseForeignPages(app, options.cors)
     askForKeys(app, options.keys)
     holdToLimits(app, limits)
-    measure(app, options.engine)
     tellHealth(app, { warmUp: options.warmUp, isOpen: () => !options.engine.state().isClosed })
     watchKeys(app, options.keys)
   },

@@ -2,9 +2,8 @@
 import type { FastifyInstance, FastifyPluginAsync } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import { type JobOptions, jobRoutes } from './jobs/routes.js'
-import { limitEngine, parseLimits } from './limits.js'
 import type { NamedEncoder } from './openai/embedder.js'
-import { answerError } from './openai/error.js'
+import { answerError, answerNotFound } from './openai/error.js'
 import { type OperationsOptions, operations } from './operations.js'
 import { pageRoutes } from './page/routes.js'
 import { chatRoutes } from './routes/chat.js'
@@ -29,7 +28,12 @@ export interface ServeOptions extends OperationsOptions, Pick<JobOptions, 'uploa
  */
 export const heddle: FastifyPluginAsync<ServeOptions> = fastifyPlugin(
   (async (app, { prefix = '', ...options }) => {
-    await app.register((scope) => serveRoutes(scope, options), { prefix })
+    const routes = async (scope: FastifyInstance): Promise<void> => {
+      // At the root, what is not found is the app's business.
+      if (prefix !== '') scope.setNotFoundHandler(answerNotFound)
+      await serveRoutes(scope, options)
+    }
+    await app.register(routes, { prefix })
   }) satisfies FastifyPluginAsync<ServeOptions>,
   { name: 'heddle', fastify: '5.x' },
 )
@@ -38,13 +42,10 @@ export const heddle: FastifyPluginAsync<ServeOptions> = fastifyPlugin(
 async function serveRoutes(scope: FastifyInstance, options: Omit<ServeOptions, 'prefix'>): Promise<void> {
   scope.setErrorHandler(answerError)
   await scope.register(operations, options)
-  const limits = parseLimits(options.limits)
-  const { newTokens, answerSeconds } = limits
-  const context = { ...options, engine: limitEngine(options.engine, limits), newTokens, answerSeconds }
-  await scope.register(modelRoutes, context)
-  await scope.register(chatRoutes, context)
-  await scope.register(completionRoutes, context)
-  await scope.register(embeddingRoutes, context)
-  await scope.register(jobRoutes, context)
-  if (options.page) await scope.register(pageRoutes, context)
+  await scope.register(modelRoutes, options)
+  await scope.register(chatRoutes, options)
+  await scope.register(completionRoutes, options)
+  await scope.register(embeddingRoutes, options)
+  await scope.register(jobRoutes, options)
+  if (options.page) await scope.register(pageRoutes, options)
 }

@@ -86,15 +86,11 @@ async function serve(
   const { engine: engineOptions, data, adapters, host = defaultHost, port, logger, page = true, ...rest } = options
   const limits = parseLimits(options.limits)
   const keys = options.keys === undefined ? undefined : await KeyRing.open(options.keys)
-  const engine = await createEngine(model, { ...engineOptions, adapters })
   const app = fastify(serverOptions(limits, logger))
   app.server.maxConnections = limits.connections
   watchConnections(app.server)
   app.setNotFoundHandler(answerNotFound)
-  const close = async (signal?: AbortSignal): Promise<void> => {
-    await shutDown(app, engine, signal)
-    await stopModel()
-  }
+  const engine = await createEngine(model, { ...engineOptions, adapters })
   try {
     const hosts = isLoopback(host) && keys === undefined && !options.insecure ? loopbackHosts : undefined
     const modelName = options.modelName ?? basename(model.source)
@@ -102,10 +98,24 @@ async function serve(
     const warmUp = (): Promise<void> => firstStep(engine)
     await app.register(heddle, { hosts, ...rest, page, keys, engine, modelName, folders, warmUp })
     const url = await listen(app, host, port ?? 8000)
+    const close = once((signal) => shutDown(app, engine, signal).finally(stopModel))
     return { app, url, modelName, engine, close }
   } catch (error) {
     await Promise.all([app.close(), engine.close()])
     throw error
+  }
+}
+
+/** Ends a server once, however often it is told to; it makes haste as soon as any of the signals is set. */
+function once(end: (signal: AbortSignal) => Promise<void>): RunningServer['close'] {
+  const haste = new AbortController()
+  let ended: Promise<void> | undefined
+  return (signal) => {
+    const hurry = (): void => haste.abort(signal?.reason)
+    if (signal?.aborted) hurry()
+    signal?.addEventListener('abort', hurry, { once: true })
+    ended ??= end(haste.signal)
+    return ended
   }
 }
 

@@ -9,9 +9,15 @@ import type { Engine } from '../engine/engine.js'
  * aborted and its connections end. Jobs checkpoint in their own `preClose` hook.
  */
 export async function shutDown(app: FastifyInstance, engine: Engine, signal?: AbortSignal): Promise<void> {
-  const cut = (): void => app.server.closeAllConnections()
-  // Texts that were aborted get a moment to say so on their streams.
-  const onAbort = (): void => void setTimeout(cut, 100).unref()
+  let hurry = (): void => {}
+  const hurried = new Promise<void>((resolve) => {
+    hurry = resolve
+  })
+  const onAbort = (): void => {
+    hurry()
+    // Texts that were aborted get a moment to say so on their streams.
+    setTimeout(() => app.server.closeAllConnections(), 100).unref()
+  }
   if (signal?.aborted) onAbort()
   signal?.addEventListener('abort', onAbort, { once: true })
   // A connection whose last answer ends after the server stopped to listen would rest until its client lets go of it.
@@ -20,7 +26,10 @@ export async function shutDown(app: FastifyInstance, engine: Engine, signal?: Ab
     closeSilent(app.server)
   }, 50)
   try {
-    await Promise.all([app.close(), engine.close(signal)])
+    const closed = app.close()
+    // A request that was taken may have texts yet to begin: the engine is there for them.
+    await Promise.race([closed.catch(() => {}), hurried])
+    await Promise.all([closed, engine.close(signal)])
   } finally {
     clearInterval(sweep)
     signal?.removeEventListener('abort', onAbort)

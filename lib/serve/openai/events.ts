@@ -2,6 +2,7 @@
 import { setMaxListeners } from 'node:events'
 import { Readable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import { onClosed } from '../closed.js'
 import { toOpenAiError } from './error.js'
 
 /**
@@ -19,9 +20,10 @@ export async function sendEvents(
     'cache-control': 'no-cache',
     'x-accel-buffering': 'no',
   })
-  return reply.send(
-    Readable.from(lines({ request, reply }, first, events), { objectMode: false, highWaterMark: 2 ** 14 }),
-  )
+  const stream = Readable.from(lines({ request, reply }, first, events), { objectMode: false, highWaterMark: 2 ** 14 })
+  // A client that has gone before anything is read closes a stream whose generator never began, and would never end.
+  stream.once('close', () => void events.return().catch(() => {}))
+  return reply.send(stream)
 }
 
 async function* lines(
@@ -36,8 +38,6 @@ async function* lines(
     const { statusCode, body } = toOpenAiError(error)
     if (statusCode >= 500 && !reply.raw.destroyed) request.log.error({ err: error }, 'request failed')
     yield eventOf({ error: body })
-  } finally {
-    await events.return()
   }
 }
 
@@ -55,12 +55,9 @@ export function clientSignal(reply: FastifyReply, seconds?: number): AbortSignal
     seconds === undefined
       ? undefined
       : setTimeout(() => controller.abort(new DOMException('The answer took too long', 'TimeoutError')), 1000 * seconds)
-  const onClose = (): void => {
+  onClosed(reply, () => {
     clearTimeout(timer)
     if (!reply.raw.writableFinished) controller.abort()
-  }
-  // It may have hung up while the body was read.
-  if (reply.raw.destroyed) onClose()
-  else reply.raw.once('close', onClose)
+  })
   return controller.signal
 }

@@ -1,19 +1,27 @@
 /** What the routes that make text have in common. */
 import { randomBytes } from 'node:crypto'
+import type { FastifyRequest } from 'fastify'
 import type { EngineRequestOptions } from '../../engine/options.js'
 import { HeddleError } from '../../errors.js'
 import type { ServerContext } from '../context.js'
+import { limitEngine } from '../limited_engine.js'
 import { invalidRequest, modelNotFound } from './error.js'
 import { type SamplingFields, samplingOf } from './sampling.js'
 import type { TokenCount } from './text.js'
 
-/** What these routes are given. */
+/** What a request has of the server. */
 export interface RouteContext extends ServerContext {
-  /** Most new tokens of a request that does not say how many. */
+  /** New tokens of a request that does not say how many; more are refused. */
   readonly newTokens: number
-  /** Longest time for an answer. */
-  readonly answerSeconds: number
 }
+
+/** The server within the limits of a request's client. */
+export const contextOf = ({ engine, modelName, folders }: ServerContext, { limits }: FastifyRequest): RouteContext => ({
+  engine: limitEngine(engine, limits),
+  modelName,
+  folders,
+  newTokens: limits.newTokens,
+})
 
 /** A request that is in order. */
 export interface Accepted<Body> {

@@ -51,7 +51,12 @@ export async function* textPieces(
 
 /** What several texts give, as it comes; all end when one fails. */
 export async function* together<T>(texts: readonly AsyncGenerator<T, void, void>[]): AsyncGenerator<[number, T]> {
-  const next = (index: number) => texts[index]!.next().then((result) => ({ index, result }))
+  const next = (index: number) => {
+    const result = texts[index]!.next().then((result) => ({ index, result }))
+    // Whoever reads may stop at any time, and then nobody waits for it.
+    result.catch(() => {})
+    return result
+  }
   const waiting = new Map(texts.map((_, index) => [index, next(index)]))
   try {
     while (waiting.size > 0) {
@@ -63,7 +68,6 @@ export async function* together<T>(texts: readonly AsyncGenerator<T, void, void>
       }
     }
   } finally {
-    for (const pending of waiting.values()) pending.catch(() => {})
     for (const text of texts) text.return().catch(() => {})
   }
 }

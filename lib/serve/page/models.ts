@@ -5,14 +5,13 @@ import type { Engine } from '../../engine/engine.js'
 import type { AdapterCard, AdapterFacts, BaseCard } from './messages.js'
 
 /** What is known of the base. */
-export function baseCard(name: string, engine: Pick<Engine, 'model' | 'state'>, newTokens: number): BaseCard {
+export function baseCard(name: string, engine: Pick<Engine, 'model' | 'state'>): Omit<BaseCard, 'newTokens'> {
   const { model } = engine
   return {
     name,
     parameters: model.network.weights().reduce((total, { tensor }) => total + tensor.size, 0),
     precision: model.precision,
     maxTokens: engine.state().maxTokens,
-    newTokens,
     isChat: model.tokenizer.hasChatTemplate,
   }
 }
@@ -25,9 +24,9 @@ export class AdapterCards {
   constructor(readonly folder: string) {}
 
   async list(engine: Pick<Engine, 'adapterNames' | 'state'>): Promise<AdapterCard[]> {
-    const { adapterNames } = engine
+    const adapterNames = new Set(engine.adapterNames)
     const loaded = new Set(engine.state().adapters.loaded)
-    for (const name of this.#known.keys()) if (!adapterNames.includes(name)) this.#known.delete(name)
+    for (const name of this.#known.keys()) if (!adapterNames.has(name)) this.#known.delete(name)
     const cards: AdapterCard[] = []
     for (const name of adapterNames) cards.push({ name, isLoaded: loaded.has(name), about: await this.#about(name) })
     return cards

@@ -2,8 +2,8 @@
 import { basename } from 'node:path'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { z } from 'zod'
+import type { ServerContext } from '../context.js'
 import { readBody } from '../openai/request.js'
-import type { RouteContext } from '../openai/route.js'
 import { type Assets, readAssets } from './assets.js'
 import { type PageDocument, pageDocument } from './document.js'
 import { LoadRecorder, loadInterval } from './load.js'
@@ -16,7 +16,7 @@ const loadQuery = z.strictObject({ after: z.coerce.number().default(0) })
  * Adds the page, its files, and what it asks for beside OpenAI's routes. The page itself holds nothing of the server, so it
  * needs no key; what it shows does.
  */
-export async function pageRoutes(app: FastifyInstance, context: RouteContext): Promise<void> {
+export async function pageRoutes(app: FastifyInstance, context: ServerContext): Promise<void> {
   serveFiles(app)
   answerPage(app, context)
 }
@@ -69,15 +69,15 @@ function answer(
   return reply.type(type).send(body)
 }
 
-function answerPage(app: FastifyInstance, { engine, modelName, folders, newTokens }: RouteContext): void {
-  let base: BaseCard | undefined
+function answerPage(app: FastifyInstance, { engine, modelName, folders }: ServerContext): void {
+  let base: Omit<BaseCard, 'newTokens'> | undefined
   const cards = new AdapterCards(folders.adapters)
   const load = new LoadRecorder(engine)
   app.addHook('onClose', async () => load.close())
   // A page asks every few seconds: its requests are logged where they fail.
-  app.get('/page/models', { logLevel: 'warn' }, async (): Promise<PageModels> => {
-    base ??= baseCard(modelName, engine, newTokens)
-    return { base, adapters: await cards.list(engine) }
+  app.get('/page/models', { logLevel: 'warn' }, async ({ limits: { newTokens } }): Promise<PageModels> => {
+    base ??= baseCard(modelName, engine)
+    return { base: { ...base, newTokens }, adapters: await cards.list(engine) }
   })
   app.get('/page/load', { logLevel: 'warn', config: { scope: 'metrics' } }, async ({ query }): Promise<PageLoad> => {
     const { after } = readBody(loadQuery, query)

@@ -4,6 +4,7 @@ import { z } from 'zod'
 import type { EngineRequestOptions } from '../../engine/options.js'
 import { HeddleError } from '../../errors.js'
 import type { GeneratedToken } from '../../model.js'
+import type { ServerContext } from '../context.js'
 import { invalidRequest } from '../openai/error.js'
 import { clientSignal, sendEvents } from '../openai/events.js'
 import { chatLogprobs } from '../openai/logprobs.js'
@@ -12,6 +13,7 @@ import { integer, maybe, readBody, unsupported } from '../openai/request.js'
 import {
   type Accepted,
   adapterOf,
+  contextOf,
   engineOptions,
   expectStreamOptions,
   newId,
@@ -65,10 +67,11 @@ const schema = z.strictObject({
 type Body = z.output<typeof schema>
 
 /** Adds the route. */
-export async function chatRoutes(app: FastifyInstance, context: RouteContext): Promise<void> {
+export async function chatRoutes(app: FastifyInstance, context: ServerContext): Promise<void> {
   app.post('/v1/chat/completions', async (request, reply) => {
     const body = readBody(schema, request.body)
-    const chat = await openChat(context, body, clientSignal(reply, context.answerSeconds))
+    const signal = clientSignal(reply, request.limits.answerSeconds)
+    const chat = await openChat(contextOf(context, request), body, signal)
     return body.stream ? sendEvents(request, reply, chunks(chat)) : completion(chat)
   })
 }

@@ -2,6 +2,7 @@
 import type { FastifyInstance } from 'fastify'
 import { z } from 'zod'
 import type { GeneratedToken } from '../../model.js'
+import type { ServerContext } from '../context.js'
 import { invalidRequest } from '../openai/error.js'
 import { clientSignal, sendEvents } from '../openai/events.js'
 import { characters, completionLogprobs } from '../openai/logprobs.js'
@@ -9,6 +10,7 @@ import { integer, maybe, readBody, unsupported } from '../openai/request.js'
 import {
   type Accepted,
   adapterOf,
+  contextOf,
   engineOptions,
   expectStreamOptions,
   newId,
@@ -39,10 +41,11 @@ type Body = z.output<typeof schema>
 const defaultMaxTokens = 16
 
 /** Adds the route. */
-export async function completionRoutes(app: FastifyInstance, context: RouteContext): Promise<void> {
+export async function completionRoutes(app: FastifyInstance, context: ServerContext): Promise<void> {
   app.post('/v1/completions', async (request, reply) => {
     const body = readBody(schema, request.body)
-    const completion = await open(context, body, clientSignal(reply, context.answerSeconds))
+    const signal = clientSignal(reply, request.limits.answerSeconds)
+    const completion = await open(contextOf(context, request), body, signal)
     return body.stream ? sendEvents(request, reply, chunks(completion)) : whole(completion)
   })
 }
