@@ -355,11 +355,32 @@ test('data that cannot be trained on fails the job, with the name that the clien
 })
 
 test('an adapter that could not be served is refused before it is trained', async (t) => {
+  const { client } = await serve(t, { engine: { memory: { adapters: 50_000 } } })
+  const training_file = await upload(client)
+  for (const [heddle, message] of [
+    [{ method: 'ia3' }, /heddle\.method: expected a method with low-rank factors/],
+    [{ target_modules: ['lm_head'] }, /heddle\.target_modules: expected the layers' linear modules.*lm_head/],
+    [{ r: 64 }, /heddle\.r: expected a rank of at most \d+, for which there is memory to serve it, got 64/],
+  ] as const) {
+    const { error } = await ended(client, (await create(client, { training_file, heddle })).id)
+    t.is(error!.code, 'invalid_hyperparameters')
+    t.regex(error!.message, message)
+  }
+})
+
+test('a method that begins with what the data says is shown the training file', async (t) => {
   const { client } = await serve(t)
-  const job = await create(client, { training_file: await upload(client), heddle: { method: 'ia3' } })
-  const { error } = await ended(client, job.id)
-  t.is(error!.code, 'invalid_hyperparameters')
-  t.regex(error!.message, /low-rank factors/)
+  const training_file = await upload(client)
+  for (const method of [
+    { method: 's2ft', selection: 'gradient', o_ratio: 0.25, d_ratio: 0.1 },
+    { method: 'lora_sb', r: 4 },
+  ]) {
+    const heddle = { ...method, training: { max_steps: 2, max_length: 64 } }
+    const { error, fine_tuned_model } = await ended(client, (await create(client, { training_file, heddle })).id)
+    t.is(error, null)
+    const { choices } = await client.completions.create({ model: fine_tuned_model!, prompt: 'Colour', max_tokens: 1 })
+    t.is(choices.length, 1)
+  }
 })
 
 test('fields that are unknown, missing or out of range are refused with their names', async (t) => {

@@ -2,6 +2,7 @@
 import { mkdir, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { FastifyBaseLogger } from 'fastify'
+import { rowBytes } from '../../engine/adapter_pool.js'
 import type { ServerContext } from '../context.js'
 import { crash, errorOf } from './failure.js'
 import { publishAdapter, sweepUnpublished, withdrawAdapter } from './publish.js'
@@ -116,8 +117,9 @@ export class JobRunner {
   }
 
   async #train({ id, settings }: Job): Promise<Outcome> {
-    const { store, folders, log } = this.#parts
-    const task = taskOf(settings, { folder: join(folders.jobs, id), uploads: folders.uploads })
+    const { store, folders, context, log } = this.#parts
+    const mostRank = mostRankOf(context)
+    const task = taskOf(settings, { folder: join(folders.jobs, id), uploads: folders.uploads, mostRank })
     const process = new TrainingProcess(task, {
       log: log.child({ job: id }),
       onStep: (report) => store.addStep(id, report),
@@ -146,12 +148,26 @@ export class JobRunner {
     const { store, context, folders, log } = this.#parts
     const name = nameOf(job)
     const folder = await publishAdapter(join(folders.jobs, job.id, 'adapter'), folders.adapters, name)
-    await context.engine.addAdapter(name, folder)
-    if (store.succeed(job.id, name)) return log.info({ job: job.id, model: name }, 'job succeeded')
-    // Cancelled meanwhile.
-    context.engine.removeAdapter(name)
-    await withdrawAdapter(folders.adapters, name)
+    let isKept = false
+    try {
+      await context.engine.addAdapter(name, folder)
+      isKept = store.succeed(job.id, name)
+      if (isKept) log.info({ job: job.id, model: name }, 'job succeeded')
+    } finally {
+      // Cancelled meanwhile, or not to be kept.
+      if (!isKept) {
+        context.engine.removeAdapter(name)
+        await withdrawAdapter(folders.adapters, name)
+      }
+    }
   }
+}
+
+/** What the engine's memory for adapters has room for. */
+function mostRankOf({ engine }: ServerContext): number {
+  const { network, precision } = engine.model
+  const row = rowBytes(network, { dtype: precision === 'f32' ? 'f32' : 'bf16' })
+  return Math.floor(engine.state().adapters.bytes / row)
 }
 
 const servedBy = ({ modelName, engine }: ServerContext): ServedModel => ({

@@ -151,7 +151,7 @@ function expectMethod(adapter: WorkerTask['adapter']): void {
 /** What the process that trains is told. */
 export const taskOf = (
   { method, hyperparameters, ...settings }: JobSettings,
-  { folder, uploads }: { readonly folder: string; readonly uploads: string },
+  { folder, uploads, mostRank }: Pick<WorkerTask, 'folder' | 'mostRank'> & { readonly uploads: string },
 ): WorkerTask => ({
   kind: 'train',
   source: settings.source,
@@ -170,6 +170,7 @@ export const taskOf = (
   learningRate: learningRates[method] * hyperparameters.learning_rate_multiplier,
   checkpointEvery: settings.checkpointEvery,
   adapter: settings.adapter,
+  mostRank,
 })
 
 /** Where an upload is; `id` is one that the server made. */

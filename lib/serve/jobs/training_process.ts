@@ -1,11 +1,13 @@
 /** The server's side of a process that trains (its own is worker.ts). */
 import { type ChildProcess, fork } from 'node:child_process'
-import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import type { FastifyBaseLogger } from 'fastify'
 import type { ServerMessage, StepReport, WorkerMessage, WorkerTask } from './worker_messages.js'
 
 const script = fileURLToPath(new URL('./worker.js', import.meta.url))
+
+/** Characters of what it prints that are kept for the log: the last ones. */
+const mostSaid = 2000
 
 /** How a process ended. */
 export type Outcome = Exclude<WorkerMessage, { readonly kind: 'step' }> | { readonly kind: 'crashed' }
@@ -39,7 +41,8 @@ export class TrainingProcess {
   stop(milliseconds: number): void {
     this.#tell({ kind: 'stop' })
     const timer = setTimeout(() => this.kill(), milliseconds)
-    this.#child.once('exit', () => clearTimeout(timer))
+    const ended = (): void => clearTimeout(timer)
+    this.ended.then(ended, ended)
   }
 
   /** Ends it at once. */
@@ -61,13 +64,16 @@ export class TrainingProcess {
   }
 
   async #end(): Promise<Outcome> {
-    const stderr = text(this.#child.stderr!).catch(() => '')
+    let said = ''
+    this.#child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      said = (said + text).slice(-mostSaid)
+    })
     const [code, signal] = await new Promise<readonly [number | null, NodeJS.Signals | null]>((resolve) =>
       this.#child.once('close', (...ended) => resolve(ended)),
     )
     if (this.#failure) throw this.#failure.error
     if (this.#outcome) return this.#outcome
-    this.#options.log.info({ code, signal, stderr: (await stderr).slice(-2000) }, 'process of a job ended')
+    this.#options.log.info({ code, signal, stderr: said }, 'process of a job ended')
     return { kind: 'crashed' }
   }
 

@@ -1,8 +1,9 @@
 /** The main module of a process that trains one job, and ends as soon as its server is gone. */
 import { mkdir } from 'node:fs/promises'
-import { setPriority } from 'node:os'
+import { getPriority, setPriority } from 'node:os'
 import { join } from 'node:path'
 import type { Adapter } from '../../adapters/adapter.js'
+import { disposeFactors, factorsOf } from '../../adapters/as_lora.js'
 import { methodOf } from '../../adapters/registry.js'
 import { HeddleError } from '../../errors.js'
 import { loadModel, type Model } from '../../model.js'
@@ -11,11 +12,12 @@ import { objectiveType } from '../../objectives/registry.js'
 import { adamw } from '../../optim/adamw.js'
 import { History } from '../../train/history.js'
 import { type TrainStep, train } from '../../train/train.js'
+import { attachShown } from '../../train/trained.js'
 import { type Connection, loadDriver } from './database.js'
 import type { ServerMessage, StepReport, WorkerMessage, WorkerTask } from './worker_messages.js'
 
-/** Requests come first. */
-const niceness = 10
+/** Requests come first; a server that is nicer itself could not ask for less. */
+const niceness = Math.max(10, getPriority())
 /** How long a process of a server that was killed may take to end. */
 const lockTimeout = 30_000
 
@@ -39,27 +41,32 @@ async function run(task: WorkerTask): Promise<WorkerMessage> {
   process.env.TMPDIR = task.folder
   const lock = await lockFolder(task.folder)
   const model = await loadModel(task.source, { precision: task.precision })
-  const adapter = await model.attach(methodOf(task.adapter), { seed: task.seed })
-  expectServable(adapter)
-  await tellEarlierSteps(task.folder)
   const objective = objectiveType(task.objective.name).create(task.objective.options)
   const open = (path: string) => openExamples(path, { model, objective, task })
+  const data = await open(task.trainingPath)
+  const evaluationData = task.validationPath === undefined ? undefined : await open(task.validationPath)
+  const { seed, batchSize } = task
+  const { signal } = stop
+  // The same data and seed attach the same adapter, so that a job that is gone on with has the tensors of its checkpoint.
+  const adapter = await attachShown(model, methodOf(task.adapter), { objective, data, batchSize, seed, signal })
+  await expectServable(adapter, task.mostRank)
+  await tellEarlierSteps(task.folder)
   const steps = train(model, {
     adapter,
     objective,
-    data: await open(task.trainingPath),
-    evaluationData: task.validationPath === undefined ? undefined : await open(task.validationPath),
+    data,
+    evaluationData,
     epochs: task.epochs,
     maxSteps: task.maxSteps,
-    batchSize: task.batchSize,
+    batchSize,
     accumulation: task.accumulation,
     maxLength: task.maxLength,
     optimizer: adamw({ lr: task.learningRate }),
-    seed: task.seed,
+    seed,
     outputFolder: task.folder,
     checkpointEvery: task.checkpointEvery,
     resume: true,
-    signal: stop.signal,
+    signal,
   })
   for await (const step of steps) await tell({ kind: 'step', report: reportOf(step) })
   await adapter.save(join(task.folder, 'adapter'))
@@ -112,16 +119,28 @@ async function lockFolder(folder: string): Promise<Connection> {
 }
 
 /** An adapter that no request could ask for is not worth its training. @throws ERR_HEDDLE_ARGUMENT */
-function expectServable(adapter: Adapter): void {
-  for (const { plan, site, trained } of adapter.attachments.values())
+async function expectServable(adapter: Adapter, mostRank: number): Promise<void> {
+  for (const { plan, site, trained } of adapter.attachments.values()) {
+    const got = `${adapter.method.name} at ${site.path}`
     if (!plan?.factors || Object.keys(trained).length > 0)
-      throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
-        place: 'heddle.method',
-        expected: 'a method with low-rank factors, which can be served beside others',
-        got: `${adapter.method.name} at ${site.path}`,
-        hint: 'Choose lora, or train it with `heddle train`',
-      })
+      throw unservable('method', 'a method with low-rank factors, which can be served beside others', got)
+    if (site.kind !== 'linear' || site.isOutput)
+      throw unservable('target_modules', "the layers' linear modules, which can be served beside others", got)
+  }
+  const factors = await factorsOf(adapter)
+  const rank = Math.max(...[...factors.values()].map(({ a }) => a.shape[0]!))
+  disposeFactors(factors)
+  if (rank > mostRank)
+    throw unservable('r', `a rank of at most ${mostRank}, for which there is memory to serve it`, `${rank}`)
 }
+
+const unservable = (field: string, expected: string, got: string): HeddleError =>
+  new HeddleError('ERR_HEDDLE_ARGUMENT', {
+    place: `heddle.${field}`,
+    expected,
+    got,
+    hint: 'Change the field, or train it with `heddle train`',
+  })
 
 const reportOf = (step: TrainStep<EvaluationResult>): StepReport => ({
   step: step.index,

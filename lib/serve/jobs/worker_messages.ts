@@ -22,6 +22,8 @@ export interface WorkerTask {
   readonly checkpointEvery: number
   /** Name and config of the adapter's method. */
   readonly adapter: Readonly<Record<string, unknown>> & { readonly method: string }
+  /** The largest adapter that can be served. */
+  readonly mostRank: number
 }
 
 /** What a step did. */

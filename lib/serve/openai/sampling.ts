@@ -1,7 +1,7 @@
 /** The fields of a request that say how text is made, the same for chats and completions. */
 import { z } from 'zod'
 import type { EngineRequestOptions } from '../../engine/options.js'
-import { ignored, integer, maybe, oneOf, unsupported } from './request.js'
+import { ignored, integer, list, maybe, oneOf, unsupported } from './request.js'
 
 const bias = z.record(z.string().regex(/^\d+$/, { error: 'a token id' }), z.number().min(-100).max(100))
 const isBias = ([id, value]: [string, unknown]): boolean =>
@@ -21,9 +21,7 @@ export const samplingShape = {
   n: maybe(integer(1, 128)),
   stream: maybe(z.boolean()),
   stream_options: maybe(z.strictObject({ include_usage: maybe(z.boolean()), include_obfuscation: maybe(z.boolean()) })),
-  stop: maybe(
-    oneOf('a string or an array of strings', [z.string().min(1), z.array(z.string().min(1)).min(1).max(4)] as const),
-  ),
+  stop: maybe(oneOf('a string or an array of strings', [z.string().min(1), list(z.string().min(1), 4)] as const)),
   temperature: maybe(z.number().min(0).max(2)),
   top_p: maybe(z.number().min(0).max(1)),
   seed: maybe(z.int()),

@@ -8,7 +8,7 @@ import type { JsonSchema } from '../../generate/options.js'
 import { StopFilter } from '../../generate/stop_filter.js'
 import type { Tokenizer } from '../../tokenize/tokenizer.js'
 import { invalidRequest } from './error.js'
-import { maybe, oneOf, unsupported } from './request.js'
+import { list, maybe, oneOf, unsupported } from './request.js'
 
 const functionName = z
   .string()
@@ -27,7 +27,7 @@ const tool = z.strictObject({
 
 /** The fields. */
 export const toolShape = {
-  tools: maybe(z.array(tool).min(1).max(128)),
+  tools: maybe(list(tool, 128)),
   tool_choice: maybe(
     oneOf("a string or an object with type 'function'", [
       z.enum(['none', 'auto', 'required']),

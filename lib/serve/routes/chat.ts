@@ -9,7 +9,7 @@ import { invalidRequest } from '../openai/error.js'
 import { clientSignal, sendEvents } from '../openai/events.js'
 import { chatLogprobs } from '../openai/logprobs.js'
 import { chatMessages, messages } from '../openai/messages.js'
-import { integer, maybe, readBody, unsupported } from '../openai/request.js'
+import { integer, list, maybe, readBody, unsupported } from '../openai/request.js'
 import {
   type Accepted,
   adapterOf,
@@ -55,7 +55,7 @@ const schema = z.strictObject({
   logprobs: maybe(z.boolean()),
   top_logprobs: maybe(integer(0, 20)),
   response_format: maybe(format),
-  modalities: maybe(z.array(z.literal('text')).max(1)),
+  modalities: maybe(list(z.literal('text'), 1)),
   store: maybe(z.literal(false)),
   audio: unsupported,
   prediction: unsupported,
