@@ -4,10 +4,12 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
 import { openCheckpoint } from '../lib/formats/checkpoint.js'
+import { jsonText, numberTexts } from '../lib/formats/json_numbers.js'
 import { openSafetensors } from '../lib/formats/safetensors.js'
 import { buildNetwork } from '../lib/models/build.js'
 import { writeRandomCheckpoint } from '../lib/models/random_checkpoint.js'
 import { type Architecture, architectureOf, decoders, encoders, imageClassifiers } from '../lib/models/registry.js'
+import { saveNetwork } from '../lib/models/save.js'
 import { checkpointWeights } from '../lib/models/weights.js'
 import type { Network } from '../lib/nn/network.js'
 import { golden, goldenJson } from './golden.js'
@@ -111,4 +113,37 @@ test('a tensor that no part of the network reads is refused by name', async (t) 
 test('an architecture of another kind is refused with the function that loads it', (t) => {
   t.throws(() => architectureOf(decoders, { model_type: 'bert' }, 'm'), { message: /got "bert".*loadEncoder\(\)/ })
   t.throws(() => architectureOf(encoders, { model_type: 'gpt2' }, 'm'), { message: /got "gpt2".*loadModel\(\)/ })
+})
+
+for (const name of names)
+  test(`${name}: what is saved says the config that was read, number by number, and nothing besides`, async (t) => {
+    const folder = temporaryFolder()
+    const network = buildNetwork(known, await openCheckpoint(golden(`models/${name}`)))
+    await saveNetwork(network, undefined, folder)
+    const [written, theirs] = await Promise.all(
+      [folder, golden(`models/${name}`)].map((each) => readFile(join(each, 'config.json'), 'utf8')),
+    )
+    const lines = (text: string): string[] => text.split('\n').filter((line) => !/"(torch_)?dtype":/.test(line))
+    const sorted = (text: string): string[] => lines(text.replaceAll(',\n', '\n')).sort()
+    t.deepEqual(sorted(written!), sorted(theirs!))
+  })
+
+test('a number that is changed before it is saved is written as the new one', async (t) => {
+  const folder = temporaryFolder()
+  const network = buildNetwork(known, await openCheckpoint(golden('models/gemma2')))
+  const config = { ...network.config, attn_logit_softcapping: 7, rope_theta: 5000 }
+  await saveNetwork({ ...network, config, weights: () => [] }, undefined, folder)
+  const text = await readFile(join(folder, 'config.json'), 'utf8')
+  t.regex(text, /"attn_logit_softcapping": 7,/)
+  t.regex(text, /"final_logit_softcapping": 3\.0,/)
+  t.regex(text, /"rope_theta": 5000\b/)
+})
+
+test('texts of JSON are those of JSON.stringify, but for numbers whose own text is known', (t) => {
+  const own = '{"a": [1.0, -2, {"b": 1e-06, "c": "3.0 \\" 4.0"}], "d": {}, "e": [], "f": 10000000000000000000000.0}'
+  const value = { ...(JSON.parse(own) as object), g: 2, h: undefined, i: [null, undefined, 'x'] }
+  t.is(jsonText(value, undefined), JSON.stringify(value, null, 2))
+  const text = jsonText(value, numberTexts(own))
+  t.deepEqual(JSON.parse(text), JSON.parse(JSON.stringify(value)))
+  for (const number of ['1.0', '-2', '1e-06', '10000000000000000000000.0']) t.true(text.includes(number), text)
 })

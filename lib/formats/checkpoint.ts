@@ -5,9 +5,10 @@ import { HeddleError } from '../errors.js'
 import type { TokenizerSource } from '../tokenize/tokenizer.js'
 import { formatError } from './byte_source.js'
 import { openGguf } from './gguf.js'
-import { ggufConfig } from './gguf_architectures.js'
+import { ggufConfig, ggufFloats } from './gguf_architectures.js'
 import { ggufTensors } from './gguf_names.js'
 import { fetchFromHub, type HubOptions, isHubId } from './hub.js'
+import { type NumberTexts, numberTexts } from './json_numbers.js'
 import { openSafetensors } from './safetensors.js'
 import type { StoredTensor } from './tensor_archive.js'
 
@@ -24,6 +25,8 @@ export interface Checkpoint {
   readonly path: string
   /** In the shape of Hugging Face's config.json. */
   readonly config: JsonObject
+  /** How that file writes its numbers. */
+  readonly configNumbers: NumberTexts
   readonly generationConfig: JsonObject
   /** By Hugging Face's parameter names. */
   readonly tensors: ReadonlyMap<string, StoredTensor>
@@ -51,15 +54,18 @@ export async function openCheckpoint(source: string, options: HubOptions = {}): 
 }
 
 async function openFolder(folder: string, modelId: string): Promise<Checkpoint> {
-  const config = await readJsonFile(join(folder, 'config.json'))
-  if (!config)
+  const path = join(folder, 'config.json')
+  const text = await readText(path)
+  if (text === undefined)
     throw new HeddleError('ERR_HEDDLE_IO', { place: folder, expected: 'a model folder with config.json', got: 'none' })
+  const config = parsed(text, path, 'object')
   const generationConfig = (await readJsonFile(join(folder, 'generation_config.json'))) ?? {}
   const archive = await openSafetensors(await weightsOf(folder))
   return {
     modelId,
     path: folder,
     config,
+    configNumbers: numberTexts(text),
     generationConfig,
     tensors: archive.tensors,
     tokenizerSource: { kind: 'folder', path: folder },
@@ -87,6 +93,7 @@ async function openGgufModel(path: string): Promise<Checkpoint> {
       modelId: path,
       path,
       config,
+      configNumbers: ggufFloats(config),
       generationConfig: { bos_token_id: config.bos_token_id, eos_token_id: config.eos_token_id },
       tensors: ggufTensors(file, config),
       tokenizerSource: { kind: 'gguf', path },
@@ -104,11 +111,20 @@ const exists = (path: string): Promise<boolean> =>
     () => false,
   )
 
+type JsonKind = 'object' | 'array'
+
 /** A JSON object (or array) from a file, or undefined when there is no such file. @throws ERR_HEDDLE_FORMAT */
-export async function readJsonFile(path: string, kind: 'object' | 'array' = 'object'): Promise<JsonObject | undefined> {
-  if (!(await exists(path))) return undefined
+export async function readJsonFile(path: string, kind: JsonKind = 'object'): Promise<JsonObject | undefined> {
+  const text = await readText(path)
+  return text === undefined ? undefined : parsed(text, path, kind)
+}
+
+const readText = async (path: string): Promise<string | undefined> =>
+  (await exists(path)) ? await readFile(path, 'utf8') : undefined
+
+function parsed(text: string, path: string, kind: JsonKind): JsonObject {
   try {
-    const value: unknown = JSON.parse(await readFile(path, 'utf8'))
+    const value: unknown = JSON.parse(text)
     if (typeof value === 'object' && value !== null && Array.isArray(value) === (kind === 'array'))
       return value as JsonObject
   } catch (cause) {

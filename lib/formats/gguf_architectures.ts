@@ -7,6 +7,7 @@ import type { JsonObject } from './checkpoint.js'
 import { type GgufFile, type GgufMetadata, ggufValue } from './gguf.js'
 import { ropeScalingOf, ropeValues } from './gguf_rope.js'
 import type { GgufWritable } from './gguf_writer.js'
+import { floatText, type NumberTexts } from './json_numbers.js'
 
 /** What of a file an architecture's own settings are read from. */
 export interface GgufHead {
@@ -270,6 +271,22 @@ export async function ggufConfig(file: GgufFile): Promise<JsonObject> {
     bos_token_id: tokenIdOf(file, 'bos'),
     eos_token_id: tokenIdOf(file, 'eos'),
     ...architecture.settings(file),
+  }
+}
+
+/** What {@link ggufConfig} says in floats, whose values may be whole numbers. */
+const floats = ['rope_theta', 'rope_local_base_freq', 'attn_logit_softcapping', 'final_logit_softcapping'] as const
+
+/** How a config.json would write the floats of {@link ggufConfig}. */
+export function ggufFloats(config: JsonObject): NumberTexts {
+  const texts = (object: JsonObject, names: readonly string[]): JsonObject =>
+    Object.fromEntries(
+      names.flatMap((name) => (typeof object[name] === 'number' ? [[name, floatText(object[name])]] : [])),
+    )
+  const scaling = config.rope_scaling as JsonObject | null
+  return {
+    ...texts(config, floats),
+    ...(scaling ? { rope_scaling: texts(scaling, ['factor', 'low_freq_factor', 'high_freq_factor']) } : {}),
   }
 }
 

@@ -11,6 +11,9 @@ import { checkpointWeights, isParameterOf, type SiteStructures } from './weights
 /** In config.json: `{ site: { kind, shape, transposed, config } }` for weights that are stored in a structure. */
 export const structuresKey = 'heddle_structures'
 
+/** What of a checkpoint a network is built from. */
+export type NetworkSource = Pick<Checkpoint, 'config' | 'path' | 'tensors'> & Partial<Pick<Checkpoint, 'configNumbers'>>
+
 /**
  * Builds the network of one of the `known` architectures over a checkpoint's tensors.
  * @param structures what {@link siteStructures} gives, for checkpoints that have any
@@ -18,13 +21,14 @@ export const structuresKey = 'heddle_structures'
  */
 export function buildNetwork<N extends Network>(
   known: readonly Architecture<N>[],
-  { config, path, tensors }: Pick<Checkpoint, 'config' | 'path' | 'tensors'>,
+  { config, configNumbers: numbers, path, tensors }: NetworkSource,
   structures: SiteStructures = new Map(),
 ): N {
   const architecture = architectureOf(known, config, path)
   const { [structuresKey]: _, ...own } = config
   const source = checkpointWeights(tensors, path, architecture, structures)
   const network = architecture.build(own, source, path)
+  network.configSource = { config: own, numbers, completed: network.config }
   // Some files keep a second copy of an embedding that is the output projection too. Any other tensor that is left
   // over would be a part of the model that is silently not computed.
   const unused = source.unused(network.embeddingTied ? [`${network.outputSite!.path}.weight`] : [])

@@ -1,7 +1,8 @@
 /** Writes a network, with its tokenizer if it has one, as a Hugging Face folder, and frees it. */
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
-import { writeJsonAtomic } from '../formats/atomic_file.js'
+import { writeFileAtomic } from '../formats/atomic_file.js'
+import { jsonText } from '../formats/json_numbers.js'
 import { writeShardedSafetensors } from '../formats/sharded_safetensors.js'
 import { pause } from '../graph/pause.js'
 import type { Network } from '../nn/network.js'
@@ -38,8 +39,19 @@ export async function saveNetwork(
   await tokenizer?.save(folder)
   const torchName = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' }[dtype]
   // Transformers 5 reads `dtype`, earlier ones `torch_dtype`.
-  const config = { ...network.config, dtype: torchName, torch_dtype: torchName, ...structuresOf(network) }
-  await writeJsonAtomic(join(folder, 'config.json'), config)
+  const config = { ...ownConfig(network), dtype: torchName, torch_dtype: torchName, ...structuresOf(network) }
+  await writeFileAtomic(join(folder, 'config.json'), `${jsonText(config, network.configSource?.numbers)}\n`)
+}
+
+/**
+ * A network's config without the defaults that its architecture has added: every reader has them too, and of which of its
+ * types they are it knows better.
+ */
+function ownConfig({ config, configSource }: Network): Network['config'] {
+  if (!configSource) return config
+  const isDefault = (name: string, value: unknown): boolean =>
+    !(name in configSource.config) && value === configSource.completed[name]
+  return Object.fromEntries(Object.entries(config).filter(([name, value]) => !isDefault(name, value)))
 }
 
 /** What config.json says about weights that are stored in a structure. */

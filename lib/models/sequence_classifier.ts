@@ -147,11 +147,12 @@ function shared(
   base: Network,
   { labels }: HeadOptions,
   className: string,
-): Pick<ClassifierNetwork, 'config' | 'architecture' | 'maxPositions' | 'embeddingTied' | 'labels'> {
+): Pick<ClassifierNetwork, 'config' | 'configSource' | 'architecture' | 'maxPositions' | 'embeddingTied' | 'labels'> {
   const id2label = Object.fromEntries(labels.entries())
   const label2id = Object.fromEntries(labels.map((label, id) => [label, id]))
   return {
     config: { ...base.config, architectures: [className], id2label, label2id, num_labels: labels.length },
+    ...(base.configSource ? { configSource: base.configSource } : {}),
     architecture: base.architecture,
     maxPositions: base.maxPositions,
     embeddingTied: false,
