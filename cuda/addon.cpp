@@ -41,12 +41,17 @@ Napi::Value inject(const Napi::CallbackInfo& info) {
   heddle::cuda::host::inject(info[0].As<Napi::String>().Utf8Value());
   return info.Env().Undefined();
 }
+
+Napi::Value objects(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(heddle::cuda::host::objects()));
+}
 #endif
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("open", Napi::Function::New<open>(env, "open"));
 #ifndef HEDDLE_CUDA_TOOLKIT
   exports.Set("inject", Napi::Function::New<inject>(env, "inject"));
+  exports.Set("objects", Napi::Function::New<objects>(env, "objects"));
 #endif
   return exports;
 }

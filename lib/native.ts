@@ -118,7 +118,8 @@ interface RawAbort {
 interface RawProgram {
   readonly peakBytes: number
   readonly arenaBytes: number
-  run(inputs: readonly NativeTensor[], abort?: RawAbort): Promise<NativeTensor[]>
+  readonly replays: number
+  run(inputs: readonly NativeTensor[], abort?: RawAbort, profiled?: boolean): Promise<NativeTensor[]>
   profile(): ProfileEntry[]
   dispose(): void
 }
@@ -174,7 +175,7 @@ interface RawAddon {
   tensorDataSync(tensor: NativeTensor): ArrayBuffer
   tensorWrite(tensor: NativeTensor, view: ArrayBufferView): void
   writeRows(writes: readonly NativeRowWrite[]): Promise<void>
-  compile(bytes: Uint8Array, bound: readonly NativeTensor[], device: Device): Promise<RawProgram>
+  compile(bytes: Uint8Array, bound: readonly NativeTensor[], device: Device, record: boolean): Promise<RawProgram>
   addBackend(table: unknown): void
   readonly NativeAbort: new () => RawAbort
   openFile(path: string): Promise<RawFile>
@@ -226,12 +227,20 @@ export const addon = {
   /** Fills rows of tensors off the event loop; programs may read other rows meanwhile. */
   writeRows: (writes: readonly NativeRowWrite[]): Promise<void> => async(() => raw().writeRows(writes)),
 
-  /** Validates, plans and packs an instruction list off the event loop, for the device that is to run it. */
-  compile: (bytes: Uint8Array, bound: readonly NativeTensor[], device: Device = 'cpu'): Promise<NativeProgram> =>
+  /**
+   * Validates, plans and packs an instruction list off the event loop, for the device that is to run it. With `record`, a
+   * device that can record runs replays them.
+   */
+  compile: (
+    bytes: Uint8Array,
+    bound: readonly NativeTensor[],
+    device: Device = 'cpu',
+    record = false,
+  ): Promise<NativeProgram> =>
     async(() => {
       const loaded = raw()
       if (device === 'cuda') loadCuda(loaded)
-      return loaded.compile(bytes, bound, device)
+      return loaded.compile(bytes, bound, device, record)
     }).then((program) => new NativeProgram(program)),
 
   /** The CUDA device in use. @throws ERR_HEDDLE_DEVICE that says what is missing where there is none */
@@ -330,11 +339,16 @@ export class NativeProgram {
     return this.#raw.arenaBytes
   }
 
-  run(inputs: readonly NativeTensor[], abort?: NativeAbort): Promise<NativeTensor[]> {
-    return async(() => this.#raw.run(inputs, abort && NativeAbort.raw(abort)))
+  /** Runs so far that were replayed. */
+  get replays(): number {
+    return this.#raw.replays
   }
 
-  /** Time per operator, summed over all runs so far. */
+  run(inputs: readonly NativeTensor[], abort?: NativeAbort, profiled = false): Promise<NativeTensor[]> {
+    return async(() => this.#raw.run(inputs, abort && NativeAbort.raw(abort), profiled))
+  }
+
+  /** Time per operator, summed over all runs so far; on a GPU, over those that were to be profiled. */
   profile(): ProfileEntry[] {
     return sync(() => this.#raw.profile())
   }

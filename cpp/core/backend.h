@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 /* Grows with every incompatible change; the core refuses a table of another version. */
-#define HEDDLE_BACKEND_VERSION 2
+#define HEDDLE_BACKEND_VERSION 3
 #define HEDDLE_MAX_RANK 8
 
 /* 0, or 1 + the number of a heddle::ErrorCode. */
@@ -85,6 +85,7 @@ typedef struct heddle_kernel {
   uint64_t consumed_count;
   const heddle_pair* in_place; /* operands that may share memory */
   uint64_t in_place_count;
+  uint32_t recordable; /* 0: run() waits, or does what a recording cannot hold */
 } heddle_kernel;
 
 typedef struct heddle_backend {
@@ -114,6 +115,20 @@ typedef struct heddle_backend {
                        void* scratch, heddle_error* error);
   /* Returns when everything started has ended. */
   heddle_status (*wait)(void* self, heddle_error* error);
+
+  /* The device's clock; null where run() returns when its work is done. A mark stands behind everything started before
+   * it; the seconds between two are known after wait(). */
+  heddle_status (*mark)(void* self, void** mark, heddle_error* error);
+  heddle_status (*elapsed)(void* self, void* from, void* to, double* seconds, heddle_error* error);
+  void (*unmark)(void* self, void* mark);
+
+  /* Null where runs cannot be recorded. Between record() and recorded(), within begin() and end(), what this thread
+   * hands to run() is written down instead of being done; recorded() must follow whatever run() has said. replay() does
+   * it all, on the same operands; every kernel in it must still live. */
+  heddle_status (*record)(void* self, heddle_error* error);
+  heddle_status (*recorded)(void* self, void** recording, heddle_error* error);
+  heddle_status (*replay)(void* self, void* recording, heddle_error* error);
+  void (*forget)(void* self, void* recording);
 } heddle_backend;
 
 #ifdef __cplusplus

@@ -47,7 +47,8 @@ class NativeProgram : public Napi::ObjectWrap<NativeProgram> {
     return DefineClass(
         env, "NativeProgram",
         {InstanceAccessor<&NativeProgram::peak_bytes>("peakBytes"),
-         InstanceAccessor<&NativeProgram::arena_bytes>("arenaBytes"), InstanceMethod<&NativeProgram::run>("run"),
+         InstanceAccessor<&NativeProgram::arena_bytes>("arenaBytes"),
+         InstanceAccessor<&NativeProgram::replays>("replays"), InstanceMethod<&NativeProgram::run>("run"),
          InstanceMethod<&NativeProgram::profile>("profile"), InstanceMethod<&NativeProgram::dispose>("dispose")});
   }
 
@@ -70,12 +71,18 @@ class NativeProgram : public Napi::ObjectWrap<NativeProgram> {
     return Napi::Number::New(info.Env(), static_cast<double>(arena_bytes_));
   }
 
+  Napi::Value replays(const Napi::CallbackInfo& info) {
+    return Napi::Number::New(info.Env(), program_ ? static_cast<double>(program_->replays()) : 0);
+  }
+
   Napi::Value run(const Napi::CallbackInfo& info) {
     return promised(info.Env(), [&] {
       Addon& addon = Addon::of(info.Env());
       const auto work = [program = live(), inputs = tensor_list_argument(info[0], "input"),
-                         abort = NativeAbort::argument(info[1]), closing = addon.closing()] {
-        return program->run(inputs, [&] { return closing() || (abort && *abort); });
+                         abort = NativeAbort::argument(info[1]), profiled = info[2].ToBoolean().Value(),
+                         closing = addon.closing()] {
+        return program->run(
+            inputs, [&] { return closing() || (abort && *abort); }, profiled);
       };
       return addon.async(info.Env(), work, to_array, &strand_);
     });
@@ -130,7 +137,9 @@ Napi::Value compile(const Napi::CallbackInfo& info) {
     const auto work = [list = std::vector<std::byte>(bytes.begin(), bytes.end()),
                        bound = tensor_list_argument(info[1], "bound tensor"),
                        backend = &backend_named(string_argument(info[2], "device")),
-                       closing = addon.closing()] { return std::make_shared<Program>(*backend, list, bound, closing); };
+                       record = info[3].ToBoolean().Value(), closing = addon.closing()] {
+      return std::make_shared<Program>(*backend, list, bound, closing, record);
+    };
     return addon.async(info.Env(), work, [](Napi::Env env, std::shared_ptr<Program> program) -> Napi::Value {
       Addon::of(env).constructing = &program;
       return Addon::of(env).program_class.New({});

@@ -68,7 +68,8 @@ heddle_status cpu_compile(void*, const heddle_instruction* instruction, heddle_k
                made->consumed.data(),
                made->consumed.size(),
                made->in_place.data(),
-               made->in_place.size()};
+               made->in_place.size(),
+               0};
     // Given to the caller, who hands it back to destroy().
     static_cast<void>(made.release());
   });
@@ -104,7 +105,14 @@ const heddle_backend& cpu_backend() {
                                           .compile = cpu_compile,
                                           .destroy = cpu_destroy,
                                           .run = cpu_run,
-                                          .wait = cpu_wait};
+                                          .wait = cpu_wait,
+                                          .mark = nullptr,
+                                          .elapsed = nullptr,
+                                          .unmark = nullptr,
+                                          .record = nullptr,
+                                          .recorded = nullptr,
+                                          .replay = nullptr,
+                                          .forget = nullptr};
   return kBackend;
 }
 

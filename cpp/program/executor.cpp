@@ -99,6 +99,43 @@ void check_by_cpu(heddle_instruction instruction) {
   cpu.destroy(cpu.self, &kernel);
 }
 
+/// When the instructions of a run began and ended: by the host's clock where run() does the work, by the device's where
+/// it only starts it and the run is to be profiled.
+class Clock {
+ public:
+  Clock(const heddle_backend& backend, bool profiled)
+      : backend_(backend), by_host_(backend.mark == nullptr), by_device_(!by_host_ && profiled) {}
+  ~Clock() {
+    for (void* const mark : marks_) backend_.unmark(backend_.self, mark);
+  }
+  Clock(const Clock&) = delete;
+  Clock& operator=(const Clock&) = delete;
+
+  void stamp() {
+    if (by_host_) times_.push_back(std::chrono::steady_clock::now());
+    if (!by_device_) return;
+    heddle_error error;
+    check_status(backend_.mark(backend_.self, &marks_.emplace_back(nullptr), &error), error);
+  }
+
+  /// From each stamp to the next one, once everything has ended; nothing where the run is not measured.
+  std::vector<double> seconds() const {
+    std::vector<double> found;
+    for (size_t i = 1; i < times_.size(); ++i)
+      found.push_back(std::chrono::duration<double>(times_[i] - times_[i - 1]).count());
+    heddle_error error;
+    for (size_t i = 1; i < marks_.size(); ++i)
+      check_status(backend_.elapsed(backend_.self, marks_[i - 1], marks_[i], &found.emplace_back(0), &error), error);
+    return found;
+  }
+
+ private:
+  const heddle_backend& backend_;
+  bool by_host_, by_device_;
+  std::vector<std::chrono::steady_clock::time_point> times_;
+  std::vector<void*> marks_;
+};
+
 std::string describe(DType dtype, const Shape& shape) { return std::string(dtype_name(dtype)) + " " + shape.str(); }
 
 }  // namespace
@@ -154,12 +191,16 @@ struct Program::Addresses {
   std::vector<std::byte*> data;
   std::vector<Storage::Pin> pins;
   std::vector<std::shared_ptr<DeviceMemory>> device;
+};
 
-  std::byte* at(uint32_t root) const noexcept { return root == kAbsent ? nullptr : data[root]; }
+/// Operands of the instruction that is started, in memory that serves all.
+struct Program::Pointers {
+  std::vector<const void*> in;
+  std::vector<void*> out;
 };
 
 Program::Program(const heddle_backend& backend, std::span<const std::byte> list, std::vector<Tensor> bound,
-                 const Aborted& aborted)
+                 const Aborted& aborted, bool record)
     : backend_(backend), list_(decode_instruction_list(list)), bound_(std::move(bound)) {
   check_bound();
   {
@@ -169,6 +210,8 @@ Program::Program(const heddle_backend& backend, std::span<const std::byte> list,
     peak_bytes_ = checked_add(plan_.bytes, scratch_bytes(session.threads()), "program");
   }
   for (const uint32_t id : list_.outputs) peak_bytes_ = checked_add(peak_bytes_, list_.buffers[id].bytes, "program");
+  if (record) recorded_ = recorded_runs();
+  if (recorded_) peak_bytes_ = checked_add(peak_bytes_, recorded_->slot_bytes(), "program");
   pin_bound();
   Arena::program_born();
 }
@@ -371,7 +414,7 @@ size_t Program::scratch_bytes(size_t threads) const {
   return checked_mul(per_thread, threads, "scratch");
 }
 
-std::vector<Tensor> Program::run(std::span<const Tensor> inputs, const Aborted& aborted) {
+std::vector<Tensor> Program::run(std::span<const Tensor> inputs, const Aborted& aborted, bool profiled) {
   const std::lock_guard lock(run_mutex_);
   check_aborted(&aborted);
   const Session session(backend_);
@@ -393,8 +436,9 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, const Aborted& 
         storage(root)->changed_on_device();
     }
   };
+  std::byte* const scratch_at = arena.data() + plan_.bytes;
   try {
-    execute(addresses, arena.data() + plan_.bytes, aborted);
+    if (profiled || !replay(addresses, scratch_at)) execute(addresses, scratch_at, aborted, profiled);
   } catch (...) {
     mark_state_changed();
     throw;
@@ -434,6 +478,7 @@ void Program::recompile_stale() {
   std::set<uint32_t> stale;
   for (const Consumed& consumed : consumed_)
     if (consumed.version != consumed.storage->version()) stale.insert(consumed.step);
+  if (recorded_ && !stale.empty()) recorded_->forget();
   for (const uint32_t index : stale) {
     compile_step(index);
     for (const uint32_t root : steps_[index].inputs)
@@ -476,32 +521,72 @@ std::vector<Tensor> Program::allocate_outputs() const {
   return outputs;
 }
 
-void Program::execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted) {
-  using Clock = std::chrono::steady_clock;
-  std::vector<double> seconds(steps_.size(), 0);
-  std::vector<const void*> in;
-  std::vector<void*> out;
-  heddle_error error;
+void Program::execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted, bool profiled) {
   const AbortScope scope(aborted);
+  Clock clock(backend_, profiled);
+  clock.stamp();
+  Pointers pointers;
   for (size_t index = 0; index < steps_.size(); ++index) {
     check_aborted(&aborted);
-    const Step& step = steps_[index];
-    in.clear();
-    out.clear();
-    for (const uint32_t root : step.inputs) in.push_back(addresses.at(root));
-    for (const uint32_t root : step.outputs) out.push_back(addresses.at(root));
-    const auto start = Clock::now();
-    check_status(backend_.run(backend_.self, &step.kernel.get(), in.data(), out.data(), scratch, &error), error);
-    seconds[index] = std::chrono::duration<double>(Clock::now() - start).count();
+    start(index, addresses.data, scratch, pointers);
+    clock.stamp();
   }
-  check_status(backend_.wait(backend_.self, &error), error);
+  wait();
+  add_to_profile(clock.seconds());
+}
 
+void Program::start(size_t index, std::span<std::byte* const> addresses, std::byte* scratch, Pointers& pointers) const {
+  const Step& step = steps_[index];
+  const auto at = [&](uint32_t root) { return root == kAbsent ? nullptr : addresses[root]; };
+  auto& [in, out] = pointers;
+  in.clear();
+  out.clear();
+  for (const uint32_t root : step.inputs) in.push_back(at(root));
+  for (const uint32_t root : step.outputs) out.push_back(at(root));
+  heddle_error error;
+  check_status(backend_.run(backend_.self, &step.kernel.get(), in.data(), out.data(), scratch, &error), error);
+}
+
+void Program::wait() const {
+  heddle_error error;
+  check_status(backend_.wait(backend_.self, &error), error);
+}
+
+void Program::add_to_profile(std::span<const double> seconds) {
   const std::lock_guard lock(profile_mutex_);
-  for (size_t index = 0; index < steps_.size(); ++index) {
+  for (size_t index = 0; index < seconds.size(); ++index) {
     ProfileEntry& entry = profile_[list_.instructions[index].op];
     ++entry.calls;
     entry.seconds += seconds[index];
   }
+}
+
+/// Null where the backend cannot record what the program consists of.
+std::unique_ptr<RecordedRuns> Program::recorded_runs() const {
+  const auto recordable = [](const Step& step) { return step.kernel.get().recordable != 0; };
+  if (backend_.record == nullptr || !std::ranges::all_of(steps_, recordable)) return nullptr;
+  const auto operands = [&](const std::vector<uint32_t>& ids) {
+    std::vector<RecordedRuns::Operand> found;
+    for (const uint32_t id : ids) found.push_back({id, list_.buffers[id].bytes});
+    return found;
+  };
+  return std::make_unique<RecordedRuns>(backend_, operands(list_.inputs), operands(list_.outputs));
+}
+
+bool Program::replay(const Addresses& addresses, std::byte* scratch) {
+  if (!recorded_) return false;
+  std::vector<std::byte*> fixed = addresses.data;
+  for (const std::vector<uint32_t>* const ids : {&list_.inputs, &list_.outputs})
+    for (const uint32_t id : *ids) fixed[id] = nullptr;
+  fixed.push_back(scratch);
+  const bool started = recorded_->replay(std::move(fixed), addresses.data, [&](std::span<std::byte* const> memory) {
+    Pointers pointers;
+    for (size_t index = 0; index < steps_.size(); ++index) start(index, memory, scratch, pointers);
+  });
+  if (!started) return false;
+  wait();
+  ++replays_;
+  return true;
 }
 
 std::vector<ProfileEntry> Program::profile() const {

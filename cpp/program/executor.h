@@ -1,6 +1,7 @@
 // A compiled program: an instruction list, checked, planned and compiled on one backend, ready to run many times.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "core/memory_plan.h"
 #include "core/tensor.h"
 #include "program/instruction_list.h"
+#include "program/recorded_runs.h"
 
 namespace heddle {
 
@@ -27,26 +29,31 @@ class Program {
   /// Asked between instructions; true stops the work with kAborted.
   using Aborted = std::function<bool()>;
 
-  /// Checks everything, plans memory, packs frozen weights. `bound[i]` is the tensor behind bound index i.
+  /// Checks everything, plans memory, packs frozen weights. `bound[i]` is the tensor behind bound index i. With
+  /// `record`, a backend that can record runs replays them (program/recorded_runs.h).
   Program(const heddle_backend& backend, std::span<const std::byte> list, std::vector<Tensor> bound,
-          const Aborted& aborted);
+          const Aborted& aborted, bool record = false);
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
-  /// Runs of one program wait for each other. After an abort or a failure, state may be half updated.
-  std::vector<Tensor> run(std::span<const Tensor> inputs, const Aborted& aborted);
+  /// Runs of one program wait for each other. After an abort or a failure, state may be half updated. Where the backend
+  /// has a clock of its own, only runs that are to be `profiled` are part of profile(); they are never replayed.
+  std::vector<Tensor> run(std::span<const Tensor> inputs, const Aborted& aborted, bool profiled = false);
 
   size_t arena_bytes() const noexcept { return plan_.bytes; }
   /// Arena, scratch and outputs: what a run takes beside bound tensors and packed weights.
   size_t peak_bytes() const noexcept { return peak_bytes_; }
   std::vector<ProfileEntry> profile() const;
+  /// Runs so far that were replayed.
+  size_t replays() const noexcept { return replays_; }
 
  private:
   class Kernel;
   struct Step;
   struct Consumed;
   struct Addresses;
+  struct Pointers;
 
   void check_bound() const;
   void compile_steps(const Aborted& aborted);
@@ -63,7 +70,12 @@ class Program {
                      std::byte* arena) const;
   std::byte* address_of(Addresses& addresses, const std::shared_ptr<Storage>& storage, bool written) const;
   size_t scratch_bytes(size_t threads) const;
-  void execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted);
+  void execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted, bool profiled);
+  void start(size_t index, std::span<std::byte* const> addresses, std::byte* scratch, Pointers& pointers) const;
+  void wait() const;
+  void add_to_profile(std::span<const double> seconds);
+  std::unique_ptr<RecordedRuns> recorded_runs() const;
+  bool replay(const Addresses& addresses, std::byte* scratch);
   bool frozen(uint32_t root) const;
   const std::shared_ptr<Storage>& storage(uint32_t root) const { return bound_[list_.buffers[root].index].storage; }
 
@@ -81,6 +93,9 @@ class Program {
   std::vector<bool> dense_;
   MemoryPlan plan_;
   size_t peak_bytes_ = 0;
+  /// Null where runs are not recorded.
+  std::unique_ptr<RecordedRuns> recorded_;
+  std::atomic<size_t> replays_{0};
 
   std::mutex run_mutex_;
   mutable std::mutex profile_mutex_;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/status.h"
+#include "cuda/core/recording.h"
 
 namespace heddle::cuda {
 
@@ -22,6 +23,9 @@ std::string lost_reason;
 /// Of the thread's run.
 thread_local size_t run_index = 0;
 thread_local bool run_waited = false;
+/// What is being recorded, and what the run replays: both have a fault of their own.
+thread_local std::unique_ptr<Recording> under_way;
+thread_local Recording* replayed = nullptr;
 
 std::string text_of(cudaError_t error) {
   return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
@@ -97,6 +101,7 @@ Device::Device() {
                 name_ + " of " + std::to_string(major) + "." + std::to_string(minor));
 
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), kPlace);
+  check(cudaStreamCreateWithFlags(&recording_stream_, cudaStreamNonBlocking), kPlace);
   check(cudaDeviceGetDefaultMemPool(&pool_, 0), kPlace);
   // What programs give back stays for the next ones.
   uint64_t threshold = UINT64_MAX;
@@ -213,6 +218,7 @@ void Device::begin_run() {
   *free = true;
   run_index = static_cast<size_t>(free - run_used_.begin());
   run_waited = false;
+  replayed = nullptr;
 }
 
 void Device::end_run() noexcept {
@@ -223,7 +229,9 @@ void Device::end_run() noexcept {
   run_ended_.notify_one();
 }
 
-Fault* Device::fault() const noexcept { return device_faults_ + run_index; }
+Fault* Device::fault() const noexcept { return under_way ? under_way->device_fault() : device_faults_ + run_index; }
+
+cudaStream_t Device::run_stream() const noexcept { return under_way ? recording_stream_ : stream_; }
 
 void Device::wait() {
   enter();
@@ -231,14 +239,63 @@ void Device::wait() {
   check(cudaEventRecord(end, stream_), kPlace);
   check(cudaEventSynchronize(end), kPlace);
   run_waited = true;
-  Fault& fault = faults_[run_index];
+  Fault& fault = replayed == nullptr ? faults_[run_index] : replayed->fault();
   if (fault.raised == 0) return;
   fault.raised = 0;
-  const auto& [expected, before, after] = fault.complaint;
+  const auto& [expected, before, after, code] = fault.complaint;
   const std::string number = std::to_string(fault.got);
   const std::string range = "an index in [" + std::to_string(fault.begin) + ", " + std::to_string(fault.end) + ")";
-  throw Error(ErrorCode::kArgument, fault.operation, expected == nullptr ? range : expected,
+  throw Error(code, fault.operation, expected == nullptr ? range : expected,
               before == nullptr ? number : before + (after == nullptr ? "" : number + after));
+}
+
+cudaEvent_t Device::mark() {
+  enter();
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync), kPlace);
+  const cudaError_t error = cudaEventRecord(event, stream_);
+  if (error != cudaSuccess) unmark(event);
+  check(error, kPlace);
+  return event;
+}
+
+double Device::elapsed(cudaEvent_t from, cudaEvent_t to) {
+  enter();
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, from, to), kPlace);
+  return static_cast<double>(milliseconds) / 1000;
+}
+
+void Device::unmark(cudaEvent_t mark) noexcept {
+  if (mark != nullptr && !lost && cudaEventDestroy(mark) != cudaSuccess) static_cast<void>(cudaGetLastError());
+}
+
+void Device::record() {
+  enter();
+  auto recording = std::make_unique<Recording>();
+  std::unique_lock lock(recording_mutex_);
+  check(cudaStreamBeginCapture(recording_stream_, cudaStreamCaptureModeThreadLocal), kPlace);
+  under_way = std::move(recording);
+  // Until recorded(), which this thread calls in any case.
+  static_cast<void>(lock.release());
+}
+
+std::unique_ptr<Recording> Device::recorded() {
+  const std::unique_lock lock(recording_mutex_, std::adopt_lock);
+  std::unique_ptr<Recording> recording = std::move(under_way);
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(recording_stream_, &graph);
+  if (ended == cudaSuccess) recording->take(graph);
+  check(ended, kPlace);
+  return recording;
+}
+
+void Device::replay(Recording& recording) {
+  enter();
+  replayed = &recording;
+  // Of a replay that was not waited for.
+  recording.fault().raised = 0;
+  recording.start(stream_);
 }
 
 }  // namespace heddle::cuda

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 
@@ -18,6 +19,8 @@ namespace heddle::cuda {
 /// every further one says that the device is lost; the process and what runs on the CPU live on.
 void check(cudaError_t error, const char* place);
 
+class Recording;
+
 class Device {
  public:
   /// The first device that the driver shows. Throws kDevice that says what is missing.
@@ -27,6 +30,8 @@ class Device {
   void enter();
 
   cudaStream_t stream() const noexcept { return stream_; }
+  /// Where kernels of this thread's run are started: another one while they are recorded.
+  cudaStream_t run_stream() const noexcept;
   const std::string& name() const noexcept { return name_; }
   /// 10 * major + minor.
   int capability() const noexcept { return capability_; }
@@ -42,9 +47,20 @@ class Device {
   void end_run() noexcept;
   /// Of this thread's run: the device's address.
   Fault* fault() const noexcept;
-  /// Everything started on the stream has ended. Throws kArgument when a kernel of this thread's run has reported a
-  /// fault.
+  /// Everything started on the stream has ended. Throws what a kernel of this thread's run has reported.
   void wait();
+
+  /// The device's clock behind all that has been started.
+  cudaEvent_t mark();
+  /// Seconds between two marks that wait() has passed.
+  double elapsed(cudaEvent_t from, cudaEvent_t to);
+  void unmark(cudaEvent_t mark) noexcept;
+
+  /// From here to recorded(), what this thread's run starts is written down instead; other threads go on as before.
+  void record();
+  /// Throws what has spoilt it.
+  std::unique_ptr<Recording> recorded();
+  void replay(Recording& recording);
 
  private:
   Device();
@@ -62,6 +78,9 @@ class Device {
   };
 
   cudaStream_t stream_ = nullptr;
+  /// One recording at a time, on a stream of its own: what others start on the first one is none of its business.
+  std::mutex recording_mutex_;
+  cudaStream_t recording_stream_ = nullptr;
   cudaMemPool_t pool_ = nullptr;
   std::string name_;
   int capability_ = 0;

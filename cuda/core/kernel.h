@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/status.h"
 #include "program/kernel.h"
 
 namespace heddle::cuda {
@@ -24,6 +25,7 @@ struct Complaint {
   const char* expected = nullptr;
   const char* before = nullptr;
   const char* after = nullptr;
+  ErrorCode code = ErrorCode::kArgument;
 };
 
 /// What a kernel found wrong with the contents of an operand, in memory that both sides see.
@@ -92,6 +94,8 @@ struct Kernel {
   std::vector<size_t> consumed_inputs = {};
   /// (input, output) pairs that may share memory.
   std::vector<std::pair<size_t, size_t>> in_place = {};
+  /// False where `run` calls a library that may wait for the stream: a CUDA graph cannot hold that.
+  bool recordable = true;
 };
 
 using Compile = Kernel (*)(const KernelRequest&);

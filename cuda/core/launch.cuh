@@ -30,7 +30,9 @@ void launch(const Run& run, void (*kernel)(Parameters...), const Grid& grid, Arg
           run.report.operation);
   kernel<<<grid.blocks, grid.threads, grid.shared, run.stream>>>(arguments...);
 #else
-  if (host::launch_allowed()) host::run_grid(grid.blocks, grid.threads, grid.shared, [&] { kernel(arguments...); });
+  host::start(run.stream, [=] {
+    if (host::launch_allowed()) host::run_grid(grid.blocks, grid.threads, grid.shared, [&] { kernel(arguments...); });
+  });
 #endif
   check(cudaGetLastError(), run.report.operation);
 }

@@ -7,6 +7,7 @@
 #include "core/backend_status.h"
 #include "cuda/core/device.h"
 #include "cuda/core/kernel.h"
+#include "cuda/core/recording.h"
 #include "program/decoded_instruction.h"
 
 namespace heddle::cuda {
@@ -81,7 +82,8 @@ heddle_status compile(void*, const heddle_instruction* instruction, heddle_kerne
                made->consumed.data(),
                made->consumed.size(),
                made->in_place.data(),
-               made->in_place.size()};
+               made->in_place.size(),
+               made->kernel.recordable ? 1U : 0U};
     // Given to the caller, who hands it back to destroy().
     static_cast<void>(made.release());
   });
@@ -98,13 +100,39 @@ heddle_status run(void*, const heddle_kernel* kernel, const void* const* inputs,
     device.enter();
     const auto& compiled = *static_cast<const CompiledInstruction*>(kernel->implementation);
     compiled.kernel.run(Run{std::span(inputs, compiled.inputs), std::span(outputs, compiled.outputs), aligned(scratch),
-                            device.stream(), Report{device.fault(), compiled.operation}});
+                            device.run_stream(), Report{device.fault(), compiled.operation}});
   });
 }
 
 heddle_status wait(void*, heddle_error* error) {
   return status_of_call(error, [] { Device::get().wait(); });
 }
+
+heddle_status mark(void*, void** mark, heddle_error* error) {
+  return status_of_call(error, [&] { *mark = Device::get().mark(); });
+}
+
+heddle_status elapsed(void*, void* from, void* to, double* seconds, heddle_error* error) {
+  return status_of_call(
+      error, [&] { *seconds = Device::get().elapsed(static_cast<cudaEvent_t>(from), static_cast<cudaEvent_t>(to)); });
+}
+
+void unmark(void*, void* mark) { Device::get().unmark(static_cast<cudaEvent_t>(mark)); }
+
+heddle_status record(void*, heddle_error* error) {
+  return status_of_call(error, [] { Device::get().record(); });
+}
+
+heddle_status recorded(void*, void** recording, heddle_error* error) {
+  // Given to the caller, who hands it back to forget().
+  return status_of_call(error, [&] { *recording = Device::get().recorded().release(); });
+}
+
+heddle_status replay(void*, void* recording, heddle_error* error) {
+  return status_of_call(error, [&] { Device::get().replay(*static_cast<Recording*>(recording)); });
+}
+
+void forget(void*, void* recording) { const std::unique_ptr<Recording> owned(static_cast<Recording*>(recording)); }
 
 }  // namespace
 
@@ -125,7 +153,14 @@ const heddle_backend& backend() {
                                           .compile = compile,
                                           .destroy = destroy,
                                           .run = run,
-                                          .wait = wait};
+                                          .wait = wait,
+                                          .mark = mark,
+                                          .elapsed = elapsed,
+                                          .unmark = unmark,
+                                          .record = record,
+                                          .recorded = recorded,
+                                          .replay = replay,
+                                          .forget = forget};
   return kBackend;
 }
 

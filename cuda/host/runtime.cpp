@@ -1,5 +1,7 @@
 // The runtime's part of cuda_runtime.h: memory of the device is memory of the host, and everything has ended when it
-// returns.
+// returns, but for what a captured stream is given: a graph is the list of it.
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -7,16 +9,51 @@
 #include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cuda_runtime.h"
 
+struct CUstream_st {
+  bool capturing = false;
+  std::vector<std::function<void()>> captured;
+};
+
+struct CUevent_st {
+  std::chrono::steady_clock::time_point time;
+};
+
+struct CUgraph_st {
+  std::vector<std::function<void()>> work;
+};
+
+struct CUgraphExec_st {
+  std::vector<std::function<void()>> work;
+};
+
 namespace {
+
+/// Events and graphs that have not been destroyed.
+std::atomic<size_t> handles{0};
+
+template <class T>
+T* made(T* handle) {
+  ++handles;
+  return handle;
+}
+
+template <class T>
+void destroyed(T* handle) {
+  --handles;
+  delete handle;
+}
 
 struct Runtime {
   std::mutex mutex;
   std::map<void*, size_t> blocks;
   int failing_allocations = 0;
   bool fail_launch = false;
+  bool fail_capture = false;
+  bool fail_convergence = false;
   bool fault_pending = false;
   /// As a context that a kernel has broken: every call says so.
   cudaError_t sticky = cudaSuccess;
@@ -40,8 +77,8 @@ cudaError_t after_work() {
   return result(cudaSuccess);
 }
 
-// Handles that are never looked into.
-int stream_object, event_object, pool_object;
+// A handle that is never looked into.
+int pool_object;
 constexpr std::align_val_t kAlignment{256};
 
 cudaError_t allocate(void** memory, size_t bytes) {
@@ -74,7 +111,23 @@ void inject(const std::string& kind) {
   if (kind == "memory") runtime().failing_allocations = 2;
   if (kind == "pool") runtime().failing_allocations = 1;
   if (kind == "launch") runtime().fail_launch = true;
+  if (kind == "capture") runtime().fail_capture = true;
+  if (kind == "convergence") runtime().fail_convergence = true;
   if (kind == "fault") runtime().fault_pending = true;
+}
+
+bool convergence_fails() { return std::exchange(runtime().fail_convergence, false); }
+
+size_t objects() {
+  const std::lock_guard lock(runtime().mutex);
+  return runtime().blocks.size() + handles;
+}
+
+void start(cudaStream_t stream, std::function<void()> work) {
+  if (stream != nullptr && stream->capturing)
+    stream->captured.push_back(std::move(work));
+  else
+    work();
 }
 
 bool launch_allowed() {
@@ -123,25 +176,72 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return result(cudaSuccess); }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return result(cudaSuccess); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = reinterpret_cast<cudaStream_t>(&stream_object);
+  *stream = new CUstream_st;
   return result(cudaSuccess);
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return after_work(); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return stream->capturing ? result(cudaErrorStreamCaptureUnsupported) : after_work();
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  stream->capturing = true;
+  stream->captured.clear();
+  return result(cudaSuccess);
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  stream->capturing = false;
+  if (std::exchange(runtime().fail_capture, false)) return result(cudaErrorStreamCaptureUnsupported);
+  *graph = made(new CUgraph_st{std::move(stream->captured)});
+  return result(cudaSuccess);
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* work, cudaGraph_t graph, unsigned long long) {
+  *work = made(new CUgraphExec_st{graph->work});
+  return result(cudaSuccess);
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t work, cudaStream_t) {
+  for (const auto& each : work->work) {
+    each();
+    // A failed launch ends a graph; the error is the launch's own.
+    if (last_error != cudaSuccess) return result(std::exchange(last_error, cudaSuccess));
+  }
+  return result(cudaSuccess);
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  destroyed(graph);
+  return result(cudaSuccess);
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t work) {
+  destroyed(work);
+  return result(cudaSuccess);
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = reinterpret_cast<cudaEvent_t>(&event_object);
+  *event = made(new CUevent_st);
   return result(cudaSuccess);
 }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return result(cudaSuccess); }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return result(cudaSuccess); }
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  destroyed(event);
+  return result(cudaSuccess);
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  event->time = std::chrono::steady_clock::now();
+  return result(cudaSuccess);
+}
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return after_work(); }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  *milliseconds = std::chrono::duration<float, std::milli>(to->time - from->time).count();
+  return result(cudaSuccess);
+}
 cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) { return allocate(memory, bytes); }
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t) { return release(memory); }
-cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  if (bytes != 0) std::memmove(target, source, bytes);
+cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  heddle::cuda::host::start(stream, [=] {
+    if (bytes != 0) std::memmove(target, source, bytes);
+  });
   return result(cudaSuccess);
 }
-cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
-  if (bytes != 0) std::memset(target, value, bytes);
+cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t stream) {
+  heddle::cuda::host::start(stream, [=] {
+    if (bytes != 0) std::memset(target, value, bytes);
+  });
   return result(cudaSuccess);
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {

@@ -51,11 +51,11 @@ Plan read_plan(const KernelRequest& request) {
   shape.stride_b = shared_b ? 0 : shape.k * shape.n;
   if (request.inputs.size() == 3 && request.inputs[2].present)
     plan.addend = request.inputs[2].shape == y.shape ? Addend::kFull : Addend::kBias;
-  shape.beta = plan.addend == Addend::kNone ? 0.0 : 1.0;
-
   const bool half = request.attributes.has("precision") && request.attributes.text("precision") != "f32";
   const bool both_half = a.dtype == DType::kBF16 && b.dtype == DType::kBF16;
   shape.element = y.dtype == DType::kF64 ? DType::kF64 : half || both_half ? DType::kBF16 : DType::kF32;
+  shape.bias = plan.addend == Addend::kBias && shape.element != DType::kF64;
+  shape.beta = plan.addend == Addend::kNone || shape.bias ? 0.0 : 1.0;
   plan.a = {a, shape.element, plan.scratch};
   plan.b = {b, shape.element, plan.scratch};
   return plan;
@@ -93,8 +93,9 @@ Kernel compile_matmul(const KernelRequest& request) {
   kernel.run = [plan, product, workspace](const Run& run) {
     const void* const a = plan.a.start(run, run.in[0]);
     const void* const b = plan.b.start(run, run.in[1]);
-    if (plan.addend == Addend::kBias) place_addend(run, plan);
-    const void* const c = plan.addend == Addend::kFull ? run.in[2] : run.out[0];
+    const bool read = plan.addend == Addend::kFull || plan.shape.bias;
+    if (plan.addend == Addend::kBias && !read) place_addend(run, plan);
+    const void* const c = read ? run.in[2] : run.out[0];
     product->run(run.stream, a, b, c, run.out[0], run.scratch_at<void>(workspace));
   };
   return kernel;

@@ -77,6 +77,7 @@ class LtProduct : public Product {
     try {
       set_transpose(CUBLASLT_MATMUL_DESC_TRANSA, shape.transpose_b);
       set_transpose(CUBLASLT_MATMUL_DESC_TRANSB, shape.transpose_a);
+      if (shape.bias) set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
       choose_algorithm();
     } catch (...) {
       cublasLtMatmulDescDestroy(operation_);
@@ -92,8 +93,15 @@ class LtProduct : public Product {
     const bool wide = shape_.element == DType::kF64;
     const void* const alpha_at = wide ? static_cast<const void*>(&shape_.alpha) : &alpha;
     const void* const beta_at = wide ? static_cast<const void*>(&shape_.beta) : &beta;
-    check_blas(cublasLtMatmul(handle(), operation_, alpha_at, b, b_.get(), a, a_.get(), beta_at, c == nullptr ? y : c,
-                              y_.get(), y, y_.get(), &algorithm_.algo, scratch, algorithm_.workspaceSize, stream),
+    // Plans are shared, and the library reads the bias' address from there while it starts the product.
+    std::unique_lock lock(bias_mutex_, std::defer_lock);
+    if (shape_.bias) {
+      lock.lock();
+      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, c);
+    }
+    const void* const addend = c == nullptr || shape_.bias ? y : c;
+    check_blas(cublasLtMatmul(handle(), operation_, alpha_at, b, b_.get(), a, a_.get(), beta_at, addend, y_.get(), y,
+                              y_.get(), &algorithm_.algo, scratch, algorithm_.workspaceSize, stream),
                "matmul");
   }
 
@@ -101,7 +109,11 @@ class LtProduct : public Product {
   DType result_type() const { return shape_.element == DType::kF64 ? DType::kF64 : DType::kF32; }
 
   void set_transpose(cublasLtMatmulDescAttributes_t attribute, bool transpose) {
-    const cublasOperation_t value = transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
+    set(attribute, transpose ? CUBLAS_OP_T : CUBLAS_OP_N);
+  }
+
+  template <class Value>
+  void set(cublasLtMatmulDescAttributes_t attribute, Value value) const {
     check_blas(cublasLtMatmulDescSetAttribute(operation_, attribute, &value, sizeof value), "matmul");
   }
 
@@ -126,12 +138,13 @@ class LtProduct : public Product {
   ProductShape shape_;
   Layout a_, b_, y_;
   cublasLtMatmulDesc_t operation_ = nullptr;
+  mutable std::mutex bias_mutex_;
   cublasLtMatmulHeuristicResult_t algorithm_{};
 };
 
 auto key_of(const ProductShape& shape) {
   return std::make_tuple(shape.batch, shape.m, shape.n, shape.k, shape.transpose_a, shape.transpose_b, shape.stride_a,
-                         shape.stride_b, shape.element, shape.alpha, shape.beta);
+                         shape.stride_b, shape.element, shape.alpha, shape.beta, shape.bias);
 }
 
 }  // namespace

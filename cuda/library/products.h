@@ -22,6 +22,8 @@ struct ProductShape {
   double alpha = 1.0;
   /// 0 or 1.
   double beta = 0.0;
+  /// c is one row [n], which is added to every row of y in any case. Not for f64, of which the library cannot do it.
+  bool bias = false;
 };
 
 class Product {
@@ -31,7 +33,7 @@ class Product {
 
   virtual ~Product() = default;
   virtual size_t scratch_bytes() const = 0;
-  /// c may be y, and is not read where beta is 0. Scratch is 256-byte aligned.
+  /// c may be y unless it is a bias, and is not read where there is neither beta nor bias. Scratch is 256-byte aligned.
   virtual void run(cudaStream_t stream, const void* a, const void* b, const void* c, void* y, void* scratch) const = 0;
 };
 

@@ -33,14 +33,6 @@ inline int64_t matrices_at_once(int64_t count, size_t bytes) {
   return std::min({count, kMost, static_cast<int64_t>(affordable)});
 }
 
-/// One multiprocessor would work on a larger matrix for seconds.
-inline constexpr int64_t kLargestRank = 2048;
-
-inline void check_size(const KernelRequest& request, const MatrixBatch& a) {
-  if (a.rank() > kLargestRank)
-    unsupported(request, "matrices of rank " + std::to_string(kLargestRank) + " at most", std::to_string(a.rank()));
-}
-
 template <class T>
 __device__ T* piece_at(std::byte* scratch, size_t at) {
   return reinterpret_cast<T*>(scratch + at);
@@ -59,6 +51,11 @@ inline Grid matrix_grid(int64_t count, int64_t columns, size_t bytes) {
 }
 
 inline constexpr Complaint kWantsFinite{"finite numbers", "NaN or infinity"};
+inline constexpr Complaint kConverges{"an iteration that converges", "one that does not", nullptr,
+                                      ErrorCode::kInternal};
+inline constexpr Complaint kDefinite{"a positive definite matrix", "one whose leading minor of order ",
+                                     " is not positive"};
+inline constexpr Complaint kInvertible{"an invertible matrix", "one whose pivot ", " is zero"};
 
 template <class T>
 struct Precision {
@@ -161,6 +158,35 @@ __device__ int block_argmax(T best, int at, Shared<T, kWarpSize>& partial, Share
   }
   __syncthreads();
   return at;
+}
+
+/// Makes the reflector that leaves column[step] alone of what `column` has from there on. @returns its tau
+template <class T>
+__device__ T make_reflector(T* column, int64_t step, int64_t m, Shared<T, kWarpSize>& partial) {
+  T square{0};
+  for (int64_t i = step + 1 + threadIdx.x; i < m; i += blockDim.x) square += column[i] * column[i];
+  square = block_reduce(square, T{0}, Sum(), partial);
+  const T alpha = column[step];
+  T tau{0};
+  __syncthreads();
+  if (square > T{0}) {
+    const T beta = alpha < T{0} ? sqrt(alpha * alpha + square) : -sqrt(alpha * alpha + square);
+    tau = (beta - alpha) / beta;
+    const T divisor = alpha - beta;
+    for (int64_t i = step + 1 + threadIdx.x; i < m; i += blockDim.x) column[i] /= divisor;
+    if (threadIdx.x == 0) column[step] = beta;
+  }
+  return tau;
+}
+
+/// column -= tau (1, v) ((1, v) · column), from row `step` on; `reflector` holds v below row `step`. One warp.
+template <class T>
+__device__ void reflect(const T* reflector, T tau, T* column, int64_t step, int64_t m) {
+  const T first = column[step];
+  const T dot = first + warp_dot(reflector + step + 1, column + step + 1, m - step - 1);
+  __syncwarp();
+  if (lane_index() == 0) column[step] = first - tau * dot;
+  for (int64_t i = step + 1 + lane_index(); i < m; i += kWarpSize) column[i] -= tau * dot * reflector[i];
 }
 
 /// Completes `have` orthonormal columns of height n to `want` of them: each new one is the part of a unit vector that

@@ -1,16 +1,15 @@
 // Factorisations with orthogonal factors: `svd` by one-sided and `eigh` by two-sided Jacobi rotations, `qr` and
 // `qr_pivoted` by Householder reflections with LAPACK's signs. A block of threads takes a matrix, so that batches of
-// small and middle-sized matrices fill the GPU.
+// small and middle-sized matrices fill the GPU; large ones are large_matrices.h's.
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/linalg/blocks.cuh"
+#include "cuda/linalg/large_matrices.h"
 
 namespace heddle::cuda {
 namespace {
 
 /// Some six to ten are usual.
 constexpr int kMostSweeps = 60;
-
-constexpr Complaint kConverges{"an iteration that converges", "one that does not"};
 
 /// The tangent of the smaller angle whose double has the cotangent zeta.
 template <class T>
@@ -196,19 +195,20 @@ Kernel compile_svd(const KernelRequest& request) {
   SvdPlan plan;
   plan.a = read_batch(request.inputs[0]);
   if (plan.a.count == 0) return nothing();
-  check_size(request, plan.a);
   plan.full = request.attributes.integer("full") != 0;
   plan.wide = plan.a.columns > plan.a.rows;
   plan.height = std::max(plan.a.rows, plan.a.columns);
   plan.n = plan.a.rank();
-  if (plan.full && plan.height > kLargestRank)
-    unsupported(request, "full bases of " + std::to_string(kLargestRank) + " vectors at most",
-                std::to_string(plan.height));
   const bool u = request.outputs[0].present, vh = request.outputs[2].present;
+  const bool wide = request.inputs[0].dtype == DType::kF64;
+  // A basis that is completed is as large as its vectors are long.
+  const bool large =
+      is_large(plan.a) || (plan.full && plan.n > 0 && is_large({plan.a.count, plan.height, plan.height}));
+  if (large) return wide ? large_svd<double>(plan.a, plan.full, u, vh) : large_svd<float>(plan.a, plan.full, u, vh);
   plan.tall_asked = plan.wide ? vh : u;
   plan.square_asked = plan.wide ? u : vh;
   plan.tall_columns = plan.full ? plan.height : plan.n;
-  return request.inputs[0].dtype == DType::kF64 ? svd_kernel<double>(plan) : svd_kernel<float>(plan);
+  return wide ? svd_kernel<double>(plan) : svd_kernel<float>(plan);
 }
 
 struct EighPlan {
@@ -323,8 +323,9 @@ Kernel eigh_kernel(const MatrixBatch& a) {
 Kernel compile_eigh(const KernelRequest& request) {
   const MatrixBatch a = read_batch(request.inputs[0]);
   if (a.count * a.rank() == 0) return nothing();
-  check_size(request, a);
-  return request.inputs[0].dtype == DType::kF64 ? eigh_kernel<double>(a) : eigh_kernel<float>(a);
+  const bool wide = request.inputs[0].dtype == DType::kF64;
+  if (is_large(a)) return wide ? large_eigh<double>(a) : large_eigh<float>(a);
+  return wide ? eigh_kernel<double>(a) : eigh_kernel<float>(a);
 }
 
 struct QrPlan {
@@ -362,16 +363,6 @@ __device__ void bring_largest(const QrPlan& plan, T* work, T* norms, int32_t* or
   __syncthreads();
 }
 
-/// column -= tau (1, v) ((1, v) · column), from row `step` on; `reflector` holds v below row `step`. One warp.
-template <class T>
-__device__ void reflect(const T* reflector, T tau, T* column, int64_t step, int64_t m) {
-  const T first = column[step];
-  const T dot = first + warp_dot(reflector + step + 1, column + step + 1, m - step - 1);
-  __syncwarp();
-  if (lane_index() == 0) column[step] = first - tau * dot;
-  for (int64_t i = step + 1 + lane_index(); i < m; i += kWarpSize) column[i] -= tau * dot * reflector[i];
-}
-
 template <class T>
 __global__ void triangularise(QrPlan plan, const T* a, T* q, T* r, int32_t* pivots, std::byte* scratch, Report report,
                               Complaint wants_finite) {
@@ -392,19 +383,7 @@ __global__ void triangularise(QrPlan plan, const T* a, T* q, T* r, int32_t* pivo
     for (int64_t step = 0; step < rank; ++step) {
       if (plan.pivots) bring_largest(plan, work, piece_at<T>(scratch, plan.norms), order, step);
       T* const column = work + step * m;
-      T square{0};
-      for (int64_t i = step + 1 + threadIdx.x; i < m; i += blockDim.x) square += column[i] * column[i];
-      square = block_reduce(square, T{0}, Sum(), partial);
-      const T alpha = column[step];
-      T tau{0};
-      __syncthreads();
-      if (square > T{0}) {
-        const T beta = alpha < T{0} ? sqrt(alpha * alpha + square) : -sqrt(alpha * alpha + square);
-        tau = (beta - alpha) / beta;
-        const T divisor = alpha - beta;
-        for (int64_t i = step + 1 + threadIdx.x; i < m; i += blockDim.x) column[i] /= divisor;
-        if (threadIdx.x == 0) column[step] = beta;
-      }
+      const T tau = make_reflector(column, step, m, partial);
       if (threadIdx.x == 0) taus[step] = tau;
       __syncthreads();
       for (int64_t j = step + 1 + warp_index(); j < n && tau != T{0}; j += warp_count())
@@ -465,11 +444,14 @@ Kernel compile_factors(const KernelRequest& request, bool pivots) {
   QrPlan plan;
   plan.a = read_batch(request.inputs[0]);
   if (plan.a.count == 0) return nothing();
-  check_size(request, plan.a);
   plan.pivots = pivots;
   const bool full = !pivots && request.attributes.integer("full") != 0;
   plan.inner = full ? plan.a.rows : plan.a.rank();
-  return request.inputs[0].dtype == DType::kF64 ? qr_kernel<double>(plan) : qr_kernel<float>(plan);
+  const bool wide = request.inputs[0].dtype == DType::kF64;
+  const bool large =
+      is_large(plan.a) || (full && plan.a.rank() > 0 && is_large({plan.a.count, plan.inner, plan.inner}));
+  if (large) return wide ? large_qr<double>(plan.a, plan.inner, pivots) : large_qr<float>(plan.a, plan.inner, pivots);
+  return wide ? qr_kernel<double>(plan) : qr_kernel<float>(plan);
 }
 
 }  // namespace

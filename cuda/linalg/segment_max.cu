@@ -58,6 +58,11 @@ __global__ void take_maxima(const int32_t* segment, const T* x, Bits<T>* y, int6
   }
 }
 
+/// Of rows without columns: the segments are wrong or right all the same.
+__global__ void check_segments(const int32_t* segment, int64_t count, int64_t segments, Report report) {
+  for (int64_t at = first_unit(); at < count; at += unit_step()) within(report, segment[at], 0, segments);
+}
+
 template <class T>
 __global__ void decode(Bits<T>* y, int64_t count) {
   for (int64_t at = first_unit(); at < count; at += unit_step()) {
@@ -73,10 +78,13 @@ Kernel maxima(const KernelRequest& request) {
   const auto words = std::make_shared<const std::string>("segments below " + std::to_string(segments));
   return {.run = [=](const Run& run) {
     auto* const to = reinterpret_cast<Bits<T>*>(run.output<T>(0));
+    const Report report = run.report.in_words(words->c_str());
     if (segments * width > 0) launch(run, fill_least<T>, grid_of(segments * width), to, segments * width);
     if (count * width > 0)
       launch(run, take_maxima<T>, grid_of(count * width), run.input<int32_t>(0), run.input<T>(1), to, count, width,
-             segments, run.report.in_words(words->c_str()));
+             segments, report);
+    else if (count > 0)
+      launch(run, check_segments, grid_of(count), run.input<int32_t>(0), count, segments, report);
     if (segments * width > 0) launch(run, decode<T>, grid_of(segments * width), to, segments * width);
   }};
 }

@@ -1,13 +1,12 @@
 // Factorisations with triangular factors, and systems of equations: `lu`, `cholesky`, `solve`, `solve_triangular`. A
-// block of threads takes a matrix, row-major, and subtracts from what is left after each of its columns.
+// block of threads takes a matrix, row-major, and subtracts from what is left after each of its columns; large matrices
+// are large_matrices.h's, but for those that are triangular already.
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/linalg/blocks.cuh"
+#include "cuda/linalg/large_matrices.h"
 
 namespace heddle::cuda {
 namespace {
-
-constexpr Complaint kDefinite{"a positive definite matrix", "one whose leading minor of order ", " is not positive"};
-constexpr Complaint kInvertible{"an invertible matrix", "one whose pivot ", " is zero"};
 
 /// Swaps rows of a row-major matrix.
 template <class T>
@@ -115,13 +114,14 @@ Kernel lu_kernel(const MatrixBatch& a) {
 
 Kernel compile_lu(const KernelRequest& request) {
   const MatrixBatch a = read_batch(request.inputs[0]);
-  check_size(request, a);
   if (a.count * a.rows == 0) return nothing();
   if (a.rank() == 0)
     return {.run = [a](const Run& run) {
       launch(run, fill_order, grid_of(a.count * a.rows), run.output<int32_t>(0), a.count, a.rows);
     }};
-  return request.inputs[0].dtype == DType::kF64 ? lu_kernel<double>(a) : lu_kernel<float>(a);
+  const bool wide = request.inputs[0].dtype == DType::kF64;
+  if (is_large(a)) return wide ? large_lu<double>(a) : large_lu<float>(a);
+  return wide ? lu_kernel<double>(a) : lu_kernel<float>(a);
 }
 
 /// a = l lᵀ; reads the lower triangle.
@@ -166,9 +166,10 @@ Kernel cholesky_kernel(const MatrixBatch& a) {
 
 Kernel compile_cholesky(const KernelRequest& request) {
   const MatrixBatch a = read_batch(request.inputs[0]);
-  check_size(request, a);
   if (a.count * a.rank() == 0) return nothing();
-  return request.inputs[0].dtype == DType::kF64 ? cholesky_kernel<double>(a) : cholesky_kernel<float>(a);
+  const bool wide = request.inputs[0].dtype == DType::kF64;
+  if (is_large(a)) return wide ? large_cholesky<double>(a) : large_cholesky<float>(a);
+  return wide ? cholesky_kernel<double>(a) : cholesky_kernel<float>(a);
 }
 
 /// a x = b for b of so many columns.
@@ -277,14 +278,16 @@ SolvePlan read_solve(const KernelRequest& request) {
   SolvePlan plan;
   plan.a = read_batch(request.inputs[0]);
   plan.columns = request.inputs[1].shape.back(0);
-  check_size(request, plan.a);
   return plan;
 }
 
 Kernel compile_solve(const KernelRequest& request) {
   const SolvePlan plan = read_solve(request);
   if (plan.a.count * plan.a.rank() == 0) return nothing();
-  return request.inputs[0].dtype == DType::kF64 ? solve_kernel<double>(plan) : solve_kernel<float>(plan);
+  const bool wide = request.inputs[0].dtype == DType::kF64;
+  if (is_large(plan.a))
+    return wide ? large_solve<double>(plan.a, plan.columns) : large_solve<float>(plan.a, plan.columns);
+  return wide ? solve_kernel<double>(plan) : solve_kernel<float>(plan);
 }
 
 Kernel compile_solve_triangular(const KernelRequest& request) {

@@ -54,12 +54,16 @@ export interface CompileOptions {
   readonly recompute: boolean | RecomputePolicy
   readonly activations: 'f32' | 'bf16'
   readonly device: Device
+  readonly recorded: boolean
 }
+
+/** Where and how it runs. */
+type Target = Pick<CompileOptions, 'device' | 'recorded'>
 
 export async function compileTrace(
   trace: Trace,
   outputs: readonly Sym[],
-  { recompute, activations, device }: CompileOptions,
+  { recompute, activations, ...target }: CompileOptions,
 ): Promise<CompiledGraph> {
   let graph = await graphOf(trace, outputs)
   await removeDeadCode(graph)
@@ -77,9 +81,9 @@ export async function compileTrace(
   const policy = typeof recompute === 'object' ? recompute : {}
   const patterns = policy.scopes === undefined ? [] : [policy.scopes].flat()
   const scopeOf = policy.scopes === undefined ? blockOf : scopeFinder(patterns as readonly ScopePattern[])
-  if (policy.memoryBytes !== undefined) return withinBudget(graph, scopeOf, policy.memoryBytes, device)
+  if (policy.memoryBytes !== undefined) return withinBudget(graph, scopeOf, policy.memoryBytes, target)
   const scopes = policy.scopes === undefined ? [] : (await scopeCosts(graph, scopeOf)).map(({ scope }) => scope)
-  return compileGraph(await variantOf(graph, scopeOf, scopes), device)
+  return compileGraph(await variantOf(graph, scopeOf, scopes), target)
 }
 
 /** What was traced within `recomputed`, at any depth, is recomputed whatever the policy. */
@@ -107,22 +111,23 @@ async function variantOf(graph: Graph, scopeOf: ScopeOf, recomputed: readonly st
   return { graph: changed, recomputed, flops: total, recomputedFlops: total - flops }
 }
 
-async function compileGraph({ graph, ...rest }: Variant, device: Device): Promise<CompiledGraph> {
+async function compileGraph({ graph, ...rest }: Variant, { device, recorded }: Target): Promise<CompiledGraph> {
   const { list, bound } = await lower(graph)
   const native = await addon.compile(
     await encode(list),
     bound.map((tensor) => tensor.native),
     device,
+    recorded,
   )
   return { native, instructions: list.instructions.length, ...rest }
 }
 
 /** Beside the temporaries, whose sum is known here, a run takes scratch memory, which the kernels know. */
-async function withinBudget(graph: Graph, scopeOf: ScopeOf, budget: number, device: Device): Promise<CompiledGraph> {
+async function withinBudget(graph: Graph, scopeOf: ScopeOf, budget: number, target: Target): Promise<CompiledGraph> {
   let besides = 0
   for (;;) {
     const { variant, live } = await leanest(graph, scopeOf, budget - besides)
-    const compiled = await compileGraph(variant, device)
+    const compiled = await compileGraph(variant, target)
     const { peakBytes } = compiled.native
     if (peakBytes <= budget) return compiled
     compiled.native.dispose()

@@ -28,6 +28,27 @@ export function currentDevice(): Device {
   return chosen.getStore() ?? everywhere
 }
 
+/**
+ * Whether programs on a GPU are recorded: what the environment variable `HEDDLE_CUDA_GRAPHS` says, 1 for all and 0 for
+ * none; without it, what the program says.
+ * @throws ERR_HEDDLE_ARGUMENT when it says something else
+ */
+export const recordsRuns = (chosen: boolean): boolean => switchedBy('HEDDLE_CUDA_GRAPHS') ?? chosen
+
+/**
+ * Whether runs on a GPU are profiled: what the environment variable `HEDDLE_CUDA_PROFILE` says, 1 for all and 0 for none;
+ * without it, what the run says.
+ * @throws ERR_HEDDLE_ARGUMENT when it says something else
+ */
+export const profilesRuns = (chosen: boolean): boolean => switchedBy('HEDDLE_CUDA_PROFILE') ?? chosen
+
+function switchedBy(variable: string): boolean | undefined {
+  const value = process.env[variable] || undefined
+  if (value === undefined) return undefined
+  if (value === '0' || value === '1') return value === '1'
+  throw new HeddleError('ERR_HEDDLE_ARGUMENT', { place: variable, expected: '0 or 1', got: JSON.stringify(value) })
+}
+
 /** @throws ERR_HEDDLE_ARGUMENT unless it is the name of a device */
 export function checkedDevice(device: string, place: string): Device {
   const found = devices.find((name) => name === device)

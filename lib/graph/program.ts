@@ -3,7 +3,7 @@ import { HeddleError, throwIfAborted } from '../errors.js'
 import { type Device, NativeAbort } from '../native.js'
 import { Tensor } from '../tensor/tensor.js'
 import { type CompiledGraph, type CompileOptions, compileTrace, type RecomputePolicy } from './compile.js'
-import { checkedDevice, currentDevice } from './device.js'
+import { checkedDevice, currentDevice, profilesRuns, recordsRuns } from './device.js'
 import { typeText } from './operator.js'
 import { turn } from './pause.js'
 import { Sym, Trace } from './sym.js'
@@ -13,8 +13,17 @@ export type Computed<O> = O extends Sym ? Tensor : { readonly [K in keyof O]: Co
 
 /** Options of one run. */
 export interface RunOptions {
-  /** Stops the run between two instructions: ERR_HEDDLE_ABORTED. States written so far stay written. */
+  /**
+   * Stops the run between two instructions: ERR_HEDDLE_ABORTED. States written so far stay written. A run that a GPU
+   * replays ends only before it starts.
+   */
   readonly signal?: AbortSignal | undefined
+  /**
+   * Measures the run's operators for {@link Program.profile} on a GPU, by events between them; it then is not replayed.
+   * Default false, or what the environment variable `HEDDLE_CUDA_PROFILE` says (0 or 1). Runs on the CPU are always
+   * measured.
+   */
+  readonly profiled?: boolean
 }
 
 /** What one run of a program needs. */
@@ -31,7 +40,7 @@ export interface ProgramPlan {
   readonly recomputedFlops: number
 }
 
-/** Seconds spent per operator since the program was made. */
+/** Seconds spent per operator since the program was made; on a GPU, by runs that were {@link RunOptions.profiled}. */
 export interface OperatorTime {
   readonly op: string
   readonly calls: number
@@ -71,6 +80,12 @@ export interface ProgramOptions {
    * and back when they are read; results and what programs update stay there in between.
    */
   readonly device?: Device | undefined
+  /**
+   * On a GPU: replays runs as a CUDA graph, one launch instead of thousands. Runs with operators that cannot be recorded,
+   * and runs after one whose parameters lay elsewhere, start their instructions one by one. Default false (true for
+   * training steps), or what the environment variable `HEDDLE_CUDA_GRAPHS` says (0 or 1).
+   */
+  readonly recorded?: boolean
 }
 
 interface Compiled extends CompiledGraph {
@@ -96,6 +111,7 @@ interface Entry {
 export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: ProgramOptions = {}): Program<O> {
   const { cacheSize = 8, recompute = true, activations = 'f32' } = options
   const device = checkedDevice(options.device ?? currentDevice(), 'program.device')
+  const recorded = recordsRuns(options.recorded ?? false)
   const cache = new Map<string, Entry>()
   const used = new Set<Compiled>()
 
@@ -108,7 +124,7 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
   const entryFor = (inputs: readonly Tensor[]): Entry => {
     const key = inputs.map(checkedTypeText).join('|')
     const entry = cache.get(key) ?? {
-      compiled: compile(fn, inputs, { recompute, activations, device }),
+      compiled: compile(fn, inputs, { recompute, activations, device, recorded }),
       users: 0,
       dropped: false,
     }
@@ -138,7 +154,7 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
   const runCompiled = async (
     { native, assemble }: Compiled,
     inputs: readonly Tensor[],
-    signal: AbortSignal | undefined,
+    { signal, profiled = false }: RunOptions,
   ): Promise<Computed<O>> => {
     throwIfAborted(signal, 'program')
     const abort = signal && new NativeAbort()
@@ -148,6 +164,7 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
       const outputs = await native.run(
         inputs.map((input) => input.native),
         abort,
+        profilesRuns(profiled),
       )
       return assemble(outputs.map((output) => new Tensor(output))) as Computed<O>
     } finally {
@@ -155,9 +172,9 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
     }
   }
 
-  const run = async (inputs: readonly Tensor[], { signal }: RunOptions = {}): Promise<Computed<O>> => {
-    throwIfAborted(signal, 'program')
-    return using(inputs, (compiled) => runCompiled(compiled, inputs, signal))
+  const run = async (inputs: readonly Tensor[], options: RunOptions = {}): Promise<Computed<O>> => {
+    throwIfAborted(options.signal, 'program')
+    return using(inputs, (compiled) => runCompiled(compiled, inputs, options))
   }
 
   return Object.assign((...inputs: readonly Tensor[]) => run(inputs), {

@@ -185,7 +185,11 @@ const activationsOf = ({ precision = 'f32' }: { readonly precision?: Precision |
 const cacheSize = 16
 
 /** Where and how programs of a step are compiled. */
-const onNetwork = ({ network }: Pick<TrainingStepOptions, 'network'>) => ({ cacheSize, device: network.device })
+const onNetwork = ({ network }: Pick<TrainingStepOptions, 'network'>) => ({
+  cacheSize,
+  device: network.device,
+  recorded: true,
+})
 
 interface ForwardInputs {
   readonly normaliser: Sym

@@ -11,8 +11,17 @@ process.env.HEDDLE_CUDA_ADDON ??= join(dirname(addonPath()), 'heddle_cuda_host.n
 /** True where kernels run on the processor. */
 export const emulated = process.env.HEDDLE_CUDA_ADDON.endsWith('heddle_cuda_host.node')
 
-/** Makes the next call of a kind fail; only the emulation can. */
-export function inject(kind: 'memory' | 'pool' | 'launch' | 'fault'): void {
-  const addon = createRequire(import.meta.url)(process.env.HEDDLE_CUDA_ADDON!) as { inject(kind: string): void }
-  addon.inject(kind)
+interface EmulatedAddon {
+  inject(kind: string): void
+  objects(): number
 }
+
+const addonOf = () => createRequire(import.meta.url)(process.env.HEDDLE_CUDA_ADDON!) as EmulatedAddon
+
+/** Makes the next call of a kind fail; only the emulation can. */
+export function inject(kind: 'memory' | 'pool' | 'launch' | 'fault' | 'capture' | 'convergence'): void {
+  addonOf().inject(kind)
+}
+
+/** How many blocks of memory, events and graphs the emulated device has. */
+export const objects = (): number => addonOf().objects()

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 
 #include "cuda/host/emulation.h"
 
@@ -217,15 +218,20 @@ enum cudaError_t {
   cudaErrorInvalidAddressSpace = 717,
   cudaErrorInvalidPc = 718,
   cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorUnknown = 999
 };
 
 struct CUstream_st;
 struct CUevent_st;
 struct CUmemPool_st;
+struct CUgraph_st;
+struct CUgraphExec_st;
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
 using cudaMemPool_t = CUmemPool_st*;
+using cudaGraph_t = CUgraph_st*;
+using cudaGraphExec_t = CUgraphExec_st*;
 
 #define CUDART_VERSION 13000
 
@@ -241,6 +247,7 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrMemoryPoolsSupported = 115
 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 inline constexpr unsigned cudaStreamNonBlocking = 1;
@@ -269,6 +276,13 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* work, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t work, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t work);
 cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t stream);
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
 cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
@@ -281,8 +295,16 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned flags);
 namespace heddle::cuda::host {
 
 /// Makes the next call of a kind fail: what tests of failures need. Kinds: memory, for two allocations; pool, for
-/// one; launch, once; fault, which is found when the stream is next waited for and stays.
+/// one; launch, capture and convergence (of a factorisation), once; fault, which is found when the stream is next
+/// waited for and stays.
 void inject(const std::string& kind);
+/// For stand-ins of solvers: true once after it was injected.
+bool convergence_fails();
+/// How many blocks of memory, events and graphs there are.
+size_t objects();
+/// Does the work of a stream: at once, or, while the stream is captured, whenever the graph runs. Whatever works on a
+/// stream goes through it.
+void start(cudaStream_t stream, std::function<void()> work);
 /// A launch that was told to fail leaves its error for cudaGetLastError() and returns false.
 bool launch_allowed();
 

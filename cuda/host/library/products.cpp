@@ -22,7 +22,9 @@ void multiply(const ProductShape& shape, const void* a_at, const void* b_at, con
           sum += static_cast<double>(value_of(a[shape.transpose_a ? i * shape.m + row : row * shape.k + i])) *
                  static_cast<double>(value_of(b[shape.transpose_b ? column * shape.k + i : i * shape.n + column]));
         const int64_t at = (item * shape.m + row) * shape.n + column;
-        const double before = shape.beta == 0 ? 0 : shape.beta * static_cast<double>(c[at]);
+        const double before = shape.bias          ? static_cast<double>(c[column])
+                              : shape.beta == 0.0 ? 0.0
+                                                  : shape.beta * static_cast<double>(c[at]);
         y[at] = static_cast<To>(shape.alpha * sum + before);
       }
 }
@@ -31,11 +33,11 @@ class HostProduct : public Product {
  public:
   explicit HostProduct(const ProductShape& shape) : shape_(shape) {}
   size_t scratch_bytes() const override { return 0; }
-  void run(cudaStream_t, const void* a, const void* b, const void* c, void* y, void*) const override {
+  void run(cudaStream_t stream, const void* a, const void* b, const void* c, void* y, void*) const override {
     const auto one = shape_.element == DType::kF64    ? multiply<double, double>
                      : shape_.element == DType::kBF16 ? multiply<uint16_t, float>
                                                       : multiply<float, float>;
-    one(shape_, a, b, c, y);
+    host::start(stream, [=, shape = shape_] { one(shape, a, b, c, y); });
   }
 
  private:
