@@ -2,6 +2,7 @@
 // once.
 import { join } from 'node:path'
 import test from 'ava'
+import type { BatchingEngine } from '../lib/engine/batching_engine.js'
 import { createEngine, type Engine, type EngineOptions, HeddleError, loadModel, type Model } from '../lib/index.js'
 import { root } from './golden.js'
 import { type Asked, alone, recorded, served, sum, told } from './support/engine_texts.js'
@@ -68,6 +69,15 @@ for (const [name, requests] of [
     const texts = await Promise.all(requests.map((request) => served(engine, request)))
     for (const [i, tokens] of texts.entries()) t.deepEqual(told(tokens), expected[i], JSON.stringify(requests[i]))
   })
+
+test('whatever numbers of log-probabilities are asked for, a few programs draw', async (t) => {
+  const engine = (await engineOf()) as BatchingEngine
+  for (let logProbabilities = 1; logProbabilities <= 20; logProbabilities += 1)
+    await served(engine, { prompt: 'The House', options: { maxTokens: 1, logProbabilities } })
+  const draws = engine.profile().filter(({ op }) => op === 'sample_token')
+  t.is(sum(draws.map(({ calls }) => calls)), 20)
+  t.is(draws.length, 6)
+})
 
 test('log-probabilities are those of the text alone, as many as each request asks for', async (t) => {
   const engine = await engineOf()

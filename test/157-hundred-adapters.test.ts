@@ -131,6 +131,18 @@ test('a request that is stopped while its adapter waits for memory lets the othe
   t.is(await answer(engine, nameOf(2)), wordOf(2))
 })
 
+test('an engine that is told to end at once ends requests that wait for memory, too', async (t) => {
+  const engine = await createEngine(model, { adapters, memory: { adapters: 150_000 } })
+  const running = engine.generate(question, { adapter: nameOf(3), maxTokens: 30, chat: false })
+  await running.next()
+  const waiting = [7, 11].map((i) => answer(engine, nameOf(i)))
+  await new Promise((resolve) => setTimeout(resolve, 0))
+  const closed = engine.close(AbortSignal.abort())
+  for (const each of [...waiting, running.next()]) await t.throwsAsync(each, { code: 'ERR_HEDDLE_ABORTED' })
+  await closed
+  t.is(engine.state().waiting, 0)
+})
+
 test('factors that lie in the file are those that attaching the adapter gives, bit for bit', async (t) => {
   const folder = join(temporaryFolder(), 'plain')
   const options = { r: 3, lora_alpha: 5, target_modules: ['q_proj', 'down_proj'], init_lora_weights: false }

@@ -153,6 +153,14 @@ test('vectors of an adapter are its own', async (t) => {
   t.notDeepEqual(await vectorOf(), [...plain!])
 })
 
+test('a text for a vector may be as long as a prompt', async (t) => {
+  const { client, close } = await serveTiny({ limits: { promptTokens: 4 } })
+  const vectorOf = (input: number[]) => client.embeddings.create({ model: 'heddle-tiny', input })
+  t.is((await vectorOf([1, 2, 3, 4])).usage.prompt_tokens, 4)
+  await t.throwsAsync(vectorOf([1, 2, 3, 4, 5]), { instanceOf: BadRequestError, message: /at most 4 are possible/ })
+  await close()
+})
+
 test('an encoder of its own makes the vectors of requests with its name', async (t) => {
   const model = await loadEncoder(await tinyEncoderFolder())
   const { client, close } = await serveTiny({ encoder: { name: 'finder', model } })
@@ -253,6 +261,34 @@ test('a busy engine is 429 with a time to wait', async (t) => {
   await app.close()
 })
 
+test('a model that is taken away while its request is read is one that is not there', async (t) => {
+  const gone = new HeddleError('ERR_HEDDLE_ARGUMENT', { place: 'generate.adapter', expected: 'one of a, b', got: 'c' })
+  const { app, client } = await hosted(failing(engine, gone))
+  const error = await t.throwsAsync(client.completions.create(base), {
+    instanceOf: NotFoundError,
+    message: /The model 'c' does not/,
+  })
+  t.like(error, { code: 'model_not_found' })
+  await app.close()
+})
+
+test('a server whose engine has closed says that it ends', async (t) => {
+  const closing = await createEngine(served.model)
+  const { app, client } = await hosted(closing)
+  await closing.close()
+  const error = await t.throwsAsync(client.completions.create(base), { instanceOf: APIError })
+  t.like(error, { status: 503, code: 'server_closing', type: 'server_error' })
+  await app.close()
+})
+
+test('what a client sent is not sent back at any length', async (t) => {
+  const long = 'x'.repeat(100_000)
+  for (const request of [{ model: long }, { [long]: 1 }, { logit_bias: { [long]: 1 } }, { prompt: { [long]: 1 } }]) {
+    const error = await t.throwsAsync<APIError>(complete(request as never), { instanceOf: APIError })
+    t.true(JSON.stringify(error!.error).length < 3000)
+  }
+})
+
 test('of a list, the first element that is wrong is named', async (t) => {
   const refusal = async (fields: object): Promise<unknown> =>
     (await t.throwsAsync(complete(fields as never), { instanceOf: BadRequestError }))!.message
@@ -328,5 +364,8 @@ test('in an app of its own kind, the routes stand under a prefix and leave the o
   t.is(answer.status, 500)
   t.deepEqual(await answer.json(), { statusCode: 500, error: 'Internal Server Error', message: 'its own' })
   t.is((await fetch(`${url}/v1/models`)).status, 404)
+  // Below the prefix, what is not there is told in the form of all other errors.
+  const missing = (await (await fetch(`${url}/llm/v1/none`)).json()) as { readonly error: object }
+  t.like(missing, { error: { type: 'invalid_request_error', code: 'unknown_url' } })
   await app.close()
 })

@@ -9,7 +9,6 @@ import { biasOf, constraintOf, tokenLimit } from '../generate/text_options.js'
 import type { OperatorTime } from '../graph/program.js'
 import type { GeneratedToken, Model, Prompt } from '../model.js'
 import type { Tensor } from '../tensor/tensor.js'
-import type { Constraint } from '../tokenize/constraint.js'
 import { AdapterPool, rowBytes } from './adapter_pool.js'
 import { AdapterStore, adaptersIn, checkName, expectAdapter, type Lease } from './adapter_store.js'
 import type { Engine } from './engine.js'
@@ -17,7 +16,7 @@ import type { EngineListener, EngineState, EngineStep, RequestEnd } from './even
 import type { EngineRequestOptions, EngineSettings } from './options.js'
 import { PageTable } from './page_table.js'
 import { PagedCache, type PagedCacheOptions, pageBytes } from './paged_cache.js'
-import { EngineRequest } from './request.js'
+import { EngineRequest, type RequestParts } from './request.js'
 import { type Feed, Scheduler } from './scheduler.js'
 import { type StepDraw, type StepOptions, StepRunner } from './step.js'
 import { TextPages } from './text_pages.js'
@@ -40,7 +39,8 @@ export class BatchingEngine implements Engine {
   readonly #scheduler: Scheduler<EngineRequest>
   readonly #stepOptions: StepOptions
   readonly #listeners = new Set<EngineListener>()
-  readonly #stop = new AbortController()
+  /** Requests that are not with the scheduler yet: each ends there with its caller's signal, or with the engine. */
+  readonly #entering = new Set<AbortController>()
   /** Called when the engine has nothing to do any more. */
   readonly #onIdle: (() => void)[] = []
   #runner: StepRunner
@@ -48,8 +48,6 @@ export class BatchingEngine implements Engine {
   #weights: readonly Tensor[]
   #weightVersions = 0
   #arrivals = 0
-  /** Requests that are not with the scheduler yet. */
-  #entering = 0
   /** The weights have changed since the last step. */
   #isStale = false
   /** The last step's tokens on their way to the callers. */
@@ -173,7 +171,7 @@ export class BatchingEngine implements Engine {
   async close(signal?: AbortSignal): Promise<void> {
     this.#isClosed = true
     const stop = (): void => {
-      this.#stop.abort(signal?.reason)
+      for (const entering of this.#entering) entering.abort(signal?.reason)
       for (const request of [...this.#scheduler.tasks]) this.#abort(request, abortedBy(signal))
     }
     signal?.addEventListener('abort', stop, { once: true })
@@ -186,51 +184,67 @@ export class BatchingEngine implements Engine {
   }
 
   get #waiting(): number {
-    return this.#entering + this.#scheduler.waiting
+    return this.#entering.size + this.#scheduler.waiting
   }
 
   get #isIdle(): boolean {
-    return !this.#isWorking && this.#entering + this.#scheduler.waiting + this.#scheduler.running === 0
+    return !this.#isWorking && this.#waiting + this.#scheduler.running === 0
   }
 
   /** Checks a request, prepares what it needs, and gives it to the scheduler. */
   async #enter(prompt: Prompt, { adapter, ...options }: EngineRequestOptions): Promise<EngineRequest> {
     const started = performance.now()
     const settings = parseTokenOptions(options)
+    const { signal } = settings
     this.#expectPlace(adapter)
-    throwIfAborted(settings.signal, 'generate')
-    this.#entering += 1
+    throwIfAborted(signal, 'generate')
+    const entering = new AbortController()
+    const leave = (): void => entering.abort(signal?.reason)
+    signal?.addEventListener('abort', leave, { once: true })
+    this.#entering.add(entering)
     try {
-      const bias = biasOf(settings, this.model.network)
       const tokens = await this.promptTokens(prompt, options)
-      this.#expectRoom(tokens.length, settings)
-      this.#isStale ||= !this.#hasSameWeights()
-      const lease = await this.#lease(adapter, settings.signal)
-      let constraint: Constraint | undefined
-      try {
-        constraint = await constraintOf(settings, this.model.network, this.model.tokenizer, tokens.length)
-      } catch (error) {
-        lease?.release()
-        throw error
-      }
-      const parts = { adapter: lease, prompt: tokens, settings, constraint, bias, started }
-      const root = `${lease?.version ?? 'model'}/${this.model.network.lengthDependence?.regime(tokens.length) ?? 0}`
-      const pages = new TextPages(this.#table)
-      const { network, tokenizer } = this.model
-      const request = new EngineRequest({ ...parts, arrival: this.#arrivals++, root, pages }, network, tokenizer)
+      const request = await this.#prepared(tokens, { adapter, settings, started }, entering.signal)
       this.#admit(request)
+      if (entering.signal.aborted) this.#abort(request, abortedBy(entering.signal))
+      else this.#work()
       return request
     } finally {
-      this.#entering -= 1
+      signal?.removeEventListener('abort', leave)
+      this.#entering.delete(entering)
       this.#settle()
     }
   }
 
+  /** With its adapter in memory and its form known. */
+  async #prepared(
+    prompt: Int32Array,
+    { adapter, ...given }: Pick<RequestParts, 'settings' | 'started'> & { readonly adapter: string | undefined },
+    signal: AbortSignal,
+  ): Promise<EngineRequest> {
+    const { network, tokenizer } = this.model
+    const { settings } = given
+    const bias = biasOf(settings, network)
+    this.#expectRoom(prompt.length, settings)
+    this.#isStale ||= !this.#hasSameWeights()
+    const lease = await this.#lease(adapter, signal)
+    try {
+      const constraint = await constraintOf(settings, network, tokenizer, prompt.length)
+      const root = `${lease?.version ?? 'model'}/${network.lengthDependence?.regime(prompt.length) ?? 0}`
+      const pages = new TextPages(this.#table)
+      const parts = { ...given, adapter: lease, prompt, constraint, bias, arrival: this.#arrivals++, root, pages }
+      return new EngineRequest(parts, network, tokenizer)
+    } catch (error) {
+      lease?.release()
+      throw error
+    }
+  }
+
   /** The adapter's rows, once it is in memory. */
-  async #lease(name: string | undefined, signal: AbortSignal | undefined): Promise<Lease | undefined> {
+  async #lease(name: string | undefined, signal: AbortSignal): Promise<Lease | undefined> {
     if (name === undefined) return undefined
     this.#tell('onAdapter', { name, isLoaded: this.#adapters.has(name) })
-    return await this.#adapters.acquire(name, AbortSignal.any([this.#stop.signal, ...(signal ? [signal] : [])]))
+    return await this.#adapters.acquire(name, signal)
   }
 
   /** @throws ERR_HEDDLE_ARGUMENT, ERR_HEDDLE_BUSY */
@@ -281,9 +295,6 @@ export class BatchingEngine implements Engine {
       this.#work()
     }
     this.#scheduler.add(request)
-    if (signal?.aborted) onAbort()
-    else if (this.#stop.signal.aborted) this.#abort(request, abortedBy(this.#stop.signal))
-    else this.#work()
   }
 
   /** Runs steps until no text wants one. */

@@ -72,6 +72,8 @@ interface RowDraw extends StepDraw {
 }
 
 const smallestHistory = 256
+/** Draws that are kept, each compiled for some row counts; the one that was used longest ago goes first. */
+const mostDraws = 16
 
 export class StepRunner {
   readonly #options: StepOptions
@@ -175,7 +177,7 @@ export class StepRunner {
 
   async #draw(hidden: Tensor, rows: readonly RowDraw[]): Promise<Drawn[]> {
     if (rows.length === 0) return []
-    const variant = variantOf(rows)
+    const variant = variantOf(rows, this.#options.network)
     const inputs = this.#drawInputs(rows, variant)
     const outputs = await disposing(inputs, () => this.#drawProgram(variant).run([hidden, ...inputs]))
     return drawnOf(outputs, rows, variant.top)
@@ -202,10 +204,20 @@ export class StepRunner {
 
   #drawProgram(variant: Variant): Program<Sym[]> {
     const key = JSON.stringify(variant)
-    const known = this.#draws.get(key)
-    if (known) return known
+    const found = this.#draws.get(key) ?? this.#compiledDraw(variant)
+    this.#draws.delete(key)
+    this.#draws.set(key, found)
+    const [oldest] = this.#draws.keys()
+    if (this.#draws.size > mostDraws) {
+      this.#draws.get(oldest!)!.dispose()
+      this.#draws.delete(oldest!)
+    }
+    return found
+  }
+
+  #compiledDraw(variant: Variant): Program<Sym[]> {
     const { network, forward } = this.#options
-    const made = program(
+    return program(
       (hidden, draws, settings, ...more) => {
         const rows = slice(hidden!, [{ axis: 0, start: 0, end: draws!.shape[0]! }])
         const [history, promptLength] = variant.history > 0 ? more.splice(0, 2) : []
@@ -224,8 +236,6 @@ export class StepRunner {
       },
       { cacheSize: this.#rowCounts.length, device: network.device },
     )
-    this.#draws.set(key, made)
-    return made
   }
 }
 
@@ -251,16 +261,20 @@ function rowsThatDraw(parts: readonly StepPart[]): RowDraw[] {
   })
 }
 
-/** What some row makes use of. */
-function variantOf(rows: readonly StepDraw[]): Variant {
+/** What some row makes use of, in a few sizes: a client could ask for every number there is. */
+function variantOf(rows: readonly StepDraw[], { vocabularySize }: CausalLm): Variant {
   const longest = Math.max(...rows.map(({ history }) => history?.tokens.length ?? 0))
+  const top = Math.max(...rows.map((row) => row.top))
   return {
     bias: rows.some(({ bias }) => bias !== undefined),
     mask: rows.some(({ mask }) => mask !== undefined),
-    history: longest === 0 ? 0 : 2 ** Math.ceil(Math.log2(Math.max(smallestHistory, longest))),
-    top: Math.max(...rows.map(({ top }) => top)),
+    history: longest === 0 ? 0 : powerOfTwo(Math.max(smallestHistory, longest)),
+    top: top === 0 ? 0 : Math.min(vocabularySize, powerOfTwo(top)),
   }
 }
+
+/** The next power of two from a number on. */
+const powerOfTwo = (least: number): number => 2 ** Math.ceil(Math.log2(least))
 
 function historyInputs(rows: readonly StepDraw[], size: number, width: number): Tensor[] {
   const tokens = new Int32Array(size * width).fill(-1)
@@ -292,7 +306,7 @@ function drawnOf(outputs: readonly Tensor[], rows: readonly StepDraw[], width: n
   return rows.map(({ top }, row) => {
     const token = Number(tokens![row])
     if (top === 0) return { token }
-    const ranked = Array.from({ length: top }, (_, rank) => ({
+    const ranked = Array.from({ length: Math.min(top, width) }, (_, rank) => ({
       token: Number(topTokens![row * width + rank]),
       logProbability: Number(topLogProbabilities![row * width + rank]),
     }))

@@ -2,6 +2,7 @@
 import { isUtf8 } from 'node:buffer'
 import type { Readable } from 'node:stream'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { pause } from '../graph/pause.js'
 
 /** The most of each kind that a body may have. */
 const most = {
@@ -21,9 +22,13 @@ export function parseJsonWithin(app: FastifyInstance, depth: number): void {
     const body = await received(payload, request)
     if (!isUtf8(body)) throw refusal(400, 'The body is not UTF-8.')
     expectFew(measured(body, depth), depth)
-    return new Promise((resolve, reject) => {
+    // Each part takes milliseconds for a body of a mebibyte: they need not come at once.
+    await pause()
+    const value = await new Promise((resolve, reject) => {
       parse(request, body.toString('utf8'), (error, value) => (error ? reject(error) : resolve(value)))
     })
+    await pause()
+    return value
   })
 }
 

@@ -2,6 +2,7 @@
 import type { Engine } from '../engine/engine.js'
 import type { EngineRequestOptions } from '../engine/options.js'
 import { HeddleError } from '../errors.js'
+import { pause } from '../graph/pause.js'
 import type { Prompt } from '../model.js'
 import type { Limits } from './limits.js'
 import { serverEnds } from './openai/error.js'
@@ -27,6 +28,8 @@ export function limitEngine(
     prompt: Prompt,
     options: EngineRequestOptions = {},
   ): ReturnType<Engine['generateTokens']> {
+    // A request may ask for many texts, each with options to be checked.
+    await pause()
     const { maxTokens = newTokens, chat } = options
     expectFew('maxTokens', newTokens, maxTokens)
     const tokens = await tokensOf(prompt, chat === undefined ? {} : { chat })

@@ -1,4 +1,5 @@
 /** Fine-tuning over HTTP: uploads, jobs, and the processes that train. */
+import { setMaxListeners } from 'node:events'
 import { join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import { HeddleError } from '../../errors.js'
@@ -33,6 +34,8 @@ export async function jobRoutes(app: FastifyInstance, { uploads: limits, ...cont
   const uploads = await Uploads.open(folders.uploads, store, { ...defaultLimits, ...limits })
   const runner = await JobRunner.start({ store, context, folders, log: app.log })
   const stopped = new AbortController()
+  // Each stream of events listens.
+  setMaxListeners(0, stopped.signal)
   app.addHook('preClose', async () => {
     stopped.abort()
     await runner.close()

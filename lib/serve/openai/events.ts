@@ -43,20 +43,29 @@ async function* lines(
 
 const eventOf = (value: unknown): string => `data: ${JSON.stringify(value)}\n\n`
 
-/**
- * Set once the client has gone before it had the whole answer, and, where that is limited, once the answer has taken so many
- * seconds; its reason is then a TimeoutError.
- */
-export function clientSignal(reply: FastifyReply, seconds?: number): AbortSignal {
+/** When an answer ends that nobody has cut off. */
+export interface AnswerLimits {
+  /** So long after its beginning; the reason is then a TimeoutError. */
+  readonly seconds?: number
+  /** With this signal. (`AbortSignal.any` would keep a note of every answer as long as this one lives.) */
+  readonly until?: AbortSignal
+}
+
+/** Set once the client has gone before it had the whole answer, or a limit is reached. */
+export function clientSignal(reply: FastifyReply, { seconds, until }: AnswerLimits = {}): AbortSignal {
   const controller = new AbortController()
   // Each of a request's texts listens.
   setMaxListeners(0, controller.signal)
+  const stop = (): void => controller.abort(until?.reason)
+  until?.addEventListener('abort', stop, { once: true })
+  if (until?.aborted) stop()
   const timer =
     seconds === undefined
       ? undefined
       : setTimeout(() => controller.abort(new DOMException('The answer took too long', 'TimeoutError')), 1000 * seconds)
   onClosed(reply, () => {
     clearTimeout(timer)
+    until?.removeEventListener('abort', stop)
     if (!reply.raw.writableFinished) controller.abort()
   })
   return controller.signal

@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import type { ChatMessage } from '../../tokenize/tokenizer.js'
 import { invalidRequest } from './error.js'
-import { ignored, list, maybe, oneOf, unsupported } from './request.js'
+import { ignored, items, list, maybe, oneOf, readItems, unsupported } from './request.js'
 
 const textPart = z.strictObject({ type: z.literal('text'), text: z.string() })
 const text = oneOf('a string or an array of text parts', [z.string(), list(textPart, 1024)] as const)
@@ -30,13 +30,17 @@ const message = z.discriminatedUnion('role', [
   z.strictObject({ role: z.literal('tool'), content: text, tool_call_id: z.string(), name }),
 ])
 
-/** The field `messages`. */
-export const messages = list(message, 2048)
+/** The field `messages`, to be read by {@link chatMessages}. */
+export const messages = items(2048)
 
 type Message = z.output<typeof message>
 
-/** As templates know them: `developer` is the newer name of `system`, arguments of calls are values and no text. */
-export function chatMessages(given: readonly Message[]): ChatMessage[] {
+/**
+ * As templates know them: `developer` is the newer name of `system`, arguments of calls are values and no text.
+ * @throws OpenAiError 400
+ */
+export async function chatMessages(field: z.output<typeof messages>): Promise<ChatMessage[]> {
+  const given = await readItems(message, field, 'messages')
   expectAnsweredCalls(given)
   return given.map((each, index) => {
     const shared = { content: textOf(each.content), ...(each.name === undefined ? {} : { name: each.name }) }

@@ -1,5 +1,6 @@
 /** Bodies of requests, checked by zod; what is wrong with one is said as OpenAI says it, with the field's name. */
 import { z } from 'zod'
+import { pause } from '../../graph/pause.js'
 import { invalidRequest, type OpenAiError } from './error.js'
 
 /** The body with defaults filled in. @throws OpenAiError 400 */
@@ -52,6 +53,28 @@ export const list = <S extends z.ZodType>(schema: S, most: number) =>
       }
       return read
     })
+
+/** An array of up to `most` that {@link readItems} reads. */
+export const items = (most: number) => z.array(z.unknown()).min(1).max(most)
+
+/** The elements of an array that may be long, with turns of the event loop in between. @throws OpenAiError 400 */
+export async function readItems<S extends z.ZodType>(
+  schema: S,
+  given: readonly unknown[],
+  field: string,
+): Promise<z.output<S>[]> {
+  const read: z.output<S>[] = []
+  for (const [index, item] of given.entries()) {
+    await pause()
+    const parsed = schema.safeParse(item, { reportInput: true })
+    if (!parsed.success) {
+      const issue = parsed.error.issues[0]!
+      throw refusal({ ...issue, path: [field, index, ...issue.path] })
+    }
+    read.push(parsed.data)
+  }
+  return read
+}
 
 /** How the bounds of integers are told from others. */
 const integerKind = 'integer'

@@ -70,7 +70,7 @@ type Body = z.output<typeof schema>
 export async function chatRoutes(app: FastifyInstance, context: ServerContext): Promise<void> {
   app.post('/v1/chat/completions', async (request, reply) => {
     const body = readBody(schema, request.body)
-    const signal = clientSignal(reply, request.limits.answerSeconds)
+    const signal = clientSignal(reply, { seconds: request.limits.answerSeconds })
     const chat = await openChat(contextOf(context, request), body, signal)
     return body.stream ? sendEvents(request, reply, chunks(chat)) : completion(chat)
   })
@@ -151,7 +151,7 @@ function topOf({ logprobs = false, top_logprobs }: Body): number | undefined {
 async function rendered({ engine }: RouteContext, body: Body, use: ToolUse | undefined): Promise<string> {
   const tools = use === undefined ? {} : { tools: describedTools(use.tools) }
   try {
-    const given = chatMessages(body.messages)
+    const given = await chatMessages(body.messages)
     return await engine.model.tokenizer.applyChatTemplate(given, { addGenerationPrompt: true, ...tools })
   } catch (error) {
     if (!(error instanceof HeddleError) || error.code !== 'ERR_HEDDLE_ARGUMENT') throw error

@@ -44,7 +44,7 @@ const defaultMaxTokens = 16
 export async function completionRoutes(app: FastifyInstance, context: ServerContext): Promise<void> {
   app.post('/v1/completions', async (request, reply) => {
     const body = readBody(schema, request.body)
-    const signal = clientSignal(reply, request.limits.answerSeconds)
+    const signal = clientSignal(reply, { seconds: request.limits.answerSeconds })
     const completion = await open(contextOf(context, request), body, signal)
     return body.stream ? sendEvents(request, reply, chunks(completion)) : whole(completion)
   })

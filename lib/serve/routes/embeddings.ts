@@ -29,8 +29,8 @@ export async function embeddingRoutes(app: FastifyInstance, context: EmbeddingCo
   app.addHook('onClose', async () => embedders.dispose())
   app.post('/v1/embeddings', async (request, reply) => {
     const { model, input, encoding_format: form = 'float', dimensions } = readBody(schema, request.body)
-    const { promptTokens, answerSeconds } = request.limits
-    const signal = clientSignal(reply, answerSeconds)
+    const { promptTokens, answerSeconds: seconds } = request.limits
+    const signal = clientSignal(reply, { seconds })
     const embedder = embedders.named(model)
     const texts = await tokenized(embedder, input, Math.min(embedder.maxTokens, promptTokens ?? embedder.maxTokens))
     const vectors = await embedder.embed(texts, signal)

@@ -12,6 +12,9 @@ export interface FileRouteOptions {
   readonly uploads: Uploads
 }
 
+/** Most files of a page, even where more are asked for: they would hold the event loop. */
+const mostRows = 1000
+
 const listSchema = z.strictObject({
   after: maybe(z.string()),
   limit: queryInteger(1, 10_000),
@@ -33,14 +36,16 @@ export async function fileRoutes(app: FastifyInstance, { uploads }: FileRouteOpt
     if (row) return row
     throw noSuchFile(id)
   }
-  // Fields around the file are small.
-  app.post('/v1/files', { bodyLimit: limits.fileBytes + 2 ** 16 }, async (request) => {
+  app.post('/v1/files', async (request) => {
     if (!request.isMultipart()) throw invalidRequest('Expected a multipart/form-data body with a file.', 'file')
+    // Fields around the file are small.
+    if (Number(request.headers['content-length'] ?? 0) > limits.fileBytes + 2 ** 16)
+      throw tooLarge(`The file is larger than ${limits.fileBytes} bytes.`)
     return fileOf(await receive(request, uploads))
   })
   app.get('/v1/files', async ({ query }) => {
-    const { limit = 10_000, order = 'desc', ...page } = readBody(listSchema, query)
-    const { data, has_more } = store.uploads({ ...page, order, limit })
+    const { limit = mostRows, order = 'desc', ...page } = readBody(listSchema, query)
+    const { data, has_more } = store.uploads({ ...page, order, limit: Math.min(limit, mostRows) })
     return { object: 'list', data: data.map(fileOf), ...ends(data), has_more }
   })
   app.get<WithId>('/v1/files/:id', async ({ params: { id } }) => fileOf(named(id)))

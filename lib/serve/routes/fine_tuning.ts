@@ -69,7 +69,7 @@ function progressRoutes(app: FastifyInstance, { store, stopped }: FineTuningOpti
       return { object: 'list', data: data.map(shownEvent), ...ends(data), has_more }
     }
     if (limit !== undefined) throw invalidRequest("The 'limit' parameter is not allowed with 'stream'.", 'limit')
-    const signal = AbortSignal.any([clientSignal(reply), stopped])
+    const signal = clientSignal(reply, { until: stopped })
     return sendEvents(request, reply, liveEvents(store, id, { after, signal }))
   })
   app.get<WithId>('/v1/fine_tuning/jobs/:id/checkpoints', async ({ params: { id }, query }) => {
