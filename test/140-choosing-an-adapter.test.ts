@@ -10,7 +10,7 @@ import { parameterCount } from '../lib/adapters/parameter_count.js'
 import { parametrizations } from '../lib/adapters/registry.js'
 import { HeddleError } from '../lib/errors.js'
 import { lora } from '../lib/index.js'
-import { root } from './golden.js'
+import { golden, root } from './golden.js'
 import { tinyModel } from './tiny_model.js'
 
 const run = promisify(execFile)
@@ -51,6 +51,16 @@ test('heddle adapters counts on a model', async (t) => {
   const { stdout } = await heddle('adapters', 'lora', '--model', model, '--target-modules', 'q_proj', '--json')
   const { parameters } = JSON.parse(stdout.split('\n')[0]!) as { readonly parameters: number }
   t.is(parameters, 4 * 8 * (256 + 256))
+})
+
+test('heddle adapters counts on an encoder, and says in a line of its own why a method cannot act there', async (t) => {
+  const { stdout } = await heddle('adapters', '--model', golden('models/bert'))
+  const lines = stdout.split('\n')
+  const lora = lines.find((line) => line.startsWith('lora '))!
+  t.regex(lora, /^lora +[\d,]+ {2}the one to begin with/)
+  const s2ft = lines.findIndex((line) => line.startsWith('s2ft '))
+  t.regex(lines[s2ft]!, / – {2}trains heads/)
+  t.regex(lines[s2ft + 1]!, /^ +expected v_ratio, o_ratio, u_ratio, d_ratio above 0/)
 })
 
 test('a method that is not known is answered with the nearest', async (t) => {

@@ -4,8 +4,6 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import test from 'ava'
 import { Adapter } from '../lib/adapters/adapter.js'
 import { eva } from '../lib/adapters/methods/eva.js'
@@ -25,6 +23,7 @@ import { zeros } from '../lib/tensor/tensor.js'
 import { train } from '../lib/train/train.js'
 import { methodCases } from './conformance/cases/index.js'
 import { callOn } from './conformance/subjects.js'
+import { liveBytes } from './support/live_tensors.js'
 import { networkOf, numbers } from './support/one_site.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { textFile, tinyDataset, tinyModel, tinyModelFolder } from './tiny_model.js'
@@ -135,30 +134,13 @@ for (const { title, makeMethod } of resolving.filter(
     }
     // Weights of the checkpoint are read when they are first used.
     await stopped()
-    const before = await nativeBytes()
+    const before = liveBytes()
     for (let i = 0; i < 3; i += 1) await stopped()
     t.is(model.adapters.length, 0)
-    t.is(await nativeBytes(), before)
+    t.is(liveBytes(), before)
     await model.dispose()
   })
 }
-
-/** What V8 knows of native memory, once the collector has been through. */
-async function nativeBytes(): Promise<number> {
-  let [bytes, same] = [-1, 0]
-  while (same < 3) {
-    await new Promise((resolve) => setImmediate(resolve))
-    collect()
-    const { external, arrayBuffers } = process.memoryUsage()
-    const now = external - arrayBuffers
-    same = now === bytes ? same + 1 : 0
-    bytes = now
-  }
-  return bytes
-}
-
-setFlagsFromString('--expose-gc')
-const collect = runInNewContext('gc') as () => void
 
 test('a signal that is set refuses at once, whatever the method', async (t) => {
   const model = await tinyModel()

@@ -94,15 +94,11 @@ export class Adapter {
     const { method, taskType } = await readMethod(folder)
     return await namingMethod(method.name, networkSites(model), async () => {
       const adapter = await Adapter.#attach(model, method, { taskType, ...options }, true)
-      try {
+      return await adapter.#completed(async () => {
         await readParameters(adapter, folder)
         await adapter.#restoreWeights()
         await adapter.#maskWeights()
-        return adapter
-      } catch (error) {
-        adapter.dispose()
-        throw error
-      }
+      })
     })
   }
 
@@ -115,15 +111,22 @@ export class Adapter {
     const { seed = 0, signal, onProgress } = options
     const attached = await attachMethod(model, method, { seed, signal, onProgress, isLoading })
     const adapter = new Adapter(model, method, attached, options)
-    try {
+    return await adapter.#completed(async () => {
       for (const { site } of attached.attachments.values()) {
         if (!site.structure) continue
         traceStructured(site, adapter.hook)
         await pause()
       }
-      return adapter
+    })
+  }
+
+  /** This adapter, once what it still lacks is done; freed where that fails. */
+  async #completed(complete: () => Promise<void>): Promise<this> {
+    try {
+      await complete()
+      return this
     } catch (error) {
-      adapter.dispose()
+      this.dispose()
       throw error
     }
   }
@@ -132,20 +135,25 @@ export class Adapter {
    * The same adapter, in tensors of its own, with some numbers of modules' weights set to 0 wherever it is active. The
    * caller owns it. @internal
    * @param method the adapter's, with these modules as its {@link Parametrization.maskedModules}
-   * @param masks by path, packed, see {@link packed}; the adapter owns them from then on
+   * @param masks by path, packed, see {@link packed}; freed in any case
    */
   static async masked(adapter: Adapter, method: Parametrization, masks: ReadonlyMap<string, Tensor>): Promise<Adapter> {
     const { model, baseModel, taskType } = adapter
-    const result = await Adapter.#attach(model, method, { baseModel, taskType })
     const from = new Map([...adapter.parameters(), ...adapter.buffers()])
     for (const [path, mask] of masks) from.set(`${path}.${maskName}`, mask)
-    await computed(() => {
-      for (const [name, target] of [...result.parameters(), ...result.buffers()]) assign(target, read(from.get(name)!))
-      return []
-    })
-    for (const mask of masks.values()) mask.dispose()
-    await result.#maskWeights()
-    return result
+    try {
+      const result = await Adapter.#attach(model, method, { baseModel, taskType })
+      return await result.#completed(async () => {
+        await computed(() => {
+          for (const [name, target] of [...result.parameters(), ...result.buffers()])
+            assign(target, read(from.get(name)!))
+          return []
+        })
+        await result.#maskWeights()
+      })
+    } finally {
+      for (const mask of masks.values()) mask.dispose()
+    }
   }
 
   /** Puts the weights in the place of the modules' own that the file's buffers hold. */

@@ -83,19 +83,24 @@ export async function loraOf(
   const patterns = others.length > 0 ? { rank_pattern: pattern, alpha_pattern: pattern } : {}
   const method = lora({ r, lora_alpha: r, ...fields, target_modules: [...factors.keys()], ...patterns })
   const adapter = await Adapter.attach(model, method, { baseModel, taskType })
-  await computed(() => {
-    for (const [path, { a, b }] of factors) {
-      const { site, parameters } = adapter.attachments.get(path)!
-      const names = namesAt(shapeAt(site)!)
-      for (const [name, value] of [
-        [names.a, a],
-        [names.b, b],
-      ] as const)
-        assign(parameters[name]!, reshape(read(value), parameters[name]!.shape))
-    }
-    return []
-  })
-  return adapter
+  try {
+    await computed(() => {
+      for (const [path, { a, b }] of factors) {
+        const { site, parameters } = adapter.attachments.get(path)!
+        const names = namesAt(shapeAt(site)!)
+        for (const [name, value] of [
+          [names.a, a],
+          [names.b, b],
+        ] as const)
+          assign(parameters[name]!, reshape(read(value), parameters[name]!.shape))
+      }
+      return []
+    })
+    return adapter
+  } catch (error) {
+    adapter.dispose()
+    throw error
+  }
 }
 
 const misuse = (expected: string, got: string): HeddleError =>

@@ -1,6 +1,6 @@
 /** What an adapter has at one site, and how its tensors begin. */
 import { HeddleError, throwIfAborted } from '../errors.js'
-import { computed, copied } from '../graph/computed.js'
+import { computed } from '../graph/computed.js'
 import { pause } from '../graph/pause.js'
 import { assign, read, type Sym } from '../graph/sym.js'
 import type { Network } from '../nn/network.js'
@@ -9,6 +9,7 @@ import { sameShape, shapeText } from '../tensor/dtype.js'
 import { seedTensor } from '../tensor/seed.js'
 import { type Tensor, zeros } from '../tensor/tensor.js'
 import { maskBytes, maskName } from './masked_weight.js'
+import { copiesOf, freedOnFailure, type Own } from './owned_values.js'
 import type {
   AttachProgress,
   BufferDeclaration,
@@ -53,15 +54,16 @@ export type SharedTensors = Readonly<
 const firstSharedStream = 2 ** 40
 
 /** Makes what the sites share. */
-export async function madeShared(
+export const madeShared = (
   declared: Readonly<Record<string, SharedDeclaration>>,
   seed: number,
-): Promise<SharedTensors> {
-  const made: Record<string, SharedTensors[string]> = {}
-  for (const [index, [name, { make, isTrained, isStored = true }]] of Object.entries(declared).entries())
-    made[name] = { isTrained, isStored, tensor: await make({ seed, stream: firstSharedStream + index }) }
-  return made
-}
+): Promise<SharedTensors> =>
+  freedOnFailure(async (own) => {
+    const made: Record<string, SharedTensors[string]> = {}
+    for (const [index, [name, { make, isTrained, isStored = true }]] of Object.entries(declared).entries())
+      made[name] = { isTrained, isStored, tensor: own(await make({ seed, stream: firstSharedStream + index })) }
+    return made
+  })
 
 /** All that an adapter has, at the sites and above them. */
 export interface Attached {
@@ -144,32 +146,28 @@ export interface AttachmentSource extends Pick<AttachSettings, 'seed' | 'isLoadi
   readonly shared: SharedTensors
 }
 
-/** A site's tensors, prepared where the plan says so and otherwise zero: see {@link initialise}. */
-export async function attachTo(site: Site, source: AttachmentSource): Promise<Attachment> {
-  const { plan, parts, stream } = source
-  const trained = await copiesOf(site, parts)
-  const own = plan ? await prepared(plan, site, source) : { parameters: {}, buffers: {} }
-  return { site, ...(plan ? { plan } : {}), stream, trained, ...own }
-}
-
-async function copiesOf(site: Site, parts: readonly SitePart[]): Promise<Partial<Record<SitePart, Tensor>>> {
-  const copies: Partial<Record<SitePart, Tensor>> = {}
-  for (const part of parts) {
-    const original = site[part]
-    if (original) copies[part] = await copied(original)
-  }
-  return copies
-}
+/** A site's tensors, prepared where the plan says so and otherwise zero: see {@link initialise}. All freed where that fails. */
+export const attachTo = (site: Site, source: AttachmentSource): Promise<Attachment> =>
+  freedOnFailure(async (own) => {
+    const { plan, parts, stream } = source
+    const originals = parts.flatMap((part) => (site[part] ? [[part, site[part]] as const] : []))
+    const trained = own(await copiesOf(Object.fromEntries(originals)))
+    const tensors = plan ? await prepared(plan, site, source, own) : { parameters: {}, buffers: {} }
+    return { site, ...(plan ? { plan } : {}), stream, trained, ...tensors }
+  })
 
 /** Room for a site's parameters, with what has to be known before the others are initialised. */
 async function prepared(
   plan: SitePlan,
   site: Site,
   { seed, stream, shared, isLoading }: AttachmentSource,
+  own: Own,
 ): Promise<Pick<Attachment, 'parameters' | 'buffers' | 'prepared' | 'weight' | 'initial'>> {
   const common = Object.fromEntries(Object.entries(shared).map(([name, { tensor }]) => [name, tensor]))
   const prepare = isLoading && plan.restoredWeight ? undefined : plan.prepare
   const { values = {}, weight } = (await prepare?.({ weight: site.weight, seed, stream, shared: common })) ?? {}
+  own(values)
+  if (weight) own(weight)
   const filledBy = (name: string, { shape, dtype }: BufferDeclaration): Tensor => {
     const value = values[name]
     if (value && !sameShape(value.shape, shape))
@@ -179,16 +177,15 @@ async function prepared(
         got: shapeText(value.shape),
         hint: 'Was the method made for another model?',
       })
-    return value ?? zeros(shape, dtype)
+    return value ?? own(zeros(shape, dtype))
   }
   const each = (declared: Readonly<Record<string, BufferDeclaration>>): Record<string, Tensor> =>
     Object.fromEntries(Object.entries(declared).map(([name, one]) => [name, filledBy(name, one)]))
   const [parameters, buffers] = [each(plan.parameters), each(plan.buffers ?? {})]
   const names = new Set(Object.keys(values))
   if (!weight) return { parameters, buffers, prepared: names }
-  const initial: Record<string, Tensor> = {}
-  for (const name of Object.keys(parameters)) if (names.has(name)) initial[name] = await copied(parameters[name]!)
-  return { parameters, buffers, prepared: names, weight, initial }
+  const initial = Object.fromEntries(Object.entries(parameters).filter(([name]) => names.has(name)))
+  return { parameters, buffers, prepared: names, weight, initial: await copiesOf(initial) }
 }
 
 /** Gives the parameters that are not prepared yet their declared initial values. */

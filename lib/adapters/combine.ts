@@ -19,7 +19,7 @@ import {
   select,
   sign,
 } from '../graph/ops/elementwise.js'
-import { concat, slice } from '../graph/ops/index.js'
+import { concat, copy } from '../graph/ops/index.js'
 import { matmul } from '../graph/ops/matmul.js'
 import { randomUniform } from '../graph/ops/random.js'
 import { reshape } from '../graph/ops/reduce.js'
@@ -29,10 +29,11 @@ import { orderStatistics } from '../linalg/order_statistic.js'
 import { seedTensor } from '../tensor/seed.js'
 import type { Tensor } from '../tensor/tensor.js'
 import type { Adapter, Attachment } from './adapter.js'
-import { type FactorTensors, loraOf } from './as_lora.js'
+import { disposeFactors, type FactorTensors, loraOf } from './as_lora.js'
 import { scaleAt } from './methods/lora.js'
 import type { LoraConfig } from './methods/lora_config.js'
 import { type LoraShape, namesAt, shapeAt } from './methods/lora_site.js'
+import { firstOf } from './spectrum.js'
 
 /** PEFT's names of the ways to combine adapters. */
 export type CombinationType =
@@ -110,14 +111,14 @@ export async function combineAdapters(
     throw misuse('density', `the share to keep, for ${combination_type}`, 'none')
   const paths = [...new Set(adapters.flatMap(({ sitePaths }) => sitePaths))]
   const sources = paths.map((path) => sourcesAt(path, adapters, weights))
-  const factors: FactorTensors[] = []
+  const factors = new Map<string, FactorTensors>()
   try {
-    for (const [i, each] of sources.entries()) factors.push(await combined(each, settings, 2 * i * adapters.length))
+    for (const [i, path] of paths.entries())
+      factors.set(path, await combined(sources[i]!, settings, 2 * i * adapters.length))
     const { lora_dropout, fan_in_fan_out } = adapters[0]!.method.config as LoraConfig
-    const byPath = new Map(paths.map((path, i) => [path, factors[i]!]))
-    return await loraOf(adapters[0]!, byPath, { r: rank, lora_dropout, fan_in_fan_out })
+    return await loraOf(adapters[0]!, factors, { r: rank, lora_dropout, fan_in_fan_out })
   } finally {
-    for (const { a, b } of factors) for (const used of [a, b]) used.dispose()
+    disposeFactors(factors)
   }
 }
 
@@ -170,30 +171,34 @@ async function ofFactors(sources: readonly Source[], settings: Settings, stream:
 /** The products s B A combined, and the leading singular vectors of that: A = Vᵀ, B = U S. */
 async function ofProducts(sources: readonly Source[], settings: Settings, stream: number): Promise<FactorTensors> {
   const { rank, svd_clamp: clamp } = settings
-  const products: Tensor[] = []
-  for (const each of sources)
-    products.push(await computed(() => matmul(matrixB(each), matrixA(each), { alpha: each.scale })))
-  const weights = sources.map(({ weight }) => weight)
-  const kept = await thresholds(products, settings)
-  using words = seedTensor(settings.seed)
-  const mixture = await computed(() =>
-    mixed({ tensors: products.map(read), weights, thresholds: kept, stream, seed: read(words) }, settings),
-  )
-  for (const each of products) each.dispose()
-  const { u, s, vh } = await svd(mixture)
-  mixture.dispose()
-  const size = Math.min(rank, s.size)
-  const first = (axis: number) => [{ axis, start: 0, end: size }]
-  const factors = await computed(() => ({
-    a: slice(read(vh), first(0)),
-    b: mul(slice(read(u), first(1)), slice(read(s), first(0))),
-  }))
-  for (const used of [u, s, vh]) used.dispose()
+  using mixture = await mixedProducts(sources, settings, stream)
+  const factors = await computed(() => {
+    const { u, s, vh } = svd(read(mixture))
+    const leading = firstOf({ u, s, vh }, Math.min(rank, s.shape[0]!))
+    return { a: copy(leading.vh), b: mul(leading.u, leading.s) }
+  })
   if (clamp === undefined) return factors
-  const most = await quantile([factors.b, factors.a], clamp)
-  const clipped = await computed(() => ({ a: clip(read(factors.a), most), b: clip(read(factors.b), most) }))
-  for (const used of [factors.a, factors.b]) used.dispose()
-  return clipped
+  using a = factors.a
+  using b = factors.b
+  const most = await quantile([b, a], clamp)
+  return await computed(() => ({ a: clip(read(a), most), b: clip(read(b), most) }))
+}
+
+/** Σ of what is kept of the products s B A. */
+async function mixedProducts(sources: readonly Source[], settings: Settings, stream: number): Promise<Tensor> {
+  const weights = sources.map(({ weight }) => weight)
+  using words = seedTensor(settings.seed)
+  const products: Tensor[] = []
+  try {
+    for (const each of sources)
+      products.push(await computed(() => matmul(matrixB(each), matrixA(each), { alpha: each.scale })))
+    const kept = await thresholds(products, settings)
+    return await computed(() =>
+      mixed({ tensors: products.map(read), weights, thresholds: kept, stream, seed: read(words) }, settings),
+    )
+  } finally {
+    for (const each of products) each.dispose()
+  }
 }
 
 interface Mixture {

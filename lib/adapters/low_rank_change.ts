@@ -1,12 +1,11 @@
 /** ΔW = s · L C R at a linear or convolution site: the form that many methods share, whatever of it they train. */
 import { HeddleError } from '../errors.js'
-import { conv2d } from '../graph/ops/conv.js'
 import { add, cast, mul } from '../graph/ops/elementwise.js'
 import { transpose } from '../graph/ops/index.js'
 import { matmul, type Precision } from '../graph/ops/matmul.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
-import { dropped, linearShape, type Site, type SiteKind } from '../nn/site.js'
+import { convolutionWith, dropped, linearShape, linearWith, type Site, type SiteKind } from '../nn/site.js'
 import { elementCount } from '../tensor/dtype.js'
 import type { Factors, SiteContext } from './parametrization.js'
 import { unsuited } from './targeting.js'
@@ -24,7 +23,7 @@ export interface MatrixShape {
 /** @throws ERR_HEDDLE_ARGUMENT naming the site, where it is of another kind */
 export function matrixShape(method: string, site: Site, kinds: readonly SiteKind[] = ['linear']): MatrixShape {
   if (!kinds.includes(site.kind))
-    throw unsuited(method, site, `a ${kinds.join(' or ')} module`, `a ${site.kind} module`)
+    throw unsuited(method, site, `a ${kinds.map(nameOf).join(' or ')} module`, `a ${nameOf(site.kind)} module`)
   if (site.kind === 'linear') {
     const [out, inner] = linearShape(site)
     return { out, inner, isConvolution: false, isTransposed: site.transposed === true }
@@ -32,6 +31,8 @@ export function matrixShape(method: string, site: Site, kinds: readonly SiteKind
   const [out, ...window] = site.weight.shape as [number, ...number[]]
   return { out, inner: elementCount(window), isConvolution: true, isTransposed: false }
 }
+
+const nameOf = (kind: SiteKind): string => (kind === 'conv2d' ? 'convolution' : kind)
 
 /** The weight as `[out, inner]`, f32. */
 export function asMatrix(weight: Sym, { out, inner, isTransposed }: MatrixShape): Sym {
@@ -97,7 +98,7 @@ export function changePath(n: number, r: number, { out, inner }: Pick<MatrixShap
 export interface ChangedLinearOptions {
   /** Probability of dropping an element of the change's input in training. Default 0. */
   readonly dropout?: number
-  /** Default: the one that {@link changePath} finds cheaper. A convolution, a change with dropout and a structured site have no choice. */
+  /** Default: the one that {@link changePath} finds cheaper. A convolution, a change with dropout, and a site whose weight is in a structure or in blocks have no choice. */
   readonly path?: ChangePath
 }
 
@@ -109,22 +110,16 @@ export function changedLinear(
   { dropout: p = 0, path }: ChangedLinearOptions = {},
 ): Sym {
   const { x, base, site, forward, stream } = context
-  if (shape.isConvolution) {
-    const weight = changedWeight(read(site.weight), changes, shape)
-    return conv2d(x, weight, { ...site.window, bias: site.bias && read(site.bias) })
-  }
-  const { precision } = forward
+  const weight = (): Sym => changedWeight(read(site.weight), changes, shape)
+  if (shape.isConvolution) return convolutionWith(site, weight(), x)
   const isDropping = forward.training && p > 0
   const n = elementCount(x.shape.slice(0, -1))
   const r = changes.reduce((total, { right }) => total + right.shape[0]!, 0)
-  if (!isDropping && !site.structure && (path ?? changePath(n, r, shape)) === 'weight')
-    return matmul(x, changedWeight(read(site.weight), changes, shape), {
-      transposeB: !shape.isTransposed,
-      precision,
-      ...(site.bias ? { addend: read(site.bias) } : {}),
-    })
+  const hasNumbers = !site.structure && forward.precision !== 'stored'
+  if (!isDropping && hasNumbers && (path ?? changePath(n, r, shape)) === 'weight')
+    return linearWith(site, weight(), x, forward)
   const input = dropped(x, p, forward, stream)
-  return changes.reduce((y, change) => add(y, product(input, change, precision)), base())
+  return changes.reduce((y, change) => add(y, product(input, change, forward.precision)), base())
 }
 
 /** s L (C (R x)), each factor by itself. */

@@ -137,6 +137,7 @@ async function readConfig(path: string): Promise<Readonly<Record<string, unknown
 export async function readParameters(adapter: Adapter, folder: string): Promise<void> {
   const path = join(folder, weightsFile)
   const archive = await openSafetensors(path)
+  const loaded = new Map<Tensor, Tensor>()
   try {
     const wanted = storedTensors(adapter)
     const found = new Map([...archive.tensors].map(([name, stored]) => [currentName(adapter, name), stored]))
@@ -144,20 +145,20 @@ export async function readParameters(adapter: Adapter, folder: string): Promise<
       if (wanted.has(name) || isCopyOfShared(adapter, name) || (await isCopyOfBase(adapter, name, stored))) continue
       throw mismatch(path, 'tensors of the modules that target_modules selects', `"${name}" besides`)
     }
-    const loaded = [...wanted].map(([name, tensor]) => {
+    for (const [name, tensor] of wanted) {
       const stored = found.get(name)
       if (!stored) throw mismatch(path, `a tensor "${name}"`, 'none')
       if (!sameShape(stored.shape, tensor.shape))
         throw mismatch(`${path}: ${stored.name}`, shapeText(tensor.shape), shapeText(stored.shape))
-      return [tensor, new Tensor(stored.load(tensor.dtype))] as const
-    })
-    await expectSameWeights(adapter, new Map(loaded), path)
+      loaded.set(tensor, new Tensor(stored.load(tensor.dtype)))
+    }
+    await expectSameWeights(adapter, loaded, path)
     await computed(() => {
       for (const [parameter, value] of loaded) assign(parameter, read(value))
       return []
     })
-    for (const [, value] of loaded) value.dispose()
   } finally {
+    for (const value of loaded.values()) value.dispose()
     archive.close()
   }
 }

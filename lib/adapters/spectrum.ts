@@ -20,27 +20,23 @@ const wholeSize = 1024
 const wholePart = 1 / 4
 
 /**
- * The r leading singular values and vectors of the weight as `[out, inner]`: u `[out, r]`, s `[r]`, vh `[r, inner]`,
+ * The r leading singular values and vectors of a weight as `[out, inner]`: u `[out, r]`, s `[r]`, vh `[r, inner]`,
  * f32, the largest element of each row of vh positive. Leading parts of large matrices come from a randomised
- * decomposition that always begins the same.
- * @param site named in errors
- * @throws ERR_HEDDLE_ARGUMENT when an element is not finite
+ * decomposition that always begins the same. Running it throws ERR_HEDDLE_ARGUMENT when an element is not finite: see
+ * {@link ofSite}.
  */
-export const leadingSvd = (weight: Tensor, shape: MatrixShape, r: number, site: Pick<Site, 'path'>): Promise<Svd> =>
-  ofSite(site, () =>
-    computed(() => {
-      const p = Math.min(shape.out, shape.inner)
-      const matrix = asMatrix(read(weight), shape)
-      const isWhole = p <= wholeSize || r > wholePart * p
-      return signed(isWhole ? firstOf(svd(matrix), r) : truncatedSvd(matrix, { rank: r, iterations: 4 }))
-    }),
-  )
+export function leadingSvd(weight: Sym, shape: MatrixShape, r: number): Svd<Sym> {
+  const p = Math.min(shape.out, shape.inner)
+  const matrix = asMatrix(weight, shape)
+  const isWhole = p <= wholeSize || r > wholePart * p
+  return signed(isWhole ? firstOf(svd(matrix), r) : truncatedSvd(matrix, { rank: r, iterations: 4 }))
+}
 
-/** All singular values of the weight as `[out, inner]`, descending, f32. @throws as {@link leadingSvd} */
+/** All singular values of the weight as `[out, inner]`, descending, f32. @throws ERR_HEDDLE_ARGUMENT when an element is not finite */
 export const singularValues = (weight: Tensor, shape: MatrixShape, site: Pick<Site, 'path'>): Promise<Tensor> =>
   ofSite(site, () => computed(() => svdvals(asMatrix(read(weight), shape))))
 
-/** Shows all singular values of each site's weight, descending. @throws as {@link leadingSvd}, and ERR_HEDDLE_ABORTED */
+/** Shows all singular values of each site's weight, descending. @throws as {@link singularValues}, and ERR_HEDDLE_ABORTED */
 export async function eachSpectrum(
   method: string,
   { sites, watch, report }: Pick<ResolveContext, 'sites' | 'watch' | 'report'>,

@@ -5,6 +5,9 @@ import type { ParametrizationType } from '../adapters/parametrization.js'
 import { parametrizations } from '../adapters/registry.js'
 import { unknownName } from '../config.js'
 import { HeddleError } from '../errors.js'
+import { openCheckpoint } from '../formats/checkpoint.js'
+import { buildNetwork, siteStructures } from '../models/build.js'
+import { type Architecture, decoders, encoders, imageClassifiers } from '../models/registry.js'
 import type { Network } from '../nn/network.js'
 import { type CommonFlags, command, inSession, modelOption, type Session } from './session.js'
 
@@ -28,13 +31,25 @@ export const adaptersCommand = (): Command =>
       inSession(flags, {}, async (session) => {
         const types = method === undefined ? parametrizations : [typeNamed(method)]
         const { model } = flags
-        const network = model === undefined ? undefined : (await session.loadModel({ ...flags, model })).network
+        const network = model === undefined ? undefined : await networkOf(session, model)
         const rows = types.map((type) => ({ type, count: network && countOf(type, network, flags.targetModules) }))
         const width = Math.max(...types.map(({ name }) => name.length))
         for (const { type, count } of rows) reportMethod(session, { type, count, width })
         if (method !== undefined) reportDetails(session, types[0]!)
       }),
     )
+
+/** The network of any model; none of its weights is read. */
+const networkOf = (session: Session, source: string): Promise<Network> =>
+  session.fetched(source, async (hub) => {
+    const checkpoint = await openCheckpoint(source, hub)
+    try {
+      const known: readonly Architecture<Network>[] = [...decoders, ...encoders, ...imageClassifiers]
+      return buildNetwork(known, checkpoint, await siteStructures(checkpoint))
+    } finally {
+      checkpoint.close()
+    }
+  })
 
 /** @throws ERR_HEDDLE_ARGUMENT with the nearest name */
 function typeNamed(name: string): ParametrizationType {
@@ -65,9 +80,11 @@ interface Row {
 
 function reportMethod(session: Session, { type, count, width }: Row): void {
   const { name, title, isPeft, purpose, initialChange } = type
-  const shown = typeof count === 'number' ? count.toLocaleString('en-US') : (count ?? '')
+  const shown = typeof count === 'number' ? count.toLocaleString('en-US') : '–'
   const columns = [name.padEnd(width), ...(count === undefined ? [] : [shown.padStart(12)]), purpose]
-  session.report('method', { name, title, isPeft, purpose, initialChange, parameters: count }, columns.join('  '))
+  const reason = typeof count === 'string' ? `\n${' '.repeat(width + 16)}${count}` : ''
+  const text = `${columns.join('  ')}${reason}`
+  session.report('method', { name, title, isPeft, purpose, initialChange, parameters: count }, text)
 }
 
 const initialWords = {

@@ -12,6 +12,7 @@ import { halveActivations } from './passes/half_activations.js'
 import { halveOperands } from './passes/half_operands.js'
 import { fuseLowRankMatmuls } from './passes/low_rank_matmul.js'
 import { fuseMatmulAddends } from './passes/matmul_addend.js'
+import { orderProducts } from './passes/product_order.js'
 import { recomputeCheapValues } from './passes/recompute.js'
 import {
   blockOf,
@@ -70,6 +71,7 @@ export async function compileTrace(
   await mergeCommonSubexpressions(graph)
   await foldConstants(graph)
   await fuseMatmulAddends(graph)
+  if (await orderProducts(graph)) await mergeCommonSubexpressions(graph)
   if (recompute !== false) await recomputeCheapValues(graph)
   await removeDeadCode(graph)
   if (activations === 'bf16') await halveActivations(graph)

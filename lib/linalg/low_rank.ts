@@ -79,14 +79,12 @@ export function truncatedSvd(
  * {@link truncatedSvd} as PyTorch's `svd_lowrank` has it: no further vectors, no error.
  * @throws as {@link truncatedSvd}
  */
-export function svdLowRank(a: Tensor, options: LowRankOptions): Promise<Svd> {
-  return computed(
-    (x) => {
-      const { u, s, vh } = truncatedSvd(x!, { ...options, oversampling: 0 })
-      return { u, s, vh }
-    },
-    [a],
-  )
+export function svdLowRank(a: Tensor, options: LowRankOptions): Promise<Svd>
+export function svdLowRank(a: Sym, options: LowRankOptions): Svd<Sym>
+export function svdLowRank(a: Tensor | Sym, options: LowRankOptions): Promise<Svd> | Svd<Sym> {
+  if (!isSym(a)) return computed((x) => svdLowRank(x!, options), [a])
+  const { u, s, vh } = truncatedSvd(a, { ...options, oversampling: 0 })
+  return { u, s, vh }
 }
 
 /** Gaussian probes of the error; the bound fails with probability 10^−probes. */

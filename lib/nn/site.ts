@@ -66,16 +66,20 @@ export type SiteComputation = (part?: Site, input?: Sym) => Sym
 
 /** x `[..., in]` times the site's weight `[out, in]`, dense or in a structure, plus its bias → `[..., out]`. */
 export const linear = (site: Site, x: Sym, forward: Forward): Sym =>
-  through(site, x, forward, ({ weight, structure, bias, transposed }, input) => {
-    if (!structure)
-      return matmul(input, read(weight), {
-        transposeB: !transposed,
-        precision: forward.precision,
-        ...(bias ? { addend: read(bias) } : {}),
-      })
+  through(site, x, forward, (part, input) => {
+    const { weight, structure, bias } = part
+    if (!structure) return linearWith(part, read(weight), input, forward)
     const y = structure.matmul(input, forward)
     return bias ? add(y, read(bias)) : y
   })
+
+/** x times this weight, stored as the site's is, plus the site's bias. */
+export const linearWith = (
+  { transposed, bias }: Pick<Site, 'transposed' | 'bias'>,
+  weight: Sym,
+  x: Sym,
+  { precision }: Pick<Forward, 'precision'>,
+): Sym => matmul(x, weight, { transposeB: !transposed, precision, ...(bias ? { addend: read(bias) } : {}) })
 
 /** Rows of the site's table `[rows, dim]` for `ids i32 [...]` → `[..., dim]`. */
 export const embedding = (site: Site, ids: Sym, forward: Forward): Sym =>
@@ -83,9 +87,11 @@ export const embedding = (site: Site, ids: Sym, forward: Forward): Sym =>
 
 /** Images `[n, in, h, w]` under the site's kernel `[out, in / groups, kh, kw]`, plus its bias → `[n, out, h', w']`. */
 export const convolution = (site: Site, x: Sym, forward: Forward): Sym =>
-  through(site, x, forward, ({ weight, bias, window }, input) =>
-    conv2d(input, read(weight), { ...window, bias: bias && read(bias) }),
-  )
+  through(site, x, forward, (part, input) => convolutionWith(part, read(part.weight), input))
+
+/** Images under this kernel, as the site's moves, plus the site's bias. */
+export const convolutionWith = ({ window, bias }: Pick<Site, 'window' | 'bias'>, kernel: Sym, x: Sym): Sym =>
+  conv2d(x, kernel, { ...window, bias: bias && read(bias) })
 
 /** x with elements dropped at rate p while training, x itself otherwise. @param stream the site's */
 export const dropped = (x: Sym, p: number, { training, seed }: Forward, stream: number): Sym =>

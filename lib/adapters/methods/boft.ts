@@ -8,7 +8,7 @@ import { slice, transpose } from '../../graph/ops/index.js'
 import { randomUniform } from '../../graph/ops/random.js'
 import { reshape } from '../../graph/ops/reduce.js'
 import { read, type Sym } from '../../graph/sym.js'
-import { linearShape, oriented, type Site } from '../../nn/site.js'
+import { oriented, type Site } from '../../nn/site.js'
 import { declared, filled, normal, zero } from '../initial_values.js'
 import type {
   MergeContext,
@@ -19,7 +19,7 @@ import type {
   SiteTensors,
 } from '../parametrization.js'
 import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from '../targeting.js'
-import { cayley, changedRows, convolvedWith, droppedBlocks, rotated, windowSize, withoutBlocks } from './rotation.js'
+import { cayley, changedRows, convolvedWith, droppedBlocks, rotated, rotatedShape, withoutBlocks } from './rotation.js'
 
 /** Options of {@link boft}: PEFT's names and, but for `target_modules`, its defaults. */
 export interface BoftOptions extends TargetOptions<'boft_only'> {
@@ -88,7 +88,7 @@ interface Butterfly {
 
 function planAt(site: Site, config: BoftConfig): SitePlan {
   const isConvolution = site.kind === 'conv2d'
-  const [out, inner] = shapeOf(site)
+  const { out, inner } = rotatedShape('boft', site)
   const butterfly = butterflyOf(site, inner, config)
   const { factors, blocks, h } = butterfly
   const shape = [factors, blocks, h, h]
@@ -110,13 +110,6 @@ function planAt(site: Site, config: BoftConfig): SitePlan {
     },
     merged: (context) => ({ weight: mergedAt(site, context, butterfly) }),
   }
-}
-
-/** [out, inputs], those of a convolution being its window's. */
-function shapeOf(site: Site): readonly [number, number] {
-  if (site.kind === 'linear') return linearShape(site)
-  if (site.kind === 'conv2d') return [site.weight.shape[0]!, windowSize('boft', site)]
-  throw unsuited('boft', site, 'a linear or convolution module', `a ${site.kind} module`)
 }
 
 /** @throws ERR_HEDDLE_ARGUMENT where PEFT refuses too */

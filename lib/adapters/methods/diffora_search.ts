@@ -1,7 +1,7 @@
 /** The search of DiffoRA: gates on a LoRA of every candidate module, trained on other data than the LoRAs themselves. */
 import { HeddleError } from '../../errors.js'
 import { computed } from '../../graph/computed.js'
-import { add, mul, sigmoid, sqrt } from '../../graph/ops/elementwise.js'
+import { add, constant, mul, sigmoid, sqrt } from '../../graph/ops/elementwise.js'
 import { stack } from '../../graph/ops/gather.js'
 import { slice } from '../../graph/ops/index.js'
 import { matmul } from '../../graph/ops/matmul.js'
@@ -187,14 +187,19 @@ async function splitBatches({ batches }: Calibration, held: number): Promise<rea
 /** A fresh LoRA for each candidate. */
 async function pairs({ sites }: Candidates, pair: Parametrization, seed: number): Promise<Map<Site, Attachment>> {
   const attachments = new Map<Site, Attachment>()
-  for (const [i, site] of sites.flat().entries()) {
-    if (!site) continue
-    const source = { plan: pair.plan(site), parts: [], seed, stream: 3 * i, shared: {} }
-    attachments.set(site, await attachTo(site, source))
-    await pause()
+  try {
+    for (const [i, site] of sites.flat().entries()) {
+      if (!site) continue
+      const source = { plan: pair.plan(site), parts: [], seed, stream: 3 * i, shared: {} }
+      attachments.set(site, await attachTo(site, source))
+      await pause()
+    }
+    await initialise([...attachments.values()], seed)
+    return attachments
+  } catch (error) {
+    for (const attachment of attachments.values()) disposeAttachment(attachment)
+    throw error
   }
-  await initialise([...attachments.values()], seed)
-  return attachments
 }
 
 /** y = base(x) + s B (γ A x): the gate is on the narrow side, where its gradient is a product of `[tokens, r]`. */
@@ -267,12 +272,15 @@ async function gateScores(
   attachments: ReadonlyMap<Site, Attachment>,
   theta: Tensor,
 ): Promise<(number | null)[][]> {
-  using scores = await computed(() => {
+  using scores = await computed(async () => {
     const gates = allGates(config, read(theta))
     if (!config.normalise) return gates
-    const norms = candidates.sites.flat().map((site) => (site ? productNorm(attachments.get(site)!) : undefined))
-    const some = norms.find((norm) => norm !== undefined)!
-    return mul(gates, reshape(stack(norms.map((norm) => norm ?? some)), gates.shape))
+    const norms: Sym[] = []
+    for (const site of candidates.sites.flat()) {
+      norms.push(site ? productNorm(attachments.get(site)!) : constant(0))
+      await pause()
+    }
+    return mul(gates, reshape(stack(norms), gates.shape))
   })
   return inPlaces(candidates, [...((await scores.data()) as Float32Array)])
 }

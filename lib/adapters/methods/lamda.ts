@@ -20,6 +20,7 @@ import {
   type LowRankChange,
   type MatrixShape,
   matrixShape,
+  ofSite,
 } from '../low_rank_change.js'
 import type {
   AttachedSite,
@@ -172,17 +173,17 @@ async function spectral(
   shape: MatrixShape,
   { r, scale, init, site }: SpectralSettings,
 ): Promise<Prepared> {
-  const { u, s, vh } = await leadingSvd(weight, shape, r, site)
-  const core = await computed(() => diagonal(read(s)))
-  if (init === 'spectral_zero') {
-    for (const unused of [u, s]) unused.dispose()
-    return { values: { [names.a]: vh, [names.s]: core } }
-  }
-  const rest = await computed(() => {
-    const leading = { left: read(u), core: read(s), right: read(vh), scale: -scale }
-    return changedWeight(read(weight), [leading], shape)
-  })
-  return { values: { [names.a]: vh, [names.s]: core, [names.b]: u, [names.spectrum]: s }, weight: rest }
+  const { values, rest } = await ofSite(site, () =>
+    computed(() => {
+      const { u, s, vh } = leadingSvd(read(weight), shape, r)
+      const values = { [names.a]: vh, [names.s]: diagonal(s) }
+      if (init === 'spectral_zero') return { values }
+      const leading = { left: u, core: s, right: vh, scale: -scale }
+      const rest = changedWeight(read(weight), [leading], shape)
+      return { values: { ...values, [names.b]: u, [names.spectrum]: s }, rest }
+    }),
+  )
+  return { values, ...(rest ? { weight: rest } : {}) }
 }
 
 /** The update rule under which the first columns of every B neither get a gradient nor move, whatever the rule adds. */

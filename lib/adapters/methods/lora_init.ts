@@ -6,12 +6,19 @@ import { matmul } from '../../graph/ops/matmul.js'
 import { randomNormal } from '../../graph/ops/random.js'
 import { reshape } from '../../graph/ops/reduce.js'
 import { read, type Sym } from '../../graph/sym.js'
-import { qr, svd } from '../../linalg/factorise.js'
+import { qr, type Svd, svd } from '../../linalg/factorise.js'
 import { svdLowRank } from '../../linalg/low_rank.js'
 import { seedTensor } from '../../tensor/seed.js'
-import type { Tensor } from '../../tensor/tensor.js'
 import { normal, uniform, zero } from '../initial_values.js'
-import type { InitContext, ParameterDeclaration, PrepareContext, Prepared, SitePlan } from '../parametrization.js'
+import type {
+  Factors,
+  InitContext,
+  ParameterDeclaration,
+  PrepareContext,
+  Prepared,
+  SitePlan,
+} from '../parametrization.js'
+import { firstOf } from '../spectrum.js'
 import { type LoraSettings, magnitudeName, namesAt, rowNorm } from './lora_site.js'
 
 /** The parameters of a site in the order in which they are initialised: DoRA's magnitude needs A and B. */
@@ -55,94 +62,72 @@ const magnitude =
 export function preparation(settings: LoraSettings): SitePlan['prepare'] {
   const { init } = settings
   if (init === 'orthogonal') return (context) => orthogonal(settings, context)
-  if (init === 'olora') return (context) => factorised(settings, context, oloraFactors)
-  if (init === 'pissa') return (context) => factorised(settings, context, pissaFactors)
+  if (init === 'olora') return (context) => factorised(settings, context, (weight) => oloraFactors(weight, settings))
+  if (init === 'pissa')
+    return (context) => factorised(settings, context, (weight) => splitSingular(svd(weight), settings))
   const iterations = typeof init === 'string' ? /^pissa_niter_(\d+)$/u.exec(init)?.[1] : undefined
   if (iterations === undefined) return undefined
-  return (context) =>
-    factorised(settings, context, (weight, { r, scale }) =>
-      approximatePissa(weight, r, scale, Number(iterations), context),
-    )
+  return (context) => {
+    const { seed, stream } = context
+    const sketch = { rank: settings.r, iterations: Number(iterations), seed, stream }
+    return factorised(settings, context, (weight) => splitSingular(svdLowRank(weight, sketch), settings))
+  }
 }
 
 /** A of r vectors and B of r others, out of one orthonormal set, so that B A = 0 while neither is. */
 async function orthogonal({ shape, r }: LoraSettings, { seed, stream }: PrepareContext): Promise<Prepared> {
   const half = r / 2
-  using words = seedTensor(seed)
-  const numbers = await computed((s) => randomNormal(s!, stream, [r * r + half * (shape.inner + shape.out)]), [words])
-  const part = (start: number, dims: readonly [number, number]): Sym =>
-    reshape(slice(read(numbers), [{ axis: 0, start, end: start + dims[0] * dims[1] }]), dims)
-  const square = await computed(() => part(0, [r, r]))
-  const { q, r: triangle } = await qr(square)
-  const rows = (start: number): Sym => slice(read(q), [{ axis: 0, start, end: r, step: 2 }])
-  const a = await computed(() => div(matmul(rows(0), part(r * r, [half, shape.inner]), { transposeA: true }), 10))
-  const b = await computed(() =>
-    div(matmul(part(r * r + half * shape.inner, [half, shape.out]), rows(1), { transposeA: true }), 10),
-  )
-  for (const used of [numbers, square, q, triangle]) used.dispose()
   const names = namesAt(shape)
-  return { values: { [names.a]: a, [names.b]: b } }
-}
-
-interface Factors {
-  readonly a: Tensor
-  readonly b: Tensor
+  using words = seedTensor(seed)
+  const values = await computed(
+    (s) => {
+      const numbers = randomNormal(s!, stream, [r * r + half * (shape.inner + shape.out)])
+      const part = (start: number, dims: readonly [number, number]): Sym =>
+        reshape(slice(numbers, [{ axis: 0, start, end: start + dims[0] * dims[1] }]), dims)
+      const { q } = qr(part(0, [r, r]))
+      const rows = (start: number): Sym => slice(q, [{ axis: 0, start, end: r, step: 2 }])
+      const [left, right] = [part(r * r, [half, shape.inner]), part(r * r + half * shape.inner, [half, shape.out])]
+      return {
+        [names.a]: div(matmul(rows(0), left, { transposeA: true }), 10),
+        [names.b]: div(matmul(right, rows(1), { transposeA: true }), 10),
+      }
+    },
+    [words],
+  )
+  return { values }
 }
 
 /** A and B from the weight, and the weight without their product. */
 async function factorised(
   settings: LoraSettings,
   { weight }: PrepareContext,
-  factorsOf: (matrix: Tensor, settings: LoraSettings) => Promise<Factors>,
+  factorsOf: (matrix: Sym) => Factors,
 ): Promise<Prepared> {
   const { shape, scale } = settings
-  const matrix = shape.isTransposed ? await computed(() => transpose(read(weight))) : weight
-  const { a, b } = await factorsOf(matrix, settings)
-  const rest = await computed(() => {
-    const [left, right, addend] = [read(b), read(a), read(weight)]
-    return shape.isTransposed
-      ? matmul(right, left, { transposeA: true, transposeB: true, alpha: -scale, addend })
-      : matmul(left, right, { alpha: -scale, addend })
+  const { a, b, rest } = await computed(() => {
+    const own = read(weight)
+    const factors = factorsOf(shape.isTransposed ? transpose(own) : own)
+    const rest = shape.isTransposed
+      ? matmul(factors.a, factors.b, { transposeA: true, transposeB: true, alpha: -scale, addend: own })
+      : matmul(factors.b, factors.a, { alpha: -scale, addend: own })
+    return { ...factors, rest }
   })
-  if (matrix !== weight) matrix.dispose()
   const names = namesAt(shape)
   return { values: { [names.a]: a, [names.b]: b }, weight: rest }
 }
 
 /** A = √(S/s) Vᵀ, B = U √(S/s) of the r largest singular values S. */
-async function pissaFactors(weight: Tensor, { r, scale }: LoraSettings): Promise<Factors> {
-  const { u, s, vh } = await svd(weight)
-  return splitSingular(u, s, vh, r, scale)
-}
-
-async function approximatePissa(
-  weight: Tensor,
-  r: number,
-  scale: number,
-  iterations: number,
-  { seed, stream }: PrepareContext,
-): Promise<Factors> {
-  const { u, s, vh } = await svdLowRank(weight, { rank: r, iterations, seed, stream })
-  return splitSingular(u, s, vh, r, scale)
-}
-
-async function splitSingular(u: Tensor, s: Tensor, vh: Tensor, r: number, scale: number): Promise<Factors> {
-  const first = (axis: number) => [{ axis, start: 0, end: r }]
-  const root = (): Sym => sqrt(div(slice(read(s), first(0)), scale))
-  const a = await computed(() => mul(reshape(root(), [r, 1]), slice(read(vh), first(0))))
-  const b = await computed(() => mul(slice(read(u), first(1)), root()))
-  for (const used of [u, s, vh]) used.dispose()
-  return { a, b }
+function splitSingular(all: Svd<Sym>, { r, scale }: LoraSettings): Factors {
+  const { u, s, vh } = firstOf(all, r)
+  const root = sqrt(div(s, scale))
+  return { a: mul(reshape(root, [r, 1]), vh), b: mul(u, root) }
 }
 
 /** The first r rows of R and columns of Q; not divided by the scale, as in PEFT. */
-async function oloraFactors(weight: Tensor, { r }: LoraSettings): Promise<Factors> {
-  const { q, r: triangle } = await qr(weight)
-  const a = await computed(() => slice(read(triangle), [{ axis: 0, start: 0, end: r }]))
-  const b = await computed(() => slice(read(q), [{ axis: 1, start: 0, end: r }]))
-  q.dispose()
-  triangle.dispose()
-  return { a, b }
+function oloraFactors(weight: Sym, { r }: LoraSettings): Factors {
+  const { q, r: triangle } = qr(weight)
+  const first = (axis: number) => [{ axis, start: 0, end: r }]
+  return { a: slice(triangle, first(0)), b: slice(q, first(1)) }
 }
 
 /** Trained and initial factors one beside the other, the initial ones taken off. */

@@ -8,13 +8,13 @@ import { HeddleError } from '../../errors.js'
 import { computed } from '../../graph/computed.js'
 import { mul, sign } from '../../graph/ops/elementwise.js'
 import { diagonal } from '../../graph/ops/matrices.js'
-import { reshape } from '../../graph/ops/reduce.js'
+import { max, reshape } from '../../graph/ops/reduce.js'
 import { read } from '../../graph/sym.js'
 import type { Site } from '../../nn/site.js'
 import { weightGradients } from '../../observers/weight_gradients.js'
 import type { Tensor } from '../../tensor/tensor.js'
 import { declared, type InitialValue, normal, zero } from '../initial_values.js'
-import { changedLinear, changedWeight, factorsOf, type LowRankChange, matrixShape } from '../low_rank_change.js'
+import { changedLinear, changedWeight, factorsOf, type LowRankChange, matrixShape, ofSite } from '../low_rank_change.js'
 import { copiesOf, foundValues, type Values } from '../owned_values.js'
 import type {
   Parametrization,
@@ -69,12 +69,14 @@ type SbConfig = z.infer<typeof sbSchema>
  */
 export function loraXs(options: LoraXsOptions = {}): Parametrization {
   const config = parseConfig('lora_xs', xsSchema, options)
-  const prepared = async (site: Site, weight: Tensor): Promise<Prepared> => {
-    const { u, s, vh } = await leadingSvd(weight, matrixShape('lora_xs', site), config.r, site)
-    const a = await computed(() => mul(reshape(read(s), [-1, 1]), read(vh)))
-    for (const used of [s, vh]) used.dispose()
-    return { values: { [names.a]: a, [names.b]: u } }
-  }
+  const prepared = async (site: Site, weight: Tensor): Promise<Prepared> => ({
+    values: await ofSite(site, () =>
+      computed(() => {
+        const { u, s, vh } = leadingSvd(read(weight), matrixShape('lora_xs', site), config.r)
+        return { [names.a]: mul(reshape(s, [-1, 1]), vh), [names.b]: u }
+      }),
+    ),
+  })
   return {
     name: 'lora_xs',
     config,
@@ -177,12 +179,17 @@ async function firstSteps(
   // What is refused is refused before the batches run.
   for (const site of sites) settingsAt('lora_sb', site, config)
   const begin = async (site: Site, mean: Tensor): Promise<Values> => {
-    using delta = await computed(() => mul(gradient === 'sign' ? sign(read(mean)) : read(mean), -eta1))
-    const { u, s, vh } = await leadingSvd(delta, matrixShape('lora_sb', site), r, site)
-    if (!(((await s.data()) as Float32Array)[0]! > 0)) throw withoutGradient(site)
-    const core = await computed(() => mul(diagonal(read(s)), r / lora_alpha))
-    s.dispose()
-    return { [names.a]: vh, [names.b]: u, [names.r]: core }
+    const { largest, ...values } = await ofSite(site, () =>
+      computed(() => {
+        const delta = mul(gradient === 'sign' ? sign(read(mean)) : read(mean), -eta1)
+        const { u, s, vh } = leadingSvd(delta, matrixShape('lora_sb', site), r)
+        return { [names.a]: vh, [names.b]: u, [names.r]: mul(diagonal(s), r / lora_alpha), largest: max(s) }
+      }),
+    )
+    using top = largest
+    if (top.item() > 0) return values
+    for (const each of Object.values(values)) each.dispose()
+    throw withoutGradient(site)
   }
   return await foundValues((add) =>
     weightGradients(

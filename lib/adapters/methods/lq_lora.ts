@@ -10,7 +10,7 @@ import type { Site } from '../../nn/site.js'
 import type { Tensor } from '../../tensor/tensor.js'
 import { declared, zero } from '../initial_values.js'
 import { changedLinear, changedWeight, type LowRankChange, matrixShape } from '../low_rank_change.js'
-import { copiesOf, type Values } from '../owned_values.js'
+import { copiesOf, freedOnFailure } from '../owned_values.js'
 import type {
   AttachedSite,
   Parametrization,
@@ -21,7 +21,15 @@ import type {
 import { storedFields, targeting, unsuited } from '../targeting.js'
 import { type LqLoraConfig, type LqLoraOptions, lqLoraSchema } from './lq_lora_config.js'
 import { type Decided, type Decomposed, decided, isToAllocate } from './lq_lora_data.js'
-import { missedBy, names, packedBuffers, packedWeight, quantisationAt, restoredWeight } from './lq_lora_packed.js'
+import {
+  missedBy,
+  names,
+  type Packed,
+  packedBuffers,
+  packedWeight,
+  quantisationAt,
+  restoredWeight,
+} from './lq_lora_packed.js'
 
 /**
  * y = Q x + s B A x, s = lora_alpha / num_ranks, with W ≈ Q + L₁ L₂, Q quantised; A `[r, in]` and B `[out, r]` begin as L₂/√s and
@@ -87,10 +95,7 @@ function planAt(site: Site, config: LqLoraConfig, found?: Decomposed): SitePlan 
     // Filled by what is prepared or loaded.
     parameters: { [names.a]: declared([r, inner], zero), [names.b]: declared([out, r], zero) },
     buffers: packedBuffers(shape, quantisation),
-    prepare: async ({ weight }) => {
-      const values = found ? await ownCopies(site, weight, config, found) : await packedWeight(site, weight, config)
-      return { values, weight: await restoredWeight(values, shape, quantisation) }
-    },
+    prepare: ({ weight }) => (found ? ownCopies(site, weight, config, found) : packedWeight(site, weight, config)),
     restoredWeight: (buffers) => restoredWeight(buffers, shape, quantisation),
     forward: (context) => changedLinear(context, shape, [change(context)], { dropout, path: 'products' }),
     merged: (context) => ({ weight: changedWeight(context.weight, [change(context)], shape) }),
@@ -98,13 +103,20 @@ function planAt(site: Site, config: LqLoraConfig, found?: Decomposed): SitePlan 
 }
 
 /** A decomposition that was found earlier, for one more adapter. @throws ERR_HEDDLE_ARGUMENT where it is another weight's */
-async function ownCopies(site: Site, weight: Tensor, config: LqLoraConfig, found: Decomposed): Promise<Values> {
-  const missed = await missedBy(site, weight, config, found.values)
-  // False for NaN too.
-  if (!(Math.abs(missed - found.missed) <= 1e-4 * found.missed))
-    throw unsuited('lq_lora', site, 'the weight that the data was shown with', 'another one')
-  return await copiesOf(found.values)
-}
+const ownCopies = (
+  site: Site,
+  weight: Tensor,
+  config: LqLoraConfig,
+  { values, ...found }: Decomposed,
+): Promise<Packed> =>
+  freedOnFailure(async (own) => {
+    const q = own(await restoredWeight(values, matrixShape('lq_lora', site), quantisationAt(site, config)))
+    const missed = await missedBy(site, weight, config, { values, weight: q })
+    // False for NaN too.
+    if (!(Math.abs(missed - found.missed) <= 1e-4 * found.missed))
+      throw unsuited('lq_lora', site, 'the weight that the data was shown with', 'another one')
+    return { values: await copiesOf(values), weight: q }
+  })
 
 const misuse = (place: string, expected: string, got: string): HeddleError =>
   new HeddleError('ERR_HEDDLE_ARGUMENT', { place, expected, got })

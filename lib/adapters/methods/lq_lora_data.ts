@@ -7,7 +7,7 @@ import { pause } from '../../graph/pause.js'
 import { read } from '../../graph/sym.js'
 import type { Site } from '../../nn/site.js'
 import { weightGradients } from '../../observers/weight_gradients.js'
-import { allocateBits } from '../../quant/allocate_bits.js'
+import { allocateBits, type Choice } from '../../quant/allocate_bits.js'
 import { bitsPerWeight } from '../../quant/normal_float.js'
 import { elementCount } from '../../tensor/dtype.js'
 import type { Tensor } from '../../tensor/tensor.js'
@@ -77,9 +77,10 @@ async function decompositions(
   const missed = new Map<string, number>()
   const found = await foundValues((add) =>
     visitAll(async (site, fisher) => {
-      const values = await packedWeight(site, site.weight, config, fisher)
-      add(site.path, values)
-      missed.set(site.path, await missedBy(site, site.weight, config, values))
+      const packed = await packedWeight(site, site.weight, config, fisher)
+      using _ = packed.weight
+      add(site.path, packed.values)
+      missed.set(site.path, await missedBy(site, site.weight, config, packed))
     }),
   )
   return new Map([...found].map(([path, values]) => [path, { values, missed: missed.get(path)! }]))
@@ -119,21 +120,21 @@ async function withBits(
   return { ...config, configurations: Object.fromEntries(sites.map(({ path }, i) => [path, candidates[chosen[i]!]!])) }
 }
 
+/** Options of {@link choicesAt}. */
+export interface ChoiceOptions {
+  readonly candidates: readonly LqLoraCandidate[]
+  /** `[out, in]`: weighs the errors. */
+  readonly fisher?: Tensor | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
 /** What each candidate would cost at a module, in squared error and in bits. */
-async function choicesAt(
+export async function choicesAt(
   site: Site,
   config: LqLoraConfig,
-  {
-    candidates,
-    fisher,
-    signal,
-  }: {
-    readonly candidates: readonly LqLoraCandidate[]
-    readonly fisher: Tensor | undefined
-    readonly signal: AbortSignal | undefined
-  },
-) {
-  const own = []
+  { candidates, fisher, signal }: ChoiceOptions,
+): Promise<Choice[]> {
+  const own: Choice[] = []
   for (const each of candidates) {
     throwIfAborted(signal, 'lq_lora')
     const quantisation = configOf(each)

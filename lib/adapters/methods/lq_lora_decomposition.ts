@@ -52,37 +52,34 @@ export interface Decomposition {
  */
 export async function decompose(w: Tensor, options: DecompositionOptions): Promise<Decomposition> {
   const step = program((q) => iteration(read(w), q!, options))
+  using start = zeros(w.shape)
+  let best: Iterate | undefined
   const errors: number[] = []
-  let best: Decomposition['parts'] | undefined
-  let rest = zeros(w.shape)
   try {
-    for (let i = 0; i < options.iterations; i += 1) {
-      const { error: found, ...parts } = await run(step, rest)
-      if (rest !== best?.q) rest.dispose()
-      const error = found.item()
-      found.dispose()
-      errors.push(error)
-      const isBetter = !best || error < Math.min(...errors.slice(0, -1))
-      if (!isBetter) {
-        freeAll(parts)
-        break
-      }
-      if (best) freeAll(best)
-      best = parts
-      rest = parts.q
+    while (errors.length < options.iterations) {
+      const next = await iterate(step, best?.parts.q ?? start)
+      errors.push(next.error)
+      const isBetter = !best || next.error < best.error
+      const worse = isBetter ? best : next
+      for (const each of Object.values(worse?.parts ?? {})) each.dispose()
+      if (!isBetter) break
+      best = next
     }
+    return { ...best!, errors }
+  } catch (error) {
+    for (const each of Object.values(best?.parts ?? {})) each.dispose()
+    throw error
   } finally {
     step.dispose()
   }
-  return { parts: best!, error: Math.min(...errors), errors }
 }
 
-type Iterate = Decomposition['parts'] & { readonly error: Tensor }
+type Iterate = Pick<Decomposition, 'parts' | 'error'>
 
-const run = async (step: Program<ReturnType<typeof iteration>>, q: Tensor): Promise<Iterate> => await step(q)
-
-const freeAll = (parts: Decomposition['parts']): void => {
-  for (const each of Object.values(parts)) each.dispose()
+async function iterate(step: Program<ReturnType<typeof iteration>>, q: Tensor): Promise<Iterate> {
+  const { error, ...parts } = await step(q)
+  using missed = error
+  return { parts, error: missed.item() }
 }
 
 function iteration(w: Sym, q: Sym, { rank, config, oversampling, fisher }: DecompositionOptions) {

@@ -6,7 +6,7 @@ import { copy, transpose } from '../../graph/ops/index.js'
 import { matmul } from '../../graph/ops/matmul.js'
 import { sum } from '../../graph/ops/reduce.js'
 import { read } from '../../graph/sym.js'
-import type { Site } from '../../nn/site.js'
+import { oriented, type Site } from '../../nn/site.js'
 import { blockCounts, dequantised, type NormalFloatConfig } from '../../quant/normal_float.js'
 import type { Tensor } from '../../tensor/tensor.js'
 import { bitPlanes, ofBitPlanes } from '../bit_planes.js'
@@ -50,24 +50,35 @@ export function packedBuffers(
   }
 }
 
+/** What {@link packedWeight} found; the caller owns the tensors. */
+export interface Packed {
+  /** A, B, and Q in bits. */
+  readonly values: Values
+  /** Q in numbers, as the site's weight is stored. */
+  readonly weight: Tensor
+}
+
 /**
  * A, B and Q of a site's weight.
  * @param fisher `[out, in]`: weighs the errors
  * @throws ERR_HEDDLE_ARGUMENT when an element is not finite
  */
-export async function packedWeight(site: Site, weight: Tensor, config: LqLoraConfig, fisher?: Tensor): Promise<Values> {
+export async function packedWeight(site: Site, weight: Tensor, config: LqLoraConfig, fisher?: Tensor): Promise<Packed> {
   const quantisation = quantisationAt(site, config)
   const { parts } = await decomposedWeight(site, weight, config, { quantisation, fisher })
   const root = Math.sqrt(config.lora_alpha / config.num_ranks)
   const { num_bits, num_bits_0, num_bits_1 } = quantisation
   try {
     return await computed(() => ({
-      [names.a]: div(read(parts.l2), root),
-      [names.b]: div(read(parts.l1), root),
-      [names.codes]: bitPlanes(read(parts.codes), num_bits),
-      [names.scales]: bitPlanes(read(parts.scales), num_bits_0),
-      [names.superScales]: cast(read(parts.superScales), dtypes[num_bits_1]),
-      [names.offset]: copy(read(parts.offset)),
+      values: {
+        [names.a]: div(read(parts.l2), root),
+        [names.b]: div(read(parts.l1), root),
+        [names.codes]: bitPlanes(read(parts.codes), num_bits),
+        [names.scales]: bitPlanes(read(parts.scales), num_bits_0),
+        [names.superScales]: cast(read(parts.superScales), dtypes[num_bits_1]),
+        [names.offset]: copy(read(parts.offset)),
+      },
+      weight: copy(oriented(site, read(parts.q))),
     }))
   } finally {
     for (const used of Object.values(parts)) used.dispose()
@@ -87,6 +98,7 @@ export function decomposedWeight(
     const { num_ranks: rank, num_iterations: iterations } = config
     const found = await decompose(matrix, { rank, config: quantisation, iterations, oversampling, fisher })
     if (Number.isFinite(found.error)) return found
+    for (const unused of Object.values(found.parts)) unused.dispose()
     throw new HeddleError('ERR_HEDDLE_ARGUMENT', {
       place: 'lq_lora',
       expected: 'finite numbers',
@@ -112,12 +124,10 @@ export const restoredWeight = (values: Values, shape: MatrixShape, config: Norma
   })
 
 /** ‖W − Q − s B A‖, by which a decomposition knows its weight. */
-export async function missedBy(site: Site, weight: Tensor, config: LqLoraConfig, values: Values): Promise<number> {
-  const shape = matrixShape('lq_lora', site)
-  using q = await restoredWeight(values, shape, quantisationAt(site, config))
+export async function missedBy(site: Site, weight: Tensor, config: LqLoraConfig, packed: Packed): Promise<number> {
   using missed = await computed(() => {
-    const [a, b] = [read(values[names.a]!), read(values[names.b]!)]
-    const rest = sub(asMatrix(read(weight), shape), asMatrix(read(q), shape))
+    const [a, b] = [read(packed.values[names.a]!), read(packed.values[names.b]!)]
+    const rest = oriented(site, sub(cast(read(weight), 'f32'), read(packed.weight)))
     return sqrt(sum(square(sub(rest, matmul(b, a, { alpha: config.lora_alpha / config.num_ranks })))))
   })
   return missed.item()

@@ -11,7 +11,7 @@ import { matmul } from '../../graph/ops/matmul.js'
 import { identityLike } from '../../graph/ops/matrices.js'
 import { reshape, sum } from '../../graph/ops/reduce.js'
 import { read, type Sym } from '../../graph/sym.js'
-import { dropped, linearShape, oriented, type Site } from '../../nn/site.js'
+import { dropped, linearShape, linearWith, oriented, type Site } from '../../nn/site.js'
 import { declared, uniform, zero } from '../initial_values.js'
 import type {
   Factors,
@@ -157,11 +157,7 @@ function blockPlan(site: Site, config: MissConfig): SitePlan {
     // The map stands between W_pq and x_q and depends on p: without the weight each output block would need a product
     // of its own with all of x.
     forward: ({ site: part, x, parameters, forward }) =>
-      matmul(x, changed(part, read(part.weight), parameters), {
-        transposeB: !part.transposed,
-        precision: forward.precision,
-        ...(part.bias ? { addend: read(part.bias) } : {}),
-      }),
+      linearWith(part, changed(part, read(part.weight), parameters), x, forward),
     merged: ({ weight, parameters }) => ({ weight: changed(site, weight, parameters) }),
   }
 }

@@ -6,7 +6,7 @@ import { add, div, greater, mul, select, sqrt, square, sub } from '../../graph/o
 import { reshape, sum } from '../../graph/ops/reduce.js'
 import { stopGradient } from '../../graph/ops/stop_gradient.js'
 import { read, type Sym } from '../../graph/sym.js'
-import { linearShape, oriented, type Site } from '../../nn/site.js'
+import { oriented, type Site } from '../../nn/site.js'
 import { type GradientTransform, mapParameters, wrapped } from '../../optim/gradient_transform.js'
 import { declared, normal, zero } from '../initial_values.js'
 import type {
@@ -25,8 +25,8 @@ import {
   convolvedWith,
   droppedBlocks,
   rotated,
+  rotatedShape,
   skewSymmetric,
-  windowSize,
   withoutBlocks,
 } from './rotation.js'
 
@@ -132,9 +132,8 @@ function planAt(site: Site, config: OftConfig): SitePlan {
 /** What is rotated: inputs, those of a window, or the columns of an embedding. */
 function channelsOf(site: Site): number {
   const { kind, weight } = site
-  if (kind === 'linear') return linearShape(site)[1]
   if (kind === 'embedding') return weight.shape[1]!
-  if (kind === 'conv2d') return windowSize('oft', site)
+  if (kind === 'linear' || kind === 'conv2d') return rotatedShape('oft', site).inner
   throw unsuited('oft', site, 'a linear, embedding or convolution module', `a ${kind} module`)
 }
 

@@ -6,7 +6,7 @@ import { slice } from '../../graph/ops/index.js'
 import { matmul } from '../../graph/ops/matmul.js'
 import { reshape } from '../../graph/ops/reduce.js'
 import { read, recomputed, type Sym } from '../../graph/sym.js'
-import { dropped, linearShape, type Site } from '../../nn/site.js'
+import { dropped, linearShape, linearWith, type Site } from '../../nn/site.js'
 import { elementCount } from '../../tensor/dtype.js'
 import { tensor } from '../../tensor/tensor.js'
 import { declared, filled, normal, zero } from '../initial_values.js'
@@ -182,13 +182,7 @@ function forward(shape: RandLoraShape, p: number, context: SiteContext): Sym {
   const isDropping = pass.training && p > 0
   const canReplace = !isDropping && !site.structure && pass.precision !== 'stored'
   if (pass.training && canReplace && isCheaperDense(rows, shape))
-    return recomputed(() =>
-      matmul(x, changed(site, shape, context, read(site.weight)), {
-        transposeB: !site.transposed,
-        precision: pass.precision,
-        ...(site.bias ? { addend: read(site.bias) } : {}),
-      }),
-    )
+    return recomputed(() => linearWith(site, changed(site, shape, context, read(site.weight)), x, pass))
   return add(base(), through(shape, context, dropped(x, p, pass, stream)))
 }
 

@@ -1,6 +1,5 @@
 /** Rotations of blocks of channels, made of skew-symmetric matrices: what OFT and BOFT have in common. */
 import { blockDiagonal } from '../../graph/ops/block_diagonal.js'
-import { conv2d } from '../../graph/ops/conv.js'
 import { add, broadcastTo, cast, constant, maximum, minimum, mul, sign, sub } from '../../graph/ops/elementwise.js'
 import { arange, indexSelect, scatterAdd } from '../../graph/ops/gather.js'
 import { transpose } from '../../graph/ops/index.js'
@@ -11,8 +10,8 @@ import { reshape } from '../../graph/ops/reduce.js'
 import { solveOf } from '../../graph/ops/solve.js'
 import { topk } from '../../graph/ops/sort.js'
 import { read, type Sym } from '../../graph/sym.js'
-import type { Site } from '../../nn/site.js'
-import { elementCount } from '../../tensor/dtype.js'
+import { convolutionWith, type Site } from '../../nn/site.js'
+import { type MatrixShape, matrixShape } from '../low_rank_change.js'
 import type { SiteContext } from '../parametrization.js'
 import { unsuited } from '../targeting.js'
 
@@ -70,13 +69,13 @@ export function withoutBlocks(blocks: Sym, isDropped: Sym): Sym {
 }
 
 /**
- * Numbers of a convolution's window, all channels of it: what a rotation of its kernel acts on.
- * @throws ERR_HEDDLE_ARGUMENT where kernels see a part of the channels only
+ * What is rotated are the rows of this matrix.
+ * @throws ERR_HEDDLE_ARGUMENT for other modules, and where a convolution's kernels see a part of the channels only
  */
-export function windowSize(method: string, site: Site): number {
+export function rotatedShape(method: string, site: Site): MatrixShape {
   const groups = site.window?.groups ?? 1
   if (groups > 1) throw unsuited(method, site, 'a convolution without groups', `${groups}`)
-  return elementCount(site.weight.shape.slice(1))
+  return matrixShape(method, site, ['linear', 'conv2d'])
 }
 
 /** A kernel `[out, in, kh, kw]` with its rows `[out, in · kh · kw]` changed. */
@@ -88,4 +87,4 @@ export const changedRows = (kernel: Sym, change: (rows: Sym) => Sym): Sym =>
  * image as one of the input takes for `out` of its windows, which overlap besides.
  */
 export const convolvedWith = ({ site, x }: SiteContext, change: (rows: Sym) => Sym): Sym =>
-  conv2d(x, changedRows(read(site.weight), change), { ...site.window, bias: site.bias && read(site.bias) })
+  convolutionWith(site, changedRows(read(site.weight), change), x)

@@ -21,6 +21,7 @@ import {
   type LowRankChange,
   type MatrixShape,
   matrixShape,
+  ofSite,
 } from '../low_rank_change.js'
 import type {
   AttachedSite,
@@ -154,19 +155,20 @@ async function factorised(
   site: Site,
 ): Promise<Prepared> {
   const p = Math.min(shape.out, shape.inner)
-  const { u, s, vh } = await leadingSvd(weight, shape, p, site)
-  const values = await computed(() => {
-    const [left, right] = [read(u), read(vh)]
-    const direction = reshape(cos(square(arange(shape.inner, { dtype: 'f32' }))), [-1, 1])
-    return {
-      [names.probe]: reshape(matmul(right, direction), [p]),
-      [names.u]: part(left, 1, 0, r),
-      [names.vh]: part(right, 0, 0, r),
-      ...(r === p ? {} : { [names.uTail]: part(left, 1, r, p), [names.vhTail]: part(right, 0, r, p) }),
-    }
-  })
-  for (const used of [u, vh]) used.dispose()
-  return { values: { ...values, [names.s]: s } }
+  const values = await ofSite(site, () =>
+    computed(() => {
+      const { u, s, vh } = leadingSvd(read(weight), shape, p)
+      const direction = reshape(cos(square(arange(shape.inner, { dtype: 'f32' }))), [-1, 1])
+      return {
+        [names.s]: s,
+        [names.probe]: reshape(matmul(vh, direction), [p]),
+        [names.u]: part(u, 1, 0, r),
+        [names.vh]: part(vh, 0, 0, r),
+        ...(r === p ? {} : { [names.uTail]: part(u, 1, r, p), [names.vhTail]: part(vh, 0, r, p) }),
+      }
+    }),
+  )
+  return { values }
 }
 
 const part = (x: Sym, axis: number, start: number, end: number): Sym => slice(x, [{ axis, start, end }])

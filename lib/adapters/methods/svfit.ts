@@ -2,12 +2,13 @@
 import { z } from 'zod'
 import { parseConfig } from '../../config.js'
 import { HeddleError } from '../../errors.js'
+import { computed } from '../../graph/computed.js'
 import { add, maximum, mul, neg, square } from '../../graph/ops/elementwise.js'
 import { sum } from '../../graph/ops/reduce.js'
 import { read, type Sym } from '../../graph/sym.js'
 import type { Site } from '../../nn/site.js'
 import { declared, zero } from '../initial_values.js'
-import { changedLinear, changedWeight, factorsOf, type LowRankChange, matrixShape } from '../low_rank_change.js'
+import { changedLinear, changedWeight, factorsOf, type LowRankChange, matrixShape, ofSite } from '../low_rank_change.js'
 import type {
   AttachedSite,
   Parametrization,
@@ -112,7 +113,7 @@ function planAt(site: Site, config: SvfitConfig): SitePlan {
       [names.vh]: { shape: [r, inner], isStored },
     },
     prepare: async ({ weight }) => {
-      const { u, s, vh } = await leadingSvd(weight, shape, r, site)
+      const { u, s, vh } = await ofSite(site, () => computed(() => leadingSvd(read(weight), shape, r)))
       return { values: { [names.s]: s, [names.u]: u, [names.vh]: vh } }
     },
     forward: (context) => changedLinear(context, shape, [change(context)], { dropout: config.dropout }),

@@ -1,23 +1,29 @@
 /** VeRA (Kopiczko et al. 2023, arXiv 2310.11454) as PEFT has it: two vectors per module beside shared random matrices. */
 import { z } from 'zod'
 import { parseConfig } from '../../config.js'
-import { add, mul } from '../../graph/ops/elementwise.js'
+import { mul } from '../../graph/ops/elementwise.js'
 import { slice } from '../../graph/ops/index.js'
-import { matmul } from '../../graph/ops/matmul.js'
 import { reshape } from '../../graph/ops/reduce.js'
 import { read } from '../../graph/sym.js'
-import { dropped, linearShape, oriented, type Site } from '../../nn/site.js'
+import type { Site } from '../../nn/site.js'
 import { tensor } from '../../tensor/tensor.js'
 import { declared, filled, normal } from '../initial_values.js'
+import {
+  changedLinear,
+  changedWeight,
+  factorsOf,
+  type LowRankChange,
+  type MatrixShape,
+  matrixShape,
+} from '../low_rank_change.js'
 import type {
-  Factors,
   Parametrization,
   ParametrizationType,
   SharedDeclaration,
   SitePlan,
   SiteTensors,
 } from '../parametrization.js'
-import { storedFields, type TargetOptions, targetFields, targeting, unsuited } from '../targeting.js'
+import { storedFields, type TargetOptions, targetFields, targeting } from '../targeting.js'
 import { kaimingUniform, TorchGenerator } from '../torch_random.js'
 
 /** Options of {@link vera}: PEFT's names and, but for `target_modules`, its defaults. */
@@ -84,10 +90,10 @@ export const veraType: ParametrizationType = {
 
 /** A and B as PEFT draws them: A first, both uniform on ±√(6 / columns). */
 function bases(sites: readonly Site[], config: VeraConfig): Record<string, SharedDeclaration> {
-  for (const site of sites) expectLinear(site)
   const { r, projection_prng_key: key, save_projection: isStored } = config
-  const largest = (axis: 0 | 1): number => Math.max(...sites.map((site) => linearShape(site)[axis]))
-  const shapes = { vera_A: [r, largest(1)], vera_B: [largest(0), r] } as const
+  const shapesOf = sites.map((site) => matrixShape('vera', site))
+  const largest = (side: 'out' | 'inner'): number => Math.max(...shapesOf.map((shape) => shape[side]))
+  const shapes = { vera_A: [r, largest('inner')], vera_B: [largest('out'), r] } as const
   const generator = new TorchGenerator(key)
   const declare = (shape: readonly [number, number]): SharedDeclaration => ({
     shape,
@@ -99,26 +105,17 @@ function bases(sites: readonly Site[], config: VeraConfig): Record<string, Share
 }
 
 function planAt(site: Site, config: VeraConfig): SitePlan {
-  expectLinear(site)
-  const [out] = linearShape(site)
-  const { r, init_weights: isDefault, d_initial: initial, vera_dropout: p } = config
-  const factors = (attached: SiteTensors): Factors => factorsAt(site, attached)
+  const shape = matrixShape('vera', site)
+  const { r, init_weights: isDefault, d_initial: initial, vera_dropout: dropout } = config
+  const change = (attached: SiteTensors): LowRankChange => changeAt(shape, attached)
   return {
     parameters: {
-      vera_lambda_b: declared([out], filled(isDefault ? 0 : 1)),
+      vera_lambda_b: declared([shape.out], filled(isDefault ? 0 : 1)),
       vera_lambda_d: declared([r], isDefault ? filled(initial) : normal(1)),
     },
-    forward(context) {
-      const { x, base, forward, stream } = context
-      const { a, b } = factors(context)
-      const inner = matmul(dropped(x, p, forward, stream), a, { transposeB: true, precision: forward.precision })
-      return add(base(), matmul(inner, b, { transposeB: true, precision: forward.precision }))
-    },
-    merged({ weight, ...context }) {
-      const { a, b } = factors(context)
-      return { weight: add(weight, oriented(site, matmul(b, a))) }
-    },
-    factors,
+    forward: (context) => changedLinear(context, shape, [change(context)], { dropout }),
+    merged: (context) => ({ weight: changedWeight(context.weight, [change(context)], shape) }),
+    factors: (attached) => factorsOf(change(attached)),
   }
 }
 
@@ -126,16 +123,11 @@ function planAt(site: Site, config: VeraConfig): SitePlan {
  * Both vectors belong to B, which is small: B' = λ_b ⊙ B ⊙ λ_d. A stays frozen, and the backward pass keeps A x `[n, r]`
  * instead of B (λ_d ⊙ A x) `[n, out]`.
  */
-function factorsAt(site: Site, { parameters, buffers }: SiteTensors): Factors {
-  const [out, inner] = linearShape(site)
+function changeAt({ out, inner }: MatrixShape, { parameters, buffers }: SiteTensors): LowRankChange {
   const [a, b] = [read(buffers.vera_A!), read(buffers.vera_B!)]
   const [lambdaB, lambdaD] = [read(parameters.vera_lambda_b!), read(parameters.vera_lambda_d!)]
   return {
-    a: slice(a, [{ axis: 1, start: 0, end: inner }]),
-    b: mul(mul(slice(b, [{ axis: 0, start: 0, end: out }]), reshape(lambdaB, [out, 1])), lambdaD),
+    right: slice(a, [{ axis: 1, start: 0, end: inner }]),
+    left: mul(mul(slice(b, [{ axis: 0, start: 0, end: out }]), reshape(lambdaB, [out, 1])), lambdaD),
   }
-}
-
-function expectLinear(site: Site): void {
-  if (site.kind !== 'linear') throw unsuited('vera', site, 'a linear module', `a ${site.kind} module`)
 }
