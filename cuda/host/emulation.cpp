@@ -3,7 +3,6 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <map>
 #include <memory>
@@ -28,7 +27,9 @@ struct Meeting {
 };
 
 struct Warp {
-  std::map<uint32_t, Meeting> meetings;
+  /// Of all lanes together, and of those that a mask names.
+  Meeting whole;
+  std::map<uint32_t, Meeting> partial;
   uint32_t ended = 0;
   uint32_t lanes = 0;
   /// Grows at every __syncwarp of all lanes.
@@ -41,6 +42,20 @@ struct Thread {
   Index3 index;
   State state = State::kNew;
   Fibre* fibre = nullptr;
+};
+
+/// Threads that can go on, each of them once.
+class Ready {
+ public:
+  bool empty() const { return count_ == 0; }
+  void clear() { count_ = 0; }
+  void push(size_t thread) { threads_[count_++] = static_cast<uint16_t>(thread); }
+  /// The last one pushed: a warp goes on as long as it can, while its stacks are in the cache.
+  size_t take() { return threads_[--count_]; }
+
+ private:
+  std::array<uint16_t, kMaxThreads> threads_{};
+  size_t count_ = 0;
 };
 
 class Machine {
@@ -64,6 +79,7 @@ class Machine {
   void enter(size_t thread);
   void end_current();
   void wait(State state);
+  void go_on();
   void release(State state, size_t first, size_t last, uint32_t mask);
   void release_barrier_if_full();
   size_t next_new();
@@ -75,7 +91,7 @@ class Machine {
   std::vector<Warp> warps_;
   std::vector<std::unique_ptr<Fibre>> fibres_;
   std::vector<Fibre*> idle_;
-  std::deque<size_t> ready_;
+  Ready ready_;
   size_t started_ = 0, ended_ = 0, waiting_ = 0, current_ = 0;
   uint32_t epoch_ = 0;
   uint32_t block_serial_ = 0;
@@ -130,11 +146,7 @@ void Machine::run_block() {
   }
   while (ended_ < n) {
     if (error_ == nullptr && !ready_.empty()) {
-      const size_t next = reverse_ ? ready_.back() : ready_.front();
-      if (reverse_)
-        ready_.pop_back();
-      else
-        ready_.pop_front();
+      const size_t next = ready_.take();
       enter(next);
       threads_[next].fibre->resume();
     } else if (error_ == nullptr && started_ < n) {
@@ -199,14 +211,25 @@ void Machine::end_current() {
 
 void Machine::wait(State state) {
   threads_[current_].state = state;
-  threads_[current_].fibre->suspend();
+  go_on();
+}
+
+/// The current thread waits: straight on with one that is ready, where there is one.
+void Machine::go_on() {
+  Fibre* const own = threads_[current_].fibre;
+  if (ready_.empty() || error_ != nullptr) return own->suspend();
+  const size_t next = ready_.take();
+  enter(next);
+  if (threads_[next].fibre != own) own->switch_to(*threads_[next].fibre);
 }
 
 void Machine::release(State state, size_t first, size_t last, uint32_t mask) {
-  for (size_t i = first; i < std::min(last, threads_.size()); ++i) {
+  const size_t count = std::min(last, threads_.size()) - first;
+  for (size_t position = 0; position < count; ++position) {
+    const size_t i = reverse_ ? first + position : first + count - 1 - position;
     if (threads_[i].state != state || (mask >> (i % kWarp) & 1U) == 0) continue;
     threads_[i].state = State::kReady;
-    ready_.push_back(i);
+    ready_.push(i);
   }
 }
 
@@ -221,10 +244,9 @@ void Machine::release_barrier_if_full() {
 void Machine::sync_block(int value) {
   ++waiting_;
   count_ += value != 0 ? 1 : 0;
-  const size_t own = current_;
-  threads_[own].state = State::kAtBarrier;
+  threads_[current_].state = State::kAtBarrier;
   release_barrier_if_full();
-  threads_[own].fibre->suspend();
+  go_on();
 }
 
 const uint64_t* Machine::exchange(uint32_t mask, uint64_t word, bool orders_memory) {
@@ -235,7 +257,7 @@ const uint64_t* Machine::exchange(uint32_t mask, uint64_t word, bool orders_memo
   if ((wanted & bit) == 0) fail("a lane that its mask names", "lane " + std::to_string(lane()));
   if ((wanted & ~own.lanes) != 0) fail("a mask of lanes that there are", "one that names others");
   if ((wanted & own.ended) != 0) fail("lanes that still run", "a mask with one that has ended");
-  Meeting& meeting = own.meetings[wanted];
+  Meeting& meeting = wanted == own.lanes ? own.whole : own.partial[wanted];
   const auto number = meeting.number;
   meeting.words[number % 2][lane()] = word;
   meeting.arrived |= bit;

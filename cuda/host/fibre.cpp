@@ -22,6 +22,15 @@ std::byte* map_stack() {
   return static_cast<std::byte*>(stack);
 }
 
+#if defined(__x86_64__) || defined(__aarch64__)
+/// Stacks that all began at the same place of a page would crowd the same few sets of the first cache.
+size_t next_colour() {
+  constexpr size_t kLine = 64, kColours = 64, kLinesOfAFrame = 5;
+  static size_t made = 0;
+  return made++ * kLinesOfAFrame % kColours * kLine;
+}
+#endif
+
 }  // namespace
 
 #if defined(__x86_64__) || defined(__aarch64__)
@@ -100,8 +109,9 @@ struct Fibre::Context {
   void* argument;
   std::byte* stack;
   void* own = nullptr;
-  void* caller = nullptr;
 
+  /// Where resume() was called.
+  static inline thread_local void* caller = nullptr;
   /// The context that starts: there is no register in which a first switch could bring an argument.
   static inline thread_local Context* starting = nullptr;
 
@@ -113,7 +123,7 @@ struct Fibre::Context {
 };
 
 Fibre::Fibre(Entry entry, void* argument) : context_(new Context{entry, argument, map_stack()}) {
-  auto* const top = reinterpret_cast<uint64_t*>(context_->stack + kStackBytes);
+  auto* const top = reinterpret_cast<uint64_t*>(context_->stack + kStackBytes - next_colour());
   uint64_t* const frame = top - kFrameWords;
   std::memset(frame, 0, kFrameWords * sizeof(uint64_t));
   frame[kReturnWord] = reinterpret_cast<uint64_t>(&Context::start);
@@ -122,10 +132,12 @@ Fibre::Fibre(Entry entry, void* argument) : context_(new Context{entry, argument
 
 void Fibre::resume() {
   Context::starting = context_.get();
-  heddle_switch_stack(&context_->caller, context_->own);
+  heddle_switch_stack(&Context::caller, context_->own);
 }
 
-void Fibre::suspend() { heddle_switch_stack(&context_->own, context_->caller); }
+void Fibre::suspend() { heddle_switch_stack(&context_->own, Context::caller); }
+
+void Fibre::switch_to(Fibre& other) { heddle_switch_stack(&context_->own, other.context_->own); }
 
 #else
 
@@ -134,8 +146,8 @@ struct Fibre::Context {
   void* argument;
   std::byte* stack;
   ucontext_t own{};
-  ucontext_t caller{};
 
+  static inline thread_local ucontext_t caller{};
   static inline thread_local Context* starting = nullptr;
   static void start() {
     Context* const self = starting;
@@ -153,10 +165,12 @@ Fibre::Fibre(Entry entry, void* argument) : context_(new Context{entry, argument
 
 void Fibre::resume() {
   Context::starting = context_.get();
-  swapcontext(&context_->caller, &context_->own);
+  swapcontext(&Context::caller, &context_->own);
 }
 
-void Fibre::suspend() { swapcontext(&context_->own, &context_->caller); }
+void Fibre::suspend() { swapcontext(&context_->own, &Context::caller); }
+
+void Fibre::switch_to(Fibre& other) { swapcontext(&context_->own, &other.context_->own); }
 
 #endif
 

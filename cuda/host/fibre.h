@@ -20,6 +20,8 @@ class Fibre {
   void resume();
   /// By the fibre that runs: goes back to resume().
   void suspend();
+  /// By the fibre that runs: goes on with another one that has suspended itself, at half the price.
+  void switch_to(Fibre& other);
 
  private:
   struct Context;
