@@ -2,10 +2,11 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'ava'
+import { groupedLowRank } from '../lib/graph/ops/grouped_low_rank.js'
 import { gatherRows } from '../lib/graph/ops/index.js'
 import { matmul, type Precision } from '../lib/graph/ops/matmul.js'
 import { program } from '../lib/graph/program.js'
-import { read } from '../lib/graph/sym.js'
+import { read, type Sym } from '../lib/graph/sym.js'
 import { loadModel, tensor } from '../lib/index.js'
 import { addon, type Encoding } from '../lib/native.js'
 import { Tensor } from '../lib/tensor/tensor.js'
@@ -89,6 +90,29 @@ test('a factor, a bias and an addend of the full shape are applied', async (t) =
     const expected = await product(x, w, 'f32', { alpha: 0.5, addend })
     t.true(error(await product(x, w, 'stored', { alpha: 0.5, addend }), expected) < 4e-5)
   }
+})
+
+test('a product that asks for the factors behind it, wherever they are said to be, changes nothing', async (t) => {
+  const w = await blockMatrix('q4_1', 130, 576)
+  const x = tensor(numbers(16 * 576, 5), [16, 576])
+  const [a, b] = [tensor(numbers(40 * 576, 6), [40, 576]), tensor(numbers(40 * 130, 7), [40, 130])]
+  const scales = tensor(new Float32Array(16).fill(1))
+  const updated = (y: Sym, x: Sym, ranges: Sym) =>
+    groupedLowRank(y, x, read(a), read(b), { ranges, scales: read(scales) })
+  const together = program((x, ranges) =>
+    updated(matmul(x!, read(w), { transposeB: true, precision: 'stored' }), x!, ranges!),
+  )
+  const rangesOf = (first: number): Tensor =>
+    tensor(
+      Int32Array.from({ length: 32 }, (_, i) => (i % 2 ? 1 + (i % 8) : first)),
+      [16, 2],
+    )
+  const y = tensor(await product(x, w, 'stored'), [16, 130])
+  const expected = await program((y, x, ranges) => updated(y!, x!, ranges!))(y, x, rangesOf(3))
+  t.deepEqual(await (await together(x, rangesOf(3))).data(), await expected.data())
+  for (const first of [-1, 39, 2 ** 31 - 1])
+    await t.throwsAsync(together(x, rangesOf(first)), { code: 'ERR_HEDDLE_ARGUMENT', message: /within the 40 rows/ })
+  t.deepEqual(await (await together(x, rangesOf(3))).data(), await expected.data())
 })
 
 test('rows that the file holds in another order come out in theirs', async (t) => {

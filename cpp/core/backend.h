@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 /* Grows with every incompatible change; the core refuses a table of another version. */
-#define HEDDLE_BACKEND_VERSION 3
+#define HEDDLE_BACKEND_VERSION 4
 #define HEDDLE_MAX_RANK 8
 
 /* 0, or 1 + the number of a heddle::ErrorCode. */
@@ -86,6 +86,7 @@ typedef struct heddle_kernel {
   const heddle_pair* in_place; /* operands that may share memory */
   uint64_t in_place_count;
   uint32_t recordable; /* 0: run() waits, or does what a recording cannot hold */
+  uint32_t announced;  /* 1: announce() is of use */
 } heddle_kernel;
 
 typedef struct heddle_backend {
@@ -110,6 +111,9 @@ typedef struct heddle_backend {
   heddle_status (*compile)(void* self, const heddle_instruction* instruction, heddle_kernel* kernel,
                            heddle_error* error);
   void (*destroy)(void* self, heddle_kernel* kernel);
+  /* Null, or tells of a kernel that is announced and follows the next one: what it will read may be fetched while that
+   * one runs. Its inputs may not be computed yet. */
+  void (*announce)(void* self, const heddle_kernel* kernel, const void* const* inputs);
   /* Starts the kernel; operands that are absent or consumed are null. */
   heddle_status (*run)(void* self, const heddle_kernel* kernel, const void* const* inputs, void* const* outputs,
                        void* scratch, heddle_error* error);

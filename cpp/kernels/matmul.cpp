@@ -213,10 +213,13 @@ class BlockPlan {
     for_row_ranges(args.pool, rows, rows_per_tile(w.k), [&](size_t first, size_t last) {
       round_rows_to_16_bits(args.input<float>(0) + first * w.k, last - first, w.k, x.from(first, w.k));
     });
-    args.pool.run(ceil_div(w.panels(), panels_per_tile_), [&](size_t tile, size_t) {
+    const size_t tiles = ceil_div(w.panels(), panels_per_tile_);
+    const size_t lines = count_lines(args.ahead);
+    args.pool.run(tiles, [&](size_t tile, size_t) {
       const size_t first = tile * panels_per_tile_;
       const size_t last = std::min(first + panels_per_tile_, w.panels());
-      multiply_panels(w, first, last, {x, rows, problem_.alpha, c, problem_.addend == Addend::kFull}, y);
+      multiply_panels(w, {first, last, args.ahead, lines * tile / tiles, lines * (tile + 1) / tiles},
+                      {x, rows, problem_.alpha, c, problem_.addend == Addend::kFull}, y);
     });
   }
 

@@ -69,7 +69,8 @@ heddle_status cpu_compile(void*, const heddle_instruction* instruction, heddle_k
                made->consumed.size(),
                made->in_place.data(),
                made->in_place.size(),
-               0};
+               0,
+               made->compiled.reads ? 1U : 0U};
     // Given to the caller, who hands it back to destroy().
     static_cast<void>(made.release());
   });
@@ -79,12 +80,32 @@ void cpu_destroy(void*, heddle_kernel* kernel) {
   const std::unique_ptr<CpuKernel> owned(static_cast<CpuKernel*>(kernel->implementation));
 }
 
+/// What the kernel after the next one of this thread will read.
+thread_local std::vector<FetchRegion> ahead;
+
+/// Forgets it when the next one is over.
+struct Told {
+  ~Told() { ahead.clear(); }
+};
+
+void cpu_announce(void*, const heddle_kernel* kernel, const void* const* inputs) {
+  const CpuKernel& cpu = *static_cast<const CpuKernel*>(kernel->implementation);
+  try {
+    ahead.clear();
+    cpu.compiled.reads(std::span(inputs, cpu.inputs), ahead);
+  } catch (...) {
+    // Short of memory: what nobody asks for is read all the same.
+    ahead.clear();
+  }
+}
+
 heddle_status cpu_run(void*, const heddle_kernel* kernel, const void* const* inputs, void* const* outputs,
                       void* scratch, heddle_error* error) {
   return status_of_call(error, [&] {
     const CpuKernel& cpu = *static_cast<const CpuKernel*>(kernel->implementation);
+    const Told told;
     cpu.compiled.run(RunArguments{std::span(inputs, cpu.inputs), std::span(outputs, cpu.outputs), TilePool::shared(),
-                                  static_cast<std::byte*>(scratch), cpu.compiled.scratch_per_thread});
+                                  static_cast<std::byte*>(scratch), cpu.compiled.scratch_per_thread, ahead});
   });
 }
 
@@ -104,6 +125,7 @@ const heddle_backend& cpu_backend() {
                                           .end = cpu_end,
                                           .compile = cpu_compile,
                                           .destroy = cpu_destroy,
+                                          .announce = cpu_announce,
                                           .run = cpu_run,
                                           .wait = cpu_wait,
                                           .mark = nullptr,

@@ -528,11 +528,21 @@ void Program::execute(const Addresses& addresses, std::byte* scratch, const Abor
   Pointers pointers;
   for (size_t index = 0; index < steps_.size(); ++index) {
     check_aborted(&aborted);
+    if (index + 1 < steps_.size()) announce(index + 1, addresses.data, pointers);
     start(index, addresses.data, scratch, pointers);
     clock.stamp();
   }
   wait();
   add_to_profile(clock.seconds());
+}
+
+/// Says what is read after the next step.
+void Program::announce(size_t index, std::span<std::byte* const> addresses, Pointers& pointers) const {
+  const Step& step = steps_[index];
+  if (backend_.announce == nullptr || step.kernel.get().announced == 0) return;
+  pointers.in.clear();
+  for (const uint32_t root : step.inputs) pointers.in.push_back(root == kAbsent ? nullptr : addresses[root]);
+  backend_.announce(backend_.self, &step.kernel.get(), pointers.in.data());
 }
 
 void Program::start(size_t index, std::span<std::byte* const> addresses, std::byte* scratch, Pointers& pointers) const {

@@ -71,6 +71,7 @@ class Program {
   std::byte* address_of(Addresses& addresses, const std::shared_ptr<Storage>& storage, bool written) const;
   size_t scratch_bytes(size_t threads) const;
   void execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted, bool profiled);
+  void announce(size_t index, std::span<std::byte* const> addresses, Pointers& pointers) const;
   void start(size_t index, std::span<std::byte* const> addresses, std::byte* scratch, Pointers& pointers) const;
   void wait() const;
   void add_to_profile(std::span<const double> seconds);

@@ -15,6 +15,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/fetch_region.h"
 #include "core/shape.h"
 #include "core/storage.h"
 #include "core/tile_pool.h"
@@ -75,6 +76,8 @@ struct RunArguments {
   /// threads() regions of CompiledKernel::scratch_per_thread bytes each, 64-byte aligned.
   std::byte* scratch;
   size_t scratch_per_thread;
+  /// What the next instruction will read, for kernels that wait for arithmetic; often nothing.
+  std::span<const FetchRegion> ahead = {};
 
   template <class T>
   const T* input(size_t i) const noexcept {
@@ -97,6 +100,9 @@ struct CompiledKernel {
   std::vector<size_t> consumed_inputs = {};
   /// (input, output) pairs that may share memory; the executor refuses any other overlap.
   std::vector<std::pair<size_t, size_t>> in_place = {};
+  /// Adds what a run with these inputs will read, in the order in which it will. They may not be computed yet: what
+  /// they say is checked, and nothing is thrown. Absent where the operands themselves say it, or little is read.
+  std::function<void(std::span<const void* const> in, std::vector<FetchRegion>& regions)> reads = nullptr;
 };
 
 using CompileKernel = CompiledKernel (*)(const KernelRequest&);

@@ -8,8 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 
+#include "core/fetch_region.h"
 #include "core/storage.h"
 #include "core/tile_pool.h"
 
@@ -66,8 +68,17 @@ struct BlockProduct {
   bool full = false;
 };
 
-/// The columns of y [rows, n] that belong to panels [first, last).
-void multiply_panels(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y);
+/// Consecutive panels, and the lines [first_line, last_line) of other memory to ask for meanwhile.
+struct BlockTile {
+  size_t first_panel = 0;
+  size_t last_panel = 0;
+  std::span<const FetchRegion> ahead = {};
+  size_t first_line = 0;
+  size_t last_line = 0;
+};
+
+/// The columns of y [rows, n] that belong to a tile's panels.
+void multiply_panels(const BlockPanels& w, const BlockTile& tile, const BlockProduct& product, float* y);
 
 class BlockMatrix {
  public:

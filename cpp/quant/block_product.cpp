@@ -13,8 +13,10 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "core/dtype.h"
+#include "core/fetch_ahead.h"
 #include "quant/block_matrix.h"
 
 #endif  // HEDDLE_QUANT_BLOCK_PRODUCT_ONCE
@@ -85,7 +87,8 @@ float multiply_element(const BlockPanels& w, size_t panel, size_t lane, const Bl
 }
 
 template <BlockForm kForm>
-void multiply_form(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y) {
+void multiply_form(const BlockPanels& w, const BlockTile& tile, const BlockProduct& product, float* y) {
+  const auto [first, last] = std::pair(tile.first_panel, tile.last_panel);
   for (size_t row = 0; row < product.rows; ++row)
     for (size_t column = first * kBlockPanelRows; column < std::min(w.n, last * kBlockPanelRows); ++column) {
       const size_t panel = column / kBlockPanelRows;
@@ -215,7 +218,8 @@ HWY_INLINE void prefetch_block(const BlockPanels& w, const Columns& next, size_t
 }
 
 template <BlockForm kForm, size_t kRows, size_t kColumns>
-void multiply_columns(const BlockPanels& w, const Columns* columns, const BlockProduct& product, size_t row, float* y) {
+void multiply_columns(const BlockPanels& w, const Columns* columns, const BlockProduct& product, size_t row, float* y,
+                      Fetcher& ahead) {
   const Floats f;
   hn::Vec<Floats> totals[kRows][kColumns];
   for (auto& total : totals)
@@ -225,6 +229,7 @@ void multiply_columns(const BlockPanels& w, const Columns* columns, const BlockP
     if (is_last)
       for (size_t c = 0; c < kColumns; ++c) prefetch_block(w, columns[kColumns + c], block);
     accumulate_block<kForm, kRows, kColumns>(w, columns, product.x, row, block, totals);
+    ahead.step();
   }
   for (size_t r = 0; r < kRows; ++r)
     for (size_t c = 0; c < kColumns; ++c)
@@ -232,13 +237,14 @@ void multiply_columns(const BlockPanels& w, const Columns* columns, const BlockP
 }
 
 template <BlockForm kForm, size_t kColumns>
-void multiply_rows(const BlockPanels& w, const Columns* columns, const BlockProduct& product, float* y) {
+void multiply_rows(const BlockPanels& w, const Columns* columns, const BlockProduct& product, float* y,
+                   Fetcher& ahead) {
   const size_t rows = product.rows;
   size_t row = 0;
-  for (; row + 4 <= rows; row += 4) multiply_columns<kForm, 4, kColumns>(w, columns, product, row, y);
-  if (rows - row == 3) multiply_columns<kForm, 3, kColumns>(w, columns, product, row, y);
-  if (rows - row == 2) multiply_columns<kForm, 2, kColumns>(w, columns, product, row, y);
-  if (rows - row == 1) multiply_columns<kForm, 1, kColumns>(w, columns, product, row, y);
+  for (; row + 4 <= rows; row += 4) multiply_columns<kForm, 4, kColumns>(w, columns, product, row, y, ahead);
+  if (rows - row == 3) multiply_columns<kForm, 3, kColumns>(w, columns, product, row, y, ahead);
+  if (rows - row == 2) multiply_columns<kForm, 2, kColumns>(w, columns, product, row, y, ahead);
+  if (rows - row == 1) multiply_columns<kForm, 1, kColumns>(w, columns, product, row, y, ahead);
 }
 
 /// What a vector holds of panel number `panel` from lane `lane` on.
@@ -250,33 +256,36 @@ HWY_INLINE Columns columns_of(const BlockPanels& w, size_t panel, size_t lane) {
 }
 
 template <BlockForm kForm>
-void multiply_form(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y) {
+void multiply_form(const BlockPanels& w, const BlockTile& tile, const BlockProduct& product, float* y) {
   const size_t lanes = hn::Lanes(Floats());
   // Where a vector is a panel there are registers for the sums of two.
   constexpr size_t kPanels = HWY_MAX_BYTES == 64 ? 2 : 1;
-  size_t panel = first;
+  const size_t last = tile.last_panel;
+  size_t panel = tile.first_panel;
+  const size_t groups = (last - panel) * kBlockPanelRows / (kPanels * lanes) * ((product.rows + 3) / 4);
+  Fetcher ahead(tile.ahead, tile.first_line, tile.last_line, groups * w.blocks());
   for (; kPanels == 2 && panel + 2 <= last; panel += 2) {
     // Those that follow, or the same ones again.
     const size_t next = panel + 4 <= w.panels() ? panel + 2 : panel;
     const Columns columns[] = {columns_of(w, panel, 0), columns_of(w, panel + 1, 0), columns_of(w, next, 0),
                                columns_of(w, next + 1, 0)};
-    multiply_rows<kForm, 2>(w, columns, product, y);
+    multiply_rows<kForm, 2>(w, columns, product, y, ahead);
   }
   for (; panel < last; ++panel)
     for (size_t lane = 0; lane < kBlockPanelRows && panel * kBlockPanelRows + lane < w.n; lane += lanes) {
       const size_t next = panel + 1 < w.panels() ? panel + 1 : panel;
       const Columns columns[] = {columns_of(w, panel, lane), columns_of(w, next, 0)};
-      multiply_rows<kForm, 1>(w, columns, product, y);
+      multiply_rows<kForm, 1>(w, columns, product, y, ahead);
     }
 }
 
 #endif  // HWY_TARGET == HWY_SCALAR
 
-void multiply(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y) {
+void multiply(const BlockPanels& w, const BlockTile& tile, const BlockProduct& product, float* y) {
   switch (w.form) {
-    case BlockForm::kQ4_0: return multiply_form<BlockForm::kQ4_0>(w, first, last, product, y);
-    case BlockForm::kQ4_1: return multiply_form<BlockForm::kQ4_1>(w, first, last, product, y);
-    case BlockForm::kQ8_0: return multiply_form<BlockForm::kQ8_0>(w, first, last, product, y);
+    case BlockForm::kQ4_0: return multiply_form<BlockForm::kQ4_0>(w, tile, product, y);
+    case BlockForm::kQ4_1: return multiply_form<BlockForm::kQ4_1>(w, tile, product, y);
+    case BlockForm::kQ8_0: return multiply_form<BlockForm::kQ8_0>(w, tile, product, y);
   }
 }
 
@@ -295,8 +304,8 @@ void round_rows_to_16_bits(const float* x, size_t rows, size_t k, const BlockRow
   HWY_DYNAMIC_DISPATCH(round_rows)(x, rows, k, out);
 }
 
-void multiply_panels(const BlockPanels& w, size_t first, size_t last, const BlockProduct& product, float* y) {
-  HWY_DYNAMIC_DISPATCH(multiply)(w, first, last, product, y);
+void multiply_panels(const BlockPanels& w, const BlockTile& tile, const BlockProduct& product, float* y) {
+  HWY_DYNAMIC_DISPATCH(multiply)(w, tile, product, y);
 }
 
 }  // namespace heddle

@@ -83,7 +83,8 @@ heddle_status compile(void*, const heddle_instruction* instruction, heddle_kerne
                made->consumed.size(),
                made->in_place.data(),
                made->in_place.size(),
-               made->kernel.recordable ? 1U : 0U};
+               made->kernel.recordable ? 1U : 0U,
+               0};
     // Given to the caller, who hands it back to destroy().
     static_cast<void>(made.release());
   });
@@ -152,6 +153,7 @@ const heddle_backend& backend() {
                                           .end = end,
                                           .compile = compile,
                                           .destroy = destroy,
+                                          .announce = nullptr,
                                           .run = run,
                                           .wait = wait,
                                           .mark = mark,
