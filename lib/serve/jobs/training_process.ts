@@ -1,13 +1,8 @@
 /** The server's side of a process that trains (its own is worker.ts). */
-import { type ChildProcess, fork } from 'node:child_process'
-import { fileURLToPath } from 'node:url'
+import { once } from 'node:events'
+import { Worker } from 'node:worker_threads'
 import type { FastifyBaseLogger } from 'fastify'
-import type { ServerMessage, StepReport, WorkerMessage, WorkerTask } from './worker_messages.js'
-
-const script = fileURLToPath(new URL('./worker.js', import.meta.url))
-
-/** Characters of what it prints that are kept for the log: the last ones. */
-const mostSaid = 2000
+import type { ProcessEnd, ServerMessage, StepReport, WorkerMessage, WorkerTask } from './worker_messages.js'
 
 /** How a process ended. */
 export type Outcome = Exclude<WorkerMessage, { readonly kind: 'step' }> | { readonly kind: 'crashed' }
@@ -19,9 +14,12 @@ export interface TrainingProcessOptions {
   readonly log: FastifyBaseLogger
 }
 
-/** A process that trains one job: what it takes in memory goes with it, and a crash of it ends nothing else. */
+/**
+ * A process that trains one job: what it takes in memory goes with it, and a crash of it ends nothing else. A thread
+ * starts it, see training_thread.ts.
+ */
 export class TrainingProcess {
-  readonly #child: ChildProcess
+  readonly #thread = new Worker(new URL('./training_thread.js', import.meta.url))
   readonly #options: TrainingProcessOptions
   #outcome: Outcome | undefined
   #failure: { readonly error: unknown } | undefined
@@ -30,9 +28,7 @@ export class TrainingProcess {
 
   constructor(task: WorkerTask, options: TrainingProcessOptions) {
     this.#options = options
-    this.#child = fork(script, [], { stdio: ['ignore', 'ignore', 'pipe', 'ipc'], execArgv: [] })
-    this.#child.on('message', (message: WorkerMessage) => this.#hear(message))
-    this.#child.once('error', (error) => options.log.error({ err: error }, 'process of a job'))
+    this.#thread.on('message', (message: WorkerMessage | ProcessEnd) => this.#hear(message))
     this.ended = this.#end()
     this.#tell(task)
   }
@@ -47,16 +43,20 @@ export class TrainingProcess {
 
   /** Ends it at once. */
   kill(): void {
-    this.#child.kill('SIGKILL')
+    this.#tell({ kind: 'kill' })
   }
 
-  #hear(message: WorkerMessage): void {
-    if (message.kind !== 'step') {
-      this.#outcome = message
-      return
-    }
+  #hear(message: WorkerMessage | ProcessEnd): void {
+    if (message.kind === 'ended') {
+      const { code, signal, stderr } = message
+      if (!this.#outcome) this.#options.log.info({ code, signal, stderr }, 'process of a job ended')
+    } else if (message.kind === 'step') this.#report(message.report)
+    else this.#outcome = message
+  }
+
+  #report(report: StepReport): void {
     try {
-      this.#options.onStep(message.report)
+      this.#options.onStep(report)
     } catch (error) {
       this.#failure ??= { error }
       this.kill()
@@ -64,21 +64,16 @@ export class TrainingProcess {
   }
 
   async #end(): Promise<Outcome> {
-    let said = ''
-    this.#child.stderr?.setEncoding('utf8').on('data', (text: string) => {
-      said = (said + text).slice(-mostSaid)
-    })
-    const [code, signal] = await new Promise<readonly [number | null, NodeJS.Signals | null]>((resolve) =>
-      this.#child.once('close', (...ended) => resolve(ended)),
-    )
+    try {
+      await once(this.#thread, 'exit')
+    } catch (error) {
+      this.#options.log.error({ err: error }, 'process of a job')
+    }
     if (this.#failure) throw this.#failure.error
-    if (this.#outcome) return this.#outcome
-    this.#options.log.info({ code, signal, stderr: said }, 'process of a job ended')
-    return { kind: 'crashed' }
+    return this.#outcome ?? { kind: 'crashed' }
   }
 
-  /** One that has just ended cannot be told anything; that it ended is heard elsewhere. */
-  #tell(message: ServerMessage): void {
-    if (this.#child.connected) this.#child.send(message, () => {})
+  #tell(message: ServerMessage | { readonly kind: 'kill' }): void {
+    this.#thread.postMessage(message)
   }
 }

@@ -48,3 +48,12 @@ export type WorkerMessage =
   | { readonly kind: 'done' }
   | { readonly kind: 'stopped' }
   | { readonly kind: 'failed'; readonly code: string; readonly message: string }
+
+/** How the process ended, as its thread tells the server. */
+export interface ProcessEnd {
+  readonly kind: 'ended'
+  readonly code: number | null
+  readonly signal: NodeJS.Signals | null
+  /** The end of what it wrote there. */
+  readonly stderr: string
+}
