@@ -26,7 +26,7 @@ let url: string
 let client: OpenAI
 const closing: (() => Promise<unknown>)[] = []
 
-/** Texts rest after so many tokens, until `open` is resolved. */
+/** Texts rest after so many tokens, until `open` is resolved. Tests that make use of it, or of what all share, are serial. */
 let hold = { tokens: Number.POSITIVE_INFINITY, open: deferred<void>() }
 
 test.before(async () => {
@@ -166,7 +166,7 @@ test.serial('one question goes to base and adapter, whose answers stream side by
   t.deepEqual(faults, [])
 })
 
-test.serial('what a model says is text, whatever it looks like', async (t) => {
+test('what a model says is text, whatever it looks like', async (t) => {
   const { page, faults } = await open(t)
   await ask(page)
   const [, right] = answers(page)
@@ -190,7 +190,7 @@ test.serial('an answer can be stopped: the texts end at once, and what was said 
   t.deepEqual(faults, [])
 })
 
-test.serial('a conversation goes on with what each column said itself', async (t) => {
+test('a conversation goes on with what each column said itself', async (t) => {
   const { page, faults } = await open(t)
   const bodies: { model: string; messages: object[] }[] = []
   page.on('request', (request) => {
@@ -217,7 +217,7 @@ test.serial('a conversation goes on with what each column said itself', async (t
   t.deepEqual(faults, [])
 })
 
-test.serial('a running job shows its losses as they fall, and is cancelled by pressing twice', async (t) => {
+test('a running job shows its losses as they fall, and is cancelled by pressing twice', async (t) => {
   const { id: training_file } = await uploaded(conversation(word).repeat(8))
   const { page, faults } = await open(t)
   const heddle = { training: { max_steps: 100_000 } }
@@ -255,7 +255,7 @@ interface Canvas {
   getContext(kind: '2d'): { getImageData(...box: readonly number[]): { readonly data: Uint8Array } }
 }
 
-test.serial('a job that is started on the page makes an adapter, which can then be asked', async (t) => {
+test('a job that is started on the page makes an adapter, which can then be asked', async (t) => {
   const { page, faults } = await open(t)
   const file = {
     name: 'green.jsonl',
@@ -277,7 +277,7 @@ test.serial('a job that is started on the page makes an adapter, which can then 
   t.deepEqual(faults, [])
 })
 
-test.serial('what is refused is said where it was asked', async (t) => {
+test('what is refused is said where it was asked', async (t) => {
   const { page, faults } = await open(t, { allowed: [400] })
   await ask(page, 'long '.repeat(100))
   for (const answer of answers(page)) await shows(answer, /maximum context length is \d+ tokens/)
@@ -305,25 +305,22 @@ test.serial('every control is reached and left by Tab alone, in the order of the
   await client.fineTuning.jobs.cancel(job.id)
   await page.getByRole('button', { name: 'brief' }).waitFor()
   const there = await tabbed(page, 'Tab')
-  t.deepEqual(
-    there.filter((name) => !/^(Compare ft:.*|long|green)$/.test(name)),
-    [
-      'To the content',
-      'New chat',
-      'Left model',
-      'Right model',
-      'Conversation',
-      'Question to both models',
-      'Temperature',
-      'Max tokens',
-      'Stop',
-      'Send',
-      'Adapters',
-      'Compare blue with the base',
-      'New job',
-      'brief',
-    ],
-  )
+  t.deepEqual(there, [
+    'To the content',
+    'New chat',
+    'Left model',
+    'Right model',
+    'Conversation',
+    'Question to both models',
+    'Temperature',
+    'Max tokens',
+    'Stop',
+    'Send',
+    'Adapters',
+    'Compare blue with the base',
+    'New job',
+    'brief',
+  ])
   t.deepEqual((await tabbed(page, 'Shift+Tab')).toReversed(), there)
   t.deepEqual(faults, [])
 })
@@ -370,7 +367,7 @@ test.serial('a question is asked, and its answers are stopped, without a mouse',
   t.deepEqual(faults, [])
 })
 
-test.serial('numbers out of range are not sent', async (t) => {
+test('numbers out of range are not sent', async (t) => {
   const { page, faults } = await open(t)
   await page.getByLabel('Max tokens').fill('0')
   await ask(page)
@@ -379,7 +376,7 @@ test.serial('numbers out of range are not sent', async (t) => {
   t.deepEqual(faults, [])
 })
 
-test.serial('it is light or dark as its reader likes, and every text can be read on its ground', async (t) => {
+test('it is light or dark as its reader likes, and every text can be read on its ground', async (t) => {
   const { page, faults } = await open(t, { colorScheme: 'light' })
   const names = ['text', 'muted', 'accent', 'second', 'danger', 'good', 'panel', 'ground', 'question']
   const colours = async (): Promise<Record<string, string>> =>
@@ -414,7 +411,7 @@ function contrast(one: string, other: string): number {
   return (light! + 0.05) / (dark! + 0.05)
 }
 
-test.serial('where keys are asked for, the page asks, and keeps a key in its tab only', async (t) => {
+test('where keys are asked for, the page asks, and keeps a key in its tab only', async (t) => {
   const keys = join(temporaryFolder(), 'keys.txt')
   const key = await addKey(keys, { name: 'owner', scopes: ['admin'] })
   const server = await startServer({ model, modelName: 'tiny', data: temporaryFolder(), port: 0, logger: false, keys })
@@ -439,7 +436,7 @@ test.serial('where keys are asked for, the page asks, and keeps a key in its tab
   t.deepEqual(faults, [])
 })
 
-test.serial('a key for asking opens the chat, and the other parts say what they would need', async (t) => {
+test('a key for asking opens the chat, and the other parts say what they would need', async (t) => {
   const keys = join(temporaryFolder(), 'keys.txt')
   const key = await addKey(keys, { name: 'asker', scopes: ['infer'] })
   const options = {
@@ -464,7 +461,7 @@ test.serial('a key for asking opens the chat, and the other parts say what they 
   t.deepEqual(faults, [])
 })
 
-test.serial('a server that is gone is told of, and found again', async (t) => {
+test('a server that is gone is told of, and found again', async (t) => {
   const first = await startServer({ model, modelName: 'tiny', data: temporaryFolder(), port: 0, logger: false })
   const { page } = await openPage(t, browser, first.url)
   await page.getByLabel('Question to both models').waitFor()
