@@ -1,11 +1,20 @@
 /** ΔW = s · L C R at a linear or convolution site: the form that many methods share, whatever of it they train. */
 import { HeddleError } from '../errors.js'
+import { conv2d } from '../graph/ops/conv.js'
 import { add, cast, mul } from '../graph/ops/elementwise.js'
 import { transpose } from '../graph/ops/index.js'
-import { matmul, type Precision } from '../graph/ops/matmul.js'
+import { matmul } from '../graph/ops/matmul.js'
 import { reshape } from '../graph/ops/reduce.js'
 import { read, type Sym } from '../graph/sym.js'
-import { convolutionWith, dropped, linearShape, linearWith, type Site, type SiteKind } from '../nn/site.js'
+import {
+  convolutionWith,
+  dropped,
+  type Forward,
+  linearShape,
+  linearWith,
+  type Site,
+  type SiteKind,
+} from '../nn/site.js'
 import { elementCount } from '../tensor/dtype.js'
 import type { Factors, SiteContext } from './parametrization.js'
 import { unsuited } from './targeting.js'
@@ -87,8 +96,9 @@ export type ChangePath = 'products' | 'weight'
 
 /**
  * The cheaper way, in multiplications that a training step has beside those of the plain site: for n rows, products cost
- * r (in + out) each in the forward and in the backward pass; a weight of its own is made (in · out · r), its gradient
- * is (n · in · out), and that is projected back (in · out · r). Only ranks near the full one make the weight worth it.
+ * r (in + out) each in the forward and in the backward pass; a weight of its own is made (in · out · r), and its gradient
+ * (n · in · out) is projected back (in · out · r), unless the compiler finds fewer in n r (in + out). Only ranks near the
+ * full one make the weight worth it, which is held until the backward pass.
  */
 export function changePath(n: number, r: number, { out, inner }: Pick<MatrixShape, 'out' | 'inner'>): ChangePath {
   return 2 * n * r * (inner + out) <= inner * out * (n + 2 * r) ? 'products' : 'weight'
@@ -119,11 +129,25 @@ export function changedLinear(
   if (!isDropping && hasNumbers && (path ?? changePath(n, r, shape)) === 'weight')
     return linearWith(site, weight(), x, forward)
   const input = dropped(x, p, forward, stream)
-  return changes.reduce((y, change) => add(y, product(input, change, forward.precision)), base())
+  return changes.reduce((y, change) => add(y, changeOutput(site, input, change, forward)), base())
 }
 
-/** s L (C (R x)), each factor by itself. */
-function product(x: Sym, { left, core, right, scale = 1 }: LowRankChange, precision: Precision): Sym {
+/**
+ * What a change adds to the site's output, each factor by itself: s L (C (R x)). At a convolution, where there is no C, R is
+ * a kernel like the site's own over all channels, and L `[out, r / groups]` one of single pixels in the site's groups.
+ */
+export function changeOutput(
+  site: Site,
+  x: Sym,
+  { left, core, right, scale = 1 }: LowRankChange,
+  { precision }: Pick<Forward, 'precision'>,
+): Sym {
+  if (site.kind === 'conv2d') {
+    const { groups = 1 } = site.window ?? {}
+    const kernel = reshape(right, [right.shape[0]!, -1, ...site.weight.shape.slice(2)])
+    const inner = conv2d(x, kernel, { ...site.window, groups: 1 })
+    return mul(conv2d(inner, reshape(left, [...left.shape, 1, 1]), { groups }), scale)
+  }
   const z = matmul(x, right, { transposeB: true, precision })
   const inner = !core ? z : core.rank === 1 ? mul(z, core) : matmul(z, core, { transposeB: true, precision })
   return matmul(inner, left, { transposeB: true, alpha: scale, precision })

@@ -3,7 +3,6 @@ import { z } from 'zod'
 import { parseConfig } from '../../config.js'
 import { HeddleError } from '../../errors.js'
 import { computed } from '../../graph/computed.js'
-import { conv2d } from '../../graph/ops/conv.js'
 import { add, broadcastTo, constant, div, maximum, mul, sqrt, square, sub } from '../../graph/ops/elementwise.js'
 import { indexSelect } from '../../graph/ops/gather.js'
 import { concat, copy } from '../../graph/ops/index.js'
@@ -14,6 +13,7 @@ import { read, type Sym } from '../../graph/sym.js'
 import { dropped, type Site } from '../../nn/site.js'
 import { type Tensor, tensor, zeros } from '../../tensor/tensor.js'
 import { declared, normal, zero } from '../initial_values.js'
+import { changeOutput } from '../low_rank_change.js'
 import type {
   AttachedSite,
   Factors,
@@ -172,18 +172,10 @@ function planAt(site: Site, config: AdaLoraConfig): SitePlan {
   }
 }
 
-/** s · B (E ⊙ A x); at a convolution A has its window and B single pixels. */
+/** s · B (E ⊙ A x) */
 function update({ site, x, parameters, forward, stream }: SiteContext, scale: number, rate: number): Sym {
   const { a, e, b } = tripletsOf(parameters)
-  const { precision } = forward
-  const input = dropped(x, rate, forward, stream)
-  const scaled = mul(a, e)
-  if (site.kind !== 'conv2d') {
-    const inner = matmul(input, scaled, { transposeB: true, precision })
-    return matmul(inner, b, { transposeB: true, alpha: scale, precision })
-  }
-  const inner = conv2d(input, reshape(scaled, [scaled.shape[0]!, ...site.weight.shape.slice(1)]), { ...site.window })
-  return mul(conv2d(inner, reshape(b, [...b.shape, 1, 1])), scale)
+  return changeOutput(site, dropped(x, rate, forward, stream), { left: b, right: mul(a, e), scale }, forward)
 }
 
 /** W + s B (E ⊙ A) as the weight is stored. */

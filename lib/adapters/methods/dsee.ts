@@ -14,6 +14,7 @@ import type { Network } from '../../nn/network.js'
 import { linearShape, oriented, type Site } from '../../nn/site.js'
 import { attentionHeads } from '../block_roles.js'
 import { declared, filled, normal, zero } from '../initial_values.js'
+import { changeOutput } from '../low_rank_change.js'
 import type {
   AttachedSite,
   MergeContext,
@@ -187,10 +188,7 @@ function updatePlan(site: Site, config: DseeConfig, isRestored: boolean): SitePl
     ...(count > 0 && !isRestored ? { prepare: (context: PrepareContext) => prepared(site, config, context) } : {}),
     forward: ({ x, base, parameters, buffers, forward: { precision } }) => {
       const [a, b] = [read(parameters[names.a]!), read(parameters[names.b]!)]
-      if (count === 0) {
-        const low = matmul(x, a, { transposeB: true, precision })
-        return add(base(), matmul(low, b, { transposeB: true, alpha: scale, precision }))
-      }
+      if (count === 0) return add(base(), changeOutput(site, x, { left: b, right: a, scale }, { precision }))
       const values = mul(read(parameters[names.values]!), scale)
       return add(
         base(),

@@ -69,7 +69,7 @@ export async function dseeSave(adapter: Adapter, folder: string, options: DseeSa
       for (const layer of layers) for (const slice of slicesOf(layer, after)) await cut(sliced, slice)
       const weights = () =>
         model.weights().map(({ name, tensor: each }) => ({ name, tensor: sliced.get(each) ?? each }))
-      await saveNetwork({ ...model, config, weights }, tokenizer, folder, rest)
+      await saveNetwork({ ...model, config, ...wholeConfig(model), weights }, tokenizer, folder, rest)
     } finally {
       for (const each of sliced.values()) each.dispose()
     }
@@ -78,6 +78,10 @@ export async function dseeSave(adapter: Adapter, folder: string, options: DseeSa
     adapter.unmerge()
   }
 }
+
+/** Defaults that follow from other fields would follow from the new ones: none may be left out. */
+const wholeConfig = ({ configSource: source }: Network): Pick<Network, 'configSource'> =>
+  source ? { configSource: { ...source, completed: {} } } : {}
 
 /** The modules of a block, and which of its units are read. */
 interface Layer {

@@ -1,14 +1,13 @@
 /** What LoRA computes at a site: linear, embedding or convolution. */
-
-import { conv2d } from '../../graph/ops/conv.js'
 import { add, div, maximum, mul, sqrt, square, sub } from '../../graph/ops/elementwise.js'
 import { concat, gatherRows, transpose } from '../../graph/ops/index.js'
-import type { Precision } from '../../graph/ops/matmul.js'
-import { matmul } from '../../graph/ops/matmul.js'
+
+import { matmul, type Precision } from '../../graph/ops/matmul.js'
 import { reshape, sum } from '../../graph/ops/reduce.js'
 import { stopGradient } from '../../graph/ops/stop_gradient.js'
 import { read, type Sym } from '../../graph/sym.js'
 import { dropped, type Site } from '../../nn/site.js'
+import { changeOutput } from '../low_rank_change.js'
 import type { MergeContext, Merged, SiteContext, SitePlan } from '../parametrization.js'
 import type { LoraInit } from './lora_config.js'
 
@@ -108,26 +107,14 @@ function decomposed(settings: LoraSettings, context: SiteContext, input: Sym, de
 }
 
 /** s · (B A x + bias of B). */
-function update(
-  { shape, scale, hasBias }: LoraSettings,
-  { site, base, parameters, forward }: SiteContext,
-  x: Sym,
-): Sym {
+function update({ shape, scale, hasBias }: LoraSettings, { site, parameters, forward }: SiteContext, x: Sym): Sym {
   const names = namesAt(shape)
-  const [a, b] = [parameters[names.a]!, parameters[names.b]!]
-  const { precision } = forward
-  const product = (): Sym => {
-    if (shape.kind === 'conv2d') {
-      const inner = base({ ...site, weight: a, bias: undefined, window: { ...site.window, groups: 1 } }, x)
-      return mul(conv2d(inner, read(b), { groups: shape.groups }), scale)
-    }
-    const inner =
-      shape.kind === 'embedding'
-        ? gatherRows(transpose(read(a)), x)
-        : matmul(x, read(a), { transposeB: true, precision })
-    return matmul(inner, read(b), { transposeB: true, alpha: scale, precision })
-  }
-  return hasBias ? add(product(), mul(alongOutput(shape, read(parameters[names.bias]!)), scale)) : product()
+  const [a, b] = [read(parameters[names.a]!), read(parameters[names.b]!)]
+  const product =
+    shape.kind === 'embedding'
+      ? matmul(gatherRows(transpose(a), x), b, { transposeB: true, alpha: scale, precision: forward.precision })
+      : changeOutput(site, x, { left: reshape(b, [shape.out, -1]), right: a, scale }, forward)
+  return hasBias ? add(product, mul(alongOutput(shape, read(parameters[names.bias]!)), scale)) : product
 }
 
 /** W + s B A, and DoRA's m (W + s B A)/‖W + s B A‖. */

@@ -6,6 +6,9 @@
 import { absent, addValue, consumers, type Graph, mutates, results, type Step } from '../graph.js'
 import { pause } from '../pause.js'
 
+/** What is left of the multiplications where turning is worth it: other operands have to be packed then. */
+const mostLeft = 0.8
+
 /** A matrix or its transpose. */
 interface Operand {
   readonly value: number
@@ -37,7 +40,7 @@ export async function orderProducts(graph: Graph): Promise<boolean> {
     const turned = outer.map((each) => turnedOf(graph, product, each))
     if (turned.length === 0 || !turned.every((each) => each !== undefined)) continue
     const own = outer.reduce((total, each) => total + sizeOf(graph, each), sizeOf(graph, step))
-    if (turned.reduce((total, each) => total + each.size, 0) >= own) continue
+    if (turned.reduce((total, each) => total + each.size, 0) > mostLeft * own) continue
     for (const [i, each] of turned.entries()) before.set(outer[i]!, each.apply())
     removed.add(step)
   }
