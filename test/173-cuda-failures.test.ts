@@ -7,8 +7,10 @@ import { mul } from '../lib/graph/ops/elementwise.js'
 import { gatherRows } from '../lib/graph/ops/index.js'
 import { sum } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
+import { addon } from '../lib/native.js'
 import { tensor } from '../lib/tensor/tensor.js'
 import { emulated, inject } from './support/cuda_host.js'
+import { encode } from './support/instruction_list.js'
 
 const run = promisify(execFile)
 
@@ -25,6 +27,26 @@ test.serial('an index out of range ends the run, as on the CPU', async (t) => {
     message: 'gather_rows: expected an index in [0, 3), got 3',
   })
   t.deepEqual([...(await (await pick(x, tensor(Int32Array.of(2, 0, 1)))).data())], [3, 1, 2])
+})
+
+test.serial('segments of rows without columns are checked, as on the CPU', async (t) => {
+  const list = encode({
+    buffers: [
+      { kind: 'input', index: 0, dtype: 'i32', shape: [2] },
+      { kind: 'input', index: 1, shape: [2, 0] },
+      { kind: 'output', index: 0, shape: [3, 0] },
+    ],
+    instructions: [{ op: 'segment_max', inputs: [0, 1], outputs: [2], attributes: [['segments', 3]] }],
+  })
+  const segments = (...values: readonly number[]) => addon.tensorFromData('i32', [2], Int32Array.from(values))
+  for (const device of ['cpu', 'cuda'] as const) {
+    const largest = await addon.compile(list, [], device)
+    await t.notThrowsAsync(largest.run([segments(0, 2), addon.tensorZeros('f32', [2, 0])]))
+    await t.throwsAsync(largest.run([segments(0, 3), addon.tensorZeros('f32', [2, 0])]), {
+      code: 'ERR_HEDDLE_ARGUMENT',
+      message: 'segment_max: expected segments below 3, got 3',
+    })
+  }
 })
 
 emulatedOnly('memory that runs out is an ERR_HEDDLE_OOM, and the next run has it again', async (t) => {

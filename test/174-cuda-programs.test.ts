@@ -99,6 +99,24 @@ test('several programs run on the device side by side', async (t) => {
     t.true(found.every((value, at) => Math.abs(value - (i % 6) * one![at]!) < 1e-4))
 })
 
+test.serial('f32 is multiplied in f32, or in TF32 where HEDDLE_CUDA_TF32 allows it', async (t) => {
+  // In TF32 what is below 2^-10 of a number is gone.
+  const x = tensor([1 + 2 ** -12, 2 ** -12], [1, 2])
+  const product = async () => (await program((a) => matmul(a!, a!, { transposeB: true }), { device: 'cuda' })(x)).item()
+  t.true((await product()) > 1 + 2 ** -12)
+  process.env.HEDDLE_CUDA_TF32 = '1'
+  try {
+    t.is(await product(), 1)
+    process.env.HEDDLE_CUDA_TF32 = 'yes'
+    await t.throwsAsync(product(), {
+      code: 'ERR_HEDDLE_ARGUMENT',
+      message: 'HEDDLE_CUDA_TF32: expected 0 or 1, got yes',
+    })
+  } finally {
+    delete process.env.HEDDLE_CUDA_TF32
+  }
+})
+
 test('operands without elements take no launch', async (t) => {
   const step = program((x, w) => ({ y: mul(x!, 2), total: sum(x!), product: matmul(x!, w!) }), { device: 'cuda' })
   const { y, total, product } = await step(zeros([0, 3]), zeros([3, 2]))

@@ -71,9 +71,11 @@ class LtProduct : public Product {
            shape.stride_b),
         y_(result_type(), shape.m, shape.n, shape.batch, shape.m * shape.n) {
     const bool wide = shape.element == DType::kF64;
-    check_blas(cublasLtMatmulDescCreate(&operation_, wide ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
-                                        wide ? CUDA_R_64F : CUDA_R_32F),
-               "matmul");
+    const bool rounds = shape.element == DType::kF32 && shape.tf32;
+    const cublasComputeType_t compute = wide     ? CUBLAS_COMPUTE_64F
+                                        : rounds ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                 : CUBLAS_COMPUTE_32F;
+    check_blas(cublasLtMatmulDescCreate(&operation_, compute, wide ? CUDA_R_64F : CUDA_R_32F), "matmul");
     try {
       set_transpose(CUBLASLT_MATMUL_DESC_TRANSA, shape.transpose_b);
       set_transpose(CUBLASLT_MATMUL_DESC_TRANSB, shape.transpose_a);
@@ -144,7 +146,7 @@ class LtProduct : public Product {
 
 auto key_of(const ProductShape& shape) {
   return std::make_tuple(shape.batch, shape.m, shape.n, shape.k, shape.transpose_a, shape.transpose_b, shape.stride_a,
-                         shape.stride_b, shape.element, shape.alpha, shape.beta, shape.bias);
+                         shape.stride_b, shape.element, shape.alpha, shape.beta, shape.bias, shape.tf32);
 }
 
 }  // namespace

@@ -11,14 +11,19 @@
 
 namespace heddle::cuda {
 
+/// What the environment variable HEDDLE_CUDA_TF32 says: 0 (so too without it) or 1. Throws kArgument for anything else.
+bool tf32_allowed();
+
 /// y = alpha op(a) op(b) + beta c for `batch` items, all row-major: op(a) [m, k], op(b) [k, n], c and y [m, n].
 struct ProductShape {
   int64_t batch = 1, m = 0, n = 0, k = 0;
   bool transpose_a = false, transpose_b = false;
   /// From one item to the next, in elements; 0 for one matrix for all.
   int64_t stride_a = 0, stride_b = 0;
-  /// f32 (computed in f32, never TF32), f64, or bf16 (summed up in f32). y and c are f32, or f64 where these are.
+  /// f32, f64, or bf16 (summed up in f32). y and c are f32, or f64 where these are.
   DType element = DType::kF32;
+  /// f32 is rounded to TF32, 10 binary digits behind the point, on its way into the product; sums stay f32.
+  bool tf32 = tf32_allowed();
   double alpha = 1.0;
   /// 0 or 1.
   double beta = 0.0;

@@ -1,5 +1,7 @@
 #include "cuda/library/products.h"
 
+#include <bit>
+
 namespace heddle::cuda {
 
 namespace {
@@ -7,6 +9,15 @@ namespace {
 float value_of(float value) { return value; }
 double value_of(double value) { return value; }
 float value_of(uint16_t bits) { return bf16_to_f32(bits); }
+
+/// The nearest number with 10 binary digits behind the point, the even one of two.
+struct Tf32 {
+  float value;
+};
+float value_of(Tf32 number) {
+  const auto bits = std::bit_cast<uint32_t>(number.value);
+  return std::bit_cast<float>((bits + 0xfffU + (bits >> 13 & 1U)) & ~0x1fffU);
+}
 
 template <class From, class To>
 void multiply(const ProductShape& shape, const void* a_at, const void* b_at, const void* c_at, void* y_at) {
@@ -36,6 +47,7 @@ class HostProduct : public Product {
   void run(cudaStream_t stream, const void* a, const void* b, const void* c, void* y, void*) const override {
     const auto one = shape_.element == DType::kF64    ? multiply<double, double>
                      : shape_.element == DType::kBF16 ? multiply<uint16_t, float>
+                     : shape_.tf32                    ? multiply<Tf32, float>
                                                       : multiply<float, float>;
     host::start(stream, [=, shape = shape_] { one(shape, a, b, c, y); });
   }
