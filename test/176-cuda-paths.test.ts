@@ -172,7 +172,7 @@ const paths: readonly Path[] = [
   { op: 'argmax', what: 'long rows', inputs: [f32(4, 3000)], outputs: [i32(4)], tolerance: 0 },
   {
     op: 'low_rank_matmul',
-    what: 'many rows, of which each warp has four; ranks in groups, of which the last is not full',
+    what: 'many rows, of which each warp has two; ranks in groups, of which the last is not full',
     inputs: [f32(4100, 5), f32(5, 7), f32(5, 20), f32(20, 7), f32(4100, 7)],
     outputs: [f32(4100, 7), f32(4100, 20)],
     attributes: [

@@ -18,7 +18,7 @@ enum Output : size_t { kY, kZ };
 
 constexpr int64_t kFusedRows = 512;
 constexpr unsigned kFusedRank = 64;
-/// From here on there are blocks enough for each warp to have several rows, which share what it reads of u.
+/// From here on there are blocks enough for each warp to have two rows, which share what it reads of u.
 constexpr int64_t kManyRows = 4096;
 
 constexpr unsigned kWarps = 8;
@@ -44,6 +44,7 @@ using DownTile = Shared<float, kRanks*(kDepth + 1)>;
 /// Rows [first, first + kDepth) of kRanks columns of u from `rank0` on, a column after the other; zeros outside.
 template <class Element>
 __device__ void load_down(const LowRank& all, int64_t first, int64_t rank0, DownTile& tile) {
+#pragma unroll 2
   for (unsigned at = threadIdx.x; at < kRanks * kDepth; at += kThreads) {
     // Neighbouring threads read neighbouring numbers.
     const bool along_ranks = all.u_column == 1;
@@ -63,6 +64,8 @@ __device__ void multiply_down(const LowRank& all, const Element* a, int64_t row0
     __syncthreads();
     load_down<Element>(all, first, rank0, tile);
     __syncthreads();
+    // More at once would take registers from the sums; so it is where the tile is filled.
+#pragma unroll 2
     for (unsigned i = lane; i < kDepth && first + i < all.k; i += kWarpSize) {
       float x[kRows];
 #pragma unroll
@@ -157,7 +160,7 @@ void start_fused(const Run& run, const LowRank& all, const void* a_at) {
   auto *const z = run.output<float>(kZ), *const y = run.output<float>(kY);
   const auto grid = [&](unsigned rows) { return Grid{blocks_for(ceil_div(all.m, kWarps * rows)), kThreads}; };
   if (all.m >= kManyRows)
-    launch(run, add_low_rank<Element, 4>, grid(4), all, a, z, y);
+    launch(run, add_low_rank<Element, 2>, grid(2), all, a, z, y);
   else
     launch(run, add_low_rank<Element, 1>, grid(1), all, a, z, y);
 }
