@@ -54,6 +54,9 @@
           'process_outputs_as_sources': 1,
           'message': 'nvcc <(RULE_INPUT_PATH)',
           'action': [
+            'node',
+            'install/cuda.mjs',
+            '--compile',
             '<(cuda_nvcc)',
             '<!@(node install/cuda.mjs --flags)',
             '<@(cuda_architectures)',

@@ -4,10 +4,11 @@
 //   --check [name…]     compiles kernels (those whose path has one of the names) without linking, and prints registers,
 //                       shared memory and spills of each
 //   --sources, --headers, --flags   what binding.gyp asks for
+//   --compile nvcc …    what it runs for a kernel: nvcc, whose account of the kernel is kept for `npm run report:cuda`
 import { spawn, spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { buildJobs, exitOnFailure, filesBelow, Refusal, root, runLogged, stage } from './build.mjs'
 import { fetchToolkit, findToolkit } from './toolkit.mjs'
 
@@ -17,8 +18,12 @@ const architectures = ['80', '86', '89', '90']
 /** node-gyp always builds into `build` beside binding.gyp, which here is CMake's: it gets a folder of its own. */
 const staging = join(root, '.cache', 'cuda')
 
+/** By source file, what the assembler says about each kernel in it. */
+const accounts = join(staging, 'kernels')
+
 const args = process.argv.slice(2)
-if (args.includes('--sources')) print(kernelFiles().concat(hostFiles()))
+if (args[0] === '--compile') process.exitCode = compileKernel(args.slice(1))
+else if (args.includes('--sources')) print(kernelFiles().concat(hostFiles()))
 else if (args.includes('--headers')) print(headerFiles())
 else if (args.includes('--flags')) print(flags)
 else
@@ -104,6 +109,18 @@ function nodeHeaders() {
   const text = readFileSync(file, 'utf8')
   const version = ['MAJOR', 'MINOR', 'PATCH'].map((part) => new RegExp(`NODE_${part}_VERSION (\\d+)`).exec(text)?.[1])
   return version.join('.') === process.versions.node ? [`--nodedir=${prefix}`] : []
+}
+
+function compileKernel([nvcc, ...nvccArgs]) {
+  const source = nvccArgs[nvccArgs.indexOf('-c') + 1]
+  const { status, error, stdout, stderr } = spawnSync(nvcc, ['-Xptxas=-v', ...nvccArgs], { encoding: 'utf8' })
+  if (status !== 0) {
+    process.stderr.write(error ? `${error.message}\n` : stdout + stderr)
+    return 1
+  }
+  mkdirSync(accounts, { recursive: true })
+  writeFileSync(join(accounts, `${relative(staging, source).replaceAll('/', '.')}.txt`), stderr)
+  return 0
 }
 
 async function checkKernels(names) {

@@ -171,6 +171,43 @@ const paths: readonly Path[] = [
   { op: 'scatter_add_rows', what: 'many sources for one row', inputs: [i32(900), f32(900, 5)], outputs: [f32(4, 5)] },
   { op: 'argmax', what: 'long rows', inputs: [f32(4, 3000)], outputs: [i32(4)], tolerance: 0 },
   {
+    op: 'low_rank_matmul',
+    what: 'many rows, of which each warp has two; ranks in groups, of which the last is not full',
+    inputs: [f32(4100, 5), f32(5, 7), f32(5, 20), f32(20, 7), f32(4100, 7)],
+    outputs: [f32(4100, 7), f32(4100, 20)],
+    attributes: [
+      ['alpha', 0.5],
+      ['alpha_z', 2],
+    ],
+  },
+  {
+    op: 'low_rank_matmul',
+    what: 'columns for each thread, factors as the backward pass has them',
+    // Sums of 5,000 terms that almost cancel.
+    tolerance: 1e-4,
+    inputs: [of('bf16', 521, 150), f32(260, 150), f32(33, 150), f32(260, 33)],
+    outputs: [f32(521, 260), f32(521, 33)],
+    attributes: [
+      ['transpose_b', 1],
+      ['transpose_u', 1],
+      ['transpose_v', 1],
+    ],
+  },
+  {
+    op: 'low_rank_matmul',
+    // Of one number each: sums in another order might be rounded to another bf16.
+    what: 'many rows in bf16',
+    inputs: [f32(4100, 1), f32(1, 9), f32(1, 17), f32(17, 9)],
+    outputs: [f32(4100, 9), f32(4100, 17)],
+    attributes: [['precision', 'bf16']],
+  },
+  {
+    op: 'low_rank_matmul',
+    what: 'a rank that is the work of three products',
+    inputs: [f32(520, 70), f32(70, 20), f32(70, 65), f32(65, 20)],
+    outputs: [f32(520, 20), f32(520, 65)],
+  },
+  {
     op: 'attention',
     what: 'several tiles of rows and keys, and slices of wide heads',
     inputs: [f32(1, 70, 4, 150), f32(1, 70, 2, 150), f32(1, 70, 2, 150), i32(1, 70)],

@@ -9,6 +9,10 @@
 #include "cuda/core/device.h"
 #include "cuda/core/kernel.h"
 
+#ifndef __CUDACC__
+#include "cuda/host/record.h"
+#endif
+
 namespace heddle::cuda {
 
 struct Grid {
@@ -31,7 +35,9 @@ void launch(const Run& run, void (*kernel)(Parameters...), const Grid& grid, Arg
   kernel<<<grid.blocks, grid.threads, grid.shared, run.stream>>>(arguments...);
 #else
   host::start(run.stream, [=] {
-    if (host::launch_allowed()) host::run_grid(grid.blocks, grid.threads, grid.shared, [&] { kernel(arguments...); });
+    if (!host::recorded(reinterpret_cast<const void*>(kernel), grid.blocks, grid.threads, grid.shared) &&
+        host::launch_allowed())
+      host::run_grid(grid.blocks, grid.threads, grid.shared, [&] { kernel(arguments...); });
   });
 #endif
   check(cudaGetLastError(), run.report.operation);

@@ -55,13 +55,13 @@ struct RowSums {
   }
 
   /// Turns scores into weights relative to the running maximum; what was summed up before shrinks.
-  __device__ void take(float (&score)[kR][4], const bool (&seen)[kR][4]) {
+  __device__ void take(float (&score)[kR][4], const Seen& seen) {
 #pragma unroll
     for (unsigned i = 0; i < kR; ++i) {
       float top = maximum[i];
 #pragma unroll
       for (unsigned j = 0; j < 4; ++j)
-        if (seen[i][j]) top = Maximum()(top, score[i][j]);
+        if (seen(i, j)) top = Maximum()(top, score[i][j]);
       top = line_reduce(top, Maximum());
       const float factor = exp2f(maximum[i] - top);
       maximum[i] = top;
@@ -70,7 +70,7 @@ struct RowSums {
       for (unsigned c = 0; c < kC; ++c) out[i][c] *= factor;
 #pragma unroll
       for (unsigned j = 0; j < 4; ++j) {
-        score[i][j] = seen[i][j] ? exp2f(score[i][j] - top) : 0.0F;
+        score[i][j] = seen(i, j) ? exp2f(score[i][j] - top) : 0.0F;
         sum[i] += score[i][j];
       }
     }
@@ -105,7 +105,8 @@ __device__ void store_rows(const AttentionProblem& p, const Unit& unit, const Ro
 }
 
 template <class Element, unsigned kR, unsigned kC>
-__global__ void __launch_bounds__(kSquare) attend(AttentionProblem p, int64_t units, int64_t row_blocks) {
+__global__ void __launch_bounds__(kSquare, kR == 1 ? 2 * kBlocksTogether : kBlocksTogether)
+    attend(AttentionProblem p, int64_t units, int64_t row_blocks) {
   constexpr unsigned kRows = kSide * kR;
   constexpr unsigned kTile = static_cast<unsigned>(kKeys);
   __shared__ Shared<int64_t, kRows> row_at;
@@ -131,17 +132,13 @@ __global__ void __launch_bounds__(kSquare) attend(AttentionProblem p, int64_t un
     const int64_t begin = max(lowest.floor / kKeys * kKeys, p.parts == 1 ? 0 : unit.part * kPartKeys);
     const int64_t end = p.parts == 1 ? highest.end : min(highest.end, (unit.part + 1) * kPartKeys);
     for (int64_t first = begin; first < end; first += kKeys) {
-      bool seen[kR][4];
-      int any = 0;
+      Seen seen;
       for (unsigned i = 0; i < kR; ++i) {
         const int64_t row = min(unit.first + line() * kR + i, unit.first + unit.count - 1);
         const Sight sight(p, unit.b, row);
-        for (unsigned j = 0; j < 4; ++j) {
-          seen[i][j] = sight.sees(p, unit.b, first + place() + kSide * j);
-          any |= seen[i][j] ? 1 : 0;
-        }
+        for (unsigned j = 0; j < 4; ++j) seen.add(i, j, sight.sees(p, unit.b, first + place() + kSide * j));
       }
-      if (__syncthreads_or(any) == 0) continue;
+      if (__syncthreads_or(static_cast<int>(seen.bits)) == 0) continue;
       if (threadIdx.x < kTile) {
         const int64_t key = first + threadIdx.x;
         key_at[threadIdx.x] = key >= lowest.floor && key < end ? p.key_offset(unit.b, unit.kv_head, key) : -1;
@@ -163,6 +160,7 @@ __global__ void __launch_bounds__(kSquare) attend(AttentionProblem p, int64_t un
         __syncthreads();
         load_columns<kC>(v, key_at, key, unit.column, p.dim, values);
         __syncthreads();
+#pragma unroll 4
         for (unsigned x = 0; x < kSide; ++x) {
           float weight[kR];
 #pragma unroll

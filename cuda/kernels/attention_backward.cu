@@ -40,17 +40,13 @@ struct Pair {
   __device__ int64_t key(unsigned j) const { return first_key + place() + kSide * j; }
 
   /// Which keys the rows see, and whether any thread of the block found one. A barrier.
-  __device__ bool look(const AttentionProblem& p, bool (&seen)[kR][4]) const {
-    int any = 0;
+  __device__ bool look(const AttentionProblem& p, Seen& seen) const {
     for (unsigned i = 0; i < kR; ++i) {
       const bool exists = row(i) < p.queries * p.group;
       const Sight sight(p, b, exists ? row(i) : first_row);
-      for (unsigned j = 0; j < 4; ++j) {
-        seen[i][j] = exists && sight.sees(p, b, key(j));
-        any |= seen[i][j] ? 1 : 0;
-      }
+      for (unsigned j = 0; j < 4; ++j) seen.add(i, j, exists && sight.sees(p, b, key(j)));
     }
-    return __syncthreads_or(any) != 0;
+    return __syncthreads_or(static_cast<int>(seen.bits)) != 0;
   }
 };
 
@@ -71,8 +67,8 @@ struct Tiles {
   }
 
   /// The softmax weights, and the slopes of the loss along q k.
-  __device__ void differentiate(const Gradient& all, const Pair& pair, const bool (&seen)[kR][4],
-                                float (&weight)[kR][4], float (&slope)[kR][4]) const {
+  __device__ void differentiate(const Gradient& all, const Pair& pair, const Seen& seen, float (&weight)[kR][4],
+                                float (&slope)[kR][4]) const {
     const AttentionProblem& p = all.p;
     for (unsigned i = 0; i < kR; ++i)
       for (unsigned j = 0; j < 4; ++j) weight[i][j] = slope[i][j] = 0.0F;
@@ -95,8 +91,8 @@ struct Tiles {
       for (unsigned j = 0; j < 4; ++j) {
         const float x = bend(weight[i][j], p.scale * kLog2E, cap);
         const float bent = cap == 0.0F ? 1.0F : 1.0F - (x / cap) * (x / cap);
-        weight[i][j] = seen[i][j] ? exp2f(x - lse) : 0.0F;
-        slope[i][j] = seen[i][j] ? weight[i][j] * (slope[i][j] - delta) * p.scale * bent : 0.0F;
+        weight[i][j] = seen(i, j) ? exp2f(x - lse) : 0.0F;
+        slope[i][j] = seen(i, j) ? weight[i][j] * (slope[i][j] - delta) * p.scale * bent : 0.0F;
       }
     }
   }
@@ -104,7 +100,8 @@ struct Tiles {
 
 /// dq of a tile of rows and a slice of columns: Σ over keys of slope k.
 template <unsigned kC>
-__global__ void __launch_bounds__(kSquare) backward_rows(Gradient all, int64_t units, int64_t row_blocks) {
+__global__ void __launch_bounds__(kSquare, kC == 4 ? kBlocksTogether : 1)
+    backward_rows(Gradient all, int64_t units, int64_t row_blocks) {
   __shared__ Offsets row_at, key_at;
   __shared__ Depths q, k, g, v;
   __shared__ Weights slopes;
@@ -118,12 +115,11 @@ __global__ void __launch_bounds__(kSquare) backward_rows(Gradient all, int64_t u
     Pair pair{head / p.kv_heads, head % p.kv_heads, unit / slices % row_blocks * kTile, 0};
     __syncthreads();
     tiles.place_rows(p, pair);
-    const int64_t last = min(pair.first_row + kTile, p.queries * p.group) - 1;
-    const int64_t end = Sight(p, pair.b, last).end;
+    const int64_t end = Sight(p, pair.b, min(pair.first_row + kTile, p.queries * p.group) - 1).end;
     float sum[kR][kC] = {};
     for (pair.first_key = Sight(p, pair.b, pair.first_row).floor / kKeys * kKeys; pair.first_key < end;
          pair.first_key += kKeys) {
-      bool seen[kR][4];
+      Seen seen;
       float weight[kR][4], slope[kR][4];
       if (!pair.look(p, seen)) continue;
       tiles.place_keys(p, pair);
@@ -134,6 +130,7 @@ __global__ void __launch_bounds__(kSquare) backward_rows(Gradient all, int64_t u
         __syncthreads();
         load_columns<kC>(static_cast<const float*>(p.k), key_at, key, column, p.dim, values);
         __syncthreads();
+#pragma unroll 4
         for (unsigned x = 0; x < kSide; ++x)
 #pragma unroll
           for (unsigned i = 0; i < kR; ++i) {
@@ -146,7 +143,8 @@ __global__ void __launch_bounds__(kSquare) backward_rows(Gradient all, int64_t u
     for (unsigned i = 0; i < kR; ++i)
       for (unsigned c = 0; c < kC; ++c) {
         const int64_t at = column + place() + kSide * c;
-        if (pair.row(i) <= last && at < p.dim) all.dq[p.row_offset(pair.b, pair.kv_head, pair.row(i)) + at] = sum[i][c];
+        if (pair.row(i) < p.queries * p.group && at < p.dim)
+          all.dq[p.row_offset(pair.b, pair.kv_head, pair.row(i)) + at] = sum[i][c];
       }
   }
 }
@@ -163,6 +161,7 @@ __device__ void gather_rows(const Gradient& all, const float* from, Offsets& row
     __syncthreads();
     load_columns<kC>(from, row_at, row, column, all.p.dim, values);
     __syncthreads();
+#pragma unroll 4
     for (unsigned x = 0; x < kSide; ++x)
 #pragma unroll
       for (unsigned j = 0; j < 4; ++j) {
@@ -185,7 +184,8 @@ __device__ void store_keys(const AttentionProblem& p, const Pair& pair, int64_t 
 
 /// dk and dv of a tile of keys and a slice of columns; either may be null.
 template <unsigned kC>
-__global__ void __launch_bounds__(kSquare) backward_keys(Gradient all, int64_t units, int64_t key_blocks) {
+__global__ void __launch_bounds__(kSquare, kC == 4 ? kBlocksTogether : 1)
+    backward_keys(Gradient all, int64_t units, int64_t key_blocks) {
   __shared__ Offsets row_at, key_at;
   __shared__ Depths q, k, g, v;
   __shared__ Weights factors;
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kSquare) backward_keys(Gradient all, int64_t u
     for (pair.first_row = p.causal ? pair.first_key * p.group / kTile * kTile : 0; pair.first_row < rows;
          pair.first_row += kTile) {
       if (Sight(p, pair.b, pair.first_row).floor >= pair.first_key + kKeys) break;
-      bool seen[kR][4];
+      Seen seen;
       float weight[kR][4], slope[kR][4];
       if (!pair.look(p, seen)) continue;
       tiles.place_rows(p, pair);

@@ -12,6 +12,9 @@ namespace heddle::cuda {
 
 inline constexpr unsigned kSide = 16;
 inline constexpr unsigned kSquare = kSide * kSide;
+/// Blocks that a multiprocessor is to hold at least: no thread may take more than 128 registers then. Loops over a
+/// depth are unrolled by four for the same reason: by sixteen, what is read ahead takes more registers than the sums.
+inline constexpr unsigned kBlocksTogether = 2;
 /// Lines of a depth of kSide are one longer: threads that read a column then meet different banks.
 inline constexpr unsigned kLine = kSide + 1;
 inline constexpr unsigned kKeyLine = static_cast<unsigned>(kKeys) + 1;
@@ -46,10 +49,19 @@ struct Sight {
   }
 };
 
+/// Which of a thread's scores count, a bit for each: as an array they would take registers that the sums need.
+struct Seen {
+  unsigned bits = 0;
+
+  __device__ bool operator()(unsigned i, unsigned j) const { return (bits >> (4 * i + j) & 1U) != 0; }
+  __device__ void add(unsigned i, unsigned j, bool sees) { bits |= static_cast<unsigned>(sees) << (4 * i + j); }
+};
+
 /// Elements [depth, depth + 16) of kCount vectors that begin at offset[i], or zeros where that is negative.
 template <unsigned kCount, class Element>
 __device__ void load_depth(const Element* from, Shared<int64_t, kCount>& offset, int64_t depth, int64_t dim,
                            Shared<float, kCount * kLine>& to) {
+#pragma unroll 2
   for (unsigned at = threadIdx.x; at < kCount * kSide; at += kSquare) {
     const unsigned i = at / kSide, x = at % kSide;
     const int64_t begin = offset[i];
@@ -72,6 +84,7 @@ __device__ void load_columns(const Element* from, Shared<int64_t, kCount>& offse
 /// score [i, j] += rows [kR line + i] times keys [place + 16 j], over a depth of 16.
 template <unsigned kR, class Rows, class Keys>
 __device__ void multiply_depth(Rows& rows, Keys& keys, float (&score)[kR][4]) {
+#pragma unroll 4
   for (unsigned x = 0; x < kSide; ++x) {
     float row[kR], key[4];
 #pragma unroll

@@ -12,6 +12,8 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 constexpr unsigned kTile = 64, kDepth = 16, kEach = 4, kAcross = kTile / kEach;
+/// Blocks that a multiprocessor is to hold: what is gathered and the sums fit into 80 registers.
+constexpr unsigned kBlocksTogether = 3;
 /// Blocks that keep every multiprocessor busy, and the shortest sum worth a block of its own.
 constexpr int64_t kWantedBlocks = 512;
 constexpr int64_t kSmallestPiece = 512;
@@ -27,7 +29,7 @@ struct ProductSizes {
 /// Problem::left(batch, row, d) and ::right(batch, d, column) are elements of the factors, ::store(batch, row, column,
 /// piece, sum) takes what comes out.
 template <class Problem>
-__global__ void __launch_bounds__(kThreads) multiply_gathered(ProductSizes sizes, Problem problem) {
+__global__ void __launch_bounds__(kThreads, kBlocksTogether) multiply_gathered(ProductSizes sizes, Problem problem) {
   __shared__ Shared<float, kDepth*(kTile + 1)> a_tile, b_tile;
   const unsigned thread = threadIdx.x;
   const unsigned own_row = thread / kAcross, own_column = thread % kAcross;

@@ -1,0 +1,208 @@
+/**
+ * `npm run report:cuda`: what can be said about the CUDA kernels without a GPU, as docs/cuda-kernels.md. Registers, shared
+ * memory and spills are the assembler's; grids are written down by the emulation; occupancy and times are computed.
+ * With `--check` it only compares the registers and spills in the document with those of the last build.
+ */
+import '../../test/support/cuda_host.js'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { addon } from '../../lib/native.js'
+import { prepare, randomOf, results } from '../../test/support/both_devices.js'
+import { kernels as smallCalls } from '../../test/support/kernel_calls.js'
+import { bytesOf, type CudaCase, casesAt } from './cases.js'
+import { cards, multiprocessors, occupancy, roofline } from './chips.js'
+import { type Launch, launchesOf } from './launches.js'
+import { type KernelResources, kernelResources, root } from './resources.js'
+import { prepareCase } from './run_case.js'
+
+const document = join(root, 'docs', 'cuda-kernels.md')
+
+/** Small calls of each operator that are looked at for kernels that no case starts. */
+const smallCallsEach = 40
+
+const reported = cards.filter(({ name }) => name === 'A100 SXM 80 GB' || name === 'H100 SXM')
+
+interface Started {
+  readonly each: CudaCase
+  readonly launches: readonly Launch[]
+}
+
+async function startedByCases(): Promise<Started[]> {
+  const all: Started[] = []
+  for (const each of casesAt('full')) {
+    const launches = await launchesOf(async () => {
+      const prepared = await prepareCase(each, { filled: false })
+      for (const result of await prepared.program.run(prepared.inputs)) result.dispose()
+      prepared.dispose()
+    })
+    all.push({ each, launches })
+  }
+  return all
+}
+
+function startedBySmallCalls(): Promise<Launch[]> {
+  return launchesOf(async () => {
+    for (const op of addon.cudaInfo().operators) {
+      const random = randomOf(op)
+      for (let i = 0; i < smallCallsEach; i += 1)
+        for (const result of await results(prepare(op, smallCalls[op]!(random), random), 'cuda')) result.dispose()
+    }
+  })
+}
+
+/** The launch of each kernel that takes most of a multiprocessor; those of cases first. */
+function shapesOf(lists: readonly (readonly Launch[])[]): Map<string, Launch> {
+  const shapes = new Map<string, Launch>()
+  for (const launches of lists) {
+    const largest = new Map<string, Launch>()
+    for (const launch of launches) {
+      const { threads = 0, dynamicBytes = 0 } = largest.get(launch.name) ?? {}
+      if (launch.threads > threads || (launch.threads === threads && launch.dynamicBytes > dynamicBytes))
+        largest.set(launch.name, launch)
+    }
+    for (const [name, launch] of largest) if (!shapes.has(name)) shapes.set(name, launch)
+  }
+  return shapes
+}
+
+/** One number where all architectures agree, else all of them. */
+const column = (values: readonly (number | string)[]): string =>
+  [...new Set(values)].length === 1 ? `${values[0]}` : values.join('/')
+
+const cells = (values: readonly (number | string)[]): string => `| ${values.join(' | ')} |`
+
+/** Name, registers, shared memory and spills: what `--check` compares. */
+function fixedCells({ name, usage }: KernelResources): readonly string[] {
+  const all = multiprocessors.map(({ architecture }) => usage.get(architecture)!)
+  return [
+    `\`${name}\``,
+    column(all.map(({ registers }) => registers)),
+    column(all.map(({ sharedBytes }) => sharedBytes)),
+    column(
+      all.map(({ stackBytes, spilledBytes }) =>
+        spilledBytes === 0 ? stackBytes : `${stackBytes}, spills ${spilledBytes}`,
+      ),
+    ),
+  ]
+}
+
+function kernelRow(kernel: KernelResources, shape: Launch | undefined): string {
+  if (!shape) return cells([...fixedCells(kernel), '–', '–', '–'])
+  const percents = multiprocessors.map((chip) => {
+    const { registers, sharedBytes } = kernel.usage.get(chip.architecture)!
+    const needs = {
+      threads: shape.threads,
+      registersPerThread: registers,
+      sharedBytes: sharedBytes + shape.dynamicBytes,
+    }
+    return Math.round(100 * occupancy(chip, needs))
+  })
+  return cells([...fixedCells(kernel), shape.threads, shape.dynamicBytes, column(percents)])
+}
+
+function kernelTables(kernels: readonly KernelResources[], shapes: ReadonlyMap<string, Launch>): string {
+  const files = [...new Set(kernels.map(({ file }) => file))]
+  const sections = files.map((file) => {
+    const rows = kernels
+      .filter((each) => each.file === file)
+      .sort((a, b) => (a.name < b.name ? -1 : 1))
+      .map((kernel) => kernelRow(kernel, shapes.get(kernel.name)))
+    return [
+      `### ${file}`,
+      '',
+      '| kernel | registers | shared B | stack B | threads | dynamic shared B | occupancy % |',
+      '|---|---|---|---|---|---|---|',
+      ...rows,
+      '',
+    ].join('\n')
+  })
+  return sections.join('\n')
+}
+
+const microseconds = (seconds: number): string => (1e6 * seconds).toPrecision(3).replace(/e\+\d+/, (x) => x)
+
+const quantity = (value: number, units: readonly (readonly [number, string])[]): string => {
+  const [size, unit] = units.find(([each]) => value >= each) ?? units.at(-1)!
+  return value === 0 ? '0' : `${Number((value / size).toPrecision(3))} ${unit}`
+}
+
+function caseRow({ each, launches }: Started): string {
+  const work = { flops: each.flops, bytes: bytesOf(each), unit: each.unit ?? 'f32' }
+  const names = [...new Set(launches.map(({ name }) => name.replace(/<.*/, '')))]
+  const times = reported.map((card) => {
+    const { seconds, bound } = roofline(card, work)
+    return `${Number(microseconds(seconds))} (${bound})`
+  })
+  return cells([
+    each.op,
+    each.name,
+    quantity(work.flops, [
+      [1e12, 'T'],
+      [1e9, 'G'],
+      [1e6, 'M'],
+      [1, ''],
+    ]),
+    quantity(work.bytes, [
+      [1e9, 'GB'],
+      [1e6, 'MB'],
+      [1e3, 'kB'],
+      [1, 'B'],
+    ]),
+    ...times,
+    `${launches.length}: ${names.join(', ')}`,
+  ])
+}
+
+function text(
+  started: readonly Started[],
+  kernels: readonly KernelResources[],
+  shapes: ReadonlyMap<string, Launch>,
+): string {
+  const spilling = kernels.filter(({ usage }) => [...usage.values()].some(({ spilledBytes }) => spilledBytes > 0))
+  return [
+    '# The CUDA kernels on paper',
+    '',
+    '**Nothing on this page was measured on a GPU.** `npm run report:cuda` writes it: registers, shared memory, stack and spills',
+    `are what nvcc's assembler says for ${multiprocessors.map(({ architecture }) => `sm_${architecture}`).join(', ')} (where these differ, in this order); threads and dynamic shared`,
+    'memory are those with which the operators start the kernels at the shapes below (of kernels that these do not start: at the small',
+    'shapes of the tests; – where neither does); occupancy is computed from them and the published limits of the multiprocessors',
+    '(bench/cuda/chips.ts has them, with their sources). Stack is local memory that is indexed at run time; spills are registers that',
+    `did not suffice. Kernels: ${kernels.length}, of which ${spilling.length} spill.`,
+    '',
+    '## Operators: what they take at best',
+    '',
+    'Operations and bytes that the result needs at least, and the larger of their times at the published peaks of two cards: the roof',
+    'that a measurement (`npm run bench -- cuda`) is to be compared with. No kernel has been shown to reach it.',
+    '',
+    `| operator | shape | operations | bytes | ${reported.map(({ name }) => `${name} at least, µs`).join(' | ')} | starts |`,
+    '|---|---|---|---|---|---|---|',
+    ...started.map(caseRow),
+    '',
+    '## Kernels',
+    '',
+    kernelTables(kernels, shapes),
+  ].join('\n')
+}
+
+/** Writes the document. */
+export async function writeReport(): Promise<void> {
+  const kernels = await kernelResources()
+  const started = await startedByCases()
+  const shapes = shapesOf([started.flatMap(({ launches }) => launches), await startedBySmallCalls()])
+  await writeFile(document, text(started, kernels, shapes))
+  console.log(`docs/cuda-kernels.md: ${kernels.length} kernels, ${started.length} shapes`)
+}
+
+/** @throws Error naming the kernels of which the document says something else than the last build */
+export async function checkReport(): Promise<void> {
+  const written = new Set((await readFile(document, 'utf8')).split('\n').map(fixedPart))
+  const built = (await kernelResources()).map((kernel) => fixedPart(cells(fixedCells(kernel))))
+  const wrong = built.filter((row) => !written.has(row))
+  if (wrong.length > 0)
+    throw new Error(`docs/cuda-kernels.md is not that of these kernels (npm run report:cuda):\n${wrong.join('\n')}`)
+}
+
+/** A row's first four cells. */
+const fixedPart = (row: string): string => row.split(' | ').slice(0, 4).join(' | ').replace(/ \|$/, '')
+
+if (process.argv[1]?.endsWith('report.js')) await (process.argv.includes('--check') ? checkReport() : writeReport())
