@@ -18,31 +18,38 @@ class Fetcher {
   Fetcher() = default;
   /// Lines [first, last) of all those of the regions, which outlive it.
   Fetcher(std::span<const FetchRegion> regions, size_t first, size_t last, size_t steps) noexcept
-      : regions_(regions), line_(first), left_(last - first), share_(steps == 0 ? 0 : (left_ + steps - 1) / steps) {
-    skip_regions();
+      : rest_(regions), left_(last - first), share_(steps == 0 ? 0 : (left_ + steps - 1) / steps) {
+    if (left_ == 0) return;
+    while (first >= rest_.front().lines()) {
+      first -= rest_.front().lines();
+      rest_ = rest_.subspan(1);
+    }
+    enter_region();
+    at_ += first * kLineBytes;
   }
 
   void step() noexcept {
     for (size_t i = std::min(share_, left_); i > 0; --i) {
-      hwy::Prefetch(regions_.front().data + line_ * kLineBytes);
-      ++line_;
+      hwy::Prefetch(at_);
+      at_ += kLineBytes;
       --left_;
-      skip_regions();
+      if (at_ >= end_) enter_region();
     }
   }
 
  private:
-  /// Goes on in the region that the line is in.
-  void skip_regions() noexcept {
-    while (left_ > 0 && line_ >= regions_.front().lines()) {
-      line_ -= regions_.front().lines();
-      regions_ = regions_.subspan(1);
+  void enter_region() noexcept {
+    while (left_ > 0 && at_ >= end_) {
+      at_ = rest_.front().data;
+      end_ = at_ + rest_.front().bytes;
+      rest_ = rest_.subspan(1);
     }
   }
 
-  std::span<const FetchRegion> regions_;
-  /// Within the first of the regions.
-  size_t line_ = 0;
+  /// Behind the one that at_ is in.
+  std::span<const FetchRegion> rest_;
+  const std::byte* at_ = nullptr;
+  const std::byte* end_ = nullptr;
   size_t left_ = 0;
   size_t share_ = 0;
 };
