@@ -68,7 +68,9 @@ async function makeAdapters(source: string, folder: string): Promise<number> {
 
 async function startServer(model: string, adapters: string, data: string, bytes: number) {
   const script = fileURLToPath(new URL('./workers/serve.js', import.meta.url))
-  const child = fork(script, [model, adapters, data, `${bytes}`], { execArgv: ['--expose-gc'] })
+  // The second as `heddle serve` sets it.
+  const execArgv = ['--expose-gc', '--no-parallel-scavenge']
+  const child = fork(script, [model, adapters, data, `${bytes}`], { execArgv })
   child.once('exit', (code, signal) => {
     if (code !== 0) throw new Error(`The server ended with ${signal ?? code}.`)
   })

@@ -1,6 +1,7 @@
 /** `heddle serve`: a model and its adapters behind OpenAI's HTTP API; `heddle serve keys`: who may ask. */
 import { once } from 'node:events'
 import { basename } from 'node:path'
+import { setFlagsFromString } from 'node:v8'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { addKey, limitsText, listKeys, refusePublicAddress, removeKey, type Scope, scopes } from '../serve/keys.js'
 import type { ClientLimits } from '../serve/limits.js'
@@ -116,6 +117,8 @@ const limitOptions = (byDefault: (ofServer: string) => string): Option[] =>
 async function serve(session: Session, flags: Flags & ModelFlags): Promise<void> {
   const { host, port, keys, insecure = false, data, adapters, logLevel: level, logPrompts = false } = flags
   refusePublicAddress(host, { hasKeys: keys !== undefined, insecure })
+  // V8's helpers would wait for cores that the network has, and the event loop for them: 16 ms for a collection of 3.
+  setFlagsFromString('--no-parallel-scavenge')
   const model = await session.loadModel(flags)
   const server = await startServer({
     ...given({ adapters, keys, modelName: flags.name ?? basename(flags.model), cors: originsOf(flags.cors) }),
