@@ -229,7 +229,7 @@ export { type RandomCheckpointOptions, writeRandomCheckpoint } from './models/ra
 export type { SavedDType, SaveModelOptions } from './models/save.js'
 export type { ClassifierInputs, ClassifierNetwork } from './models/sequence_classifier.js'
 export type { Device } from './native.js'
-export type { Network } from './nn/network.js'
+export type { ConfigSource, Network } from './nn/network.js'
 export type { Forward, Site, SiteComputation, SiteHook, SiteKind } from './nn/site.js'
 export { type CausalLmOptions, causalLm, type Evaluation } from './objectives/causal_lm.js'
 export { crossEntropy } from './objectives/causal_lm_loss.js'

@@ -205,6 +205,21 @@ test('the integer programme agrees with trying everything', async (t) => {
   }
 })
 
+test('hundreds of matrices alike: the search ends, with a bound that says how near it came', async (t) => {
+  const drawn = randomNumbers(210 * 4, 1)
+  const choices = Array.from({ length: 210 }, (_, i) =>
+    [2, 3, 4, 8].map((bits, k) => ({
+      bits: 1000 * bits + 10 * (i % 7),
+      error: 4 ** -bits * (1 + 0.1 * drawn[4 * i + k]!),
+    })),
+  )
+  const { error, bits, bound } = await allocateBits(choices, 210 * 3000, { relaxations: 32 })
+  t.true(bits <= 210 * 3000)
+  t.true(bound <= error && error - bound < 1e-2 * error, `${bound} and ${error}`)
+  const exact = await allocateBits(toy, 6)
+  t.true(exact.error - exact.bound <= 1e-6 * exact.error)
+})
+
 const options: LqLoraOptions = {
   target_modules: ['proj'],
   num_ranks: 4,
