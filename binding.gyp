@@ -25,6 +25,7 @@
         'cpp/core/dtype.cpp',
         'cpp/core/shape.cpp',
         'cpp/core/status.cpp',
+        'cpp/io/encoding.cpp',
         'cpp/kernels/micro_ops.cpp',
         'cpp/program/decoded_instruction.cpp',
         'cpp/program/kernel.cpp',

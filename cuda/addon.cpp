@@ -45,6 +45,10 @@ Napi::Value inject(const Napi::CallbackInfo& info) {
 Napi::Value objects(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(heddle::cuda::host::objects()));
 }
+
+Napi::Value allocated_bytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(heddle::cuda::host::allocated_bytes()));
+}
 #endif
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
@@ -52,6 +56,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
 #ifndef HEDDLE_CUDA_TOOLKIT
   exports.Set("inject", Napi::Function::New<inject>(env, "inject"));
   exports.Set("objects", Napi::Function::New<objects>(env, "objects"));
+  exports.Set("allocatedBytes", Napi::Function::New<allocated_bytes>(env, "allocatedBytes"));
 #endif
   return exports;
 }

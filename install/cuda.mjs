@@ -48,7 +48,7 @@ function hostFiles() {
 
 function headerFiles() {
   const headers = filesBelow('cuda').filter((file) => /\.(h|cuh)$/.test(file) && !file.startsWith('cuda/host/'))
-  return [...headers, 'cpp/core/backend.h', 'cpp/program/kernel.h', 'cpp/kernels/strided.h']
+  return [...headers, 'cpp/core/backend.h', 'cpp/io/encoding.h', 'cpp/program/kernel.h', 'cpp/kernels/strided.h']
 }
 
 async function buildCuda() {

@@ -25,11 +25,21 @@ typedef struct heddle_error {
   char got[256];
 } heddle_error;
 
+/* How a kernel takes a frozen input where the memory is not the host's. The core makes each form once and keeps it on
+ * the device for all programs, until the contents change. */
+typedef enum heddle_form {
+  HEDDLE_ELEMENTS = 0, /* as the operand's dtype and shape say */
+  HEDDLE_BF16 = 1,     /* f32 elements rounded to bf16 */
+  HEDDLE_BLOCKS = 2    /* the blocks that the elements are decoded from, in planes (cpp/io/encoding.h) */
+} heddle_form;
+
 /* Contents that no instruction of the program writes: they may be packed into the device's own layout.
  * `storage` points to the core's std::shared_ptr<heddle::Storage>; other backends read through `data`. */
 typedef struct heddle_frozen {
   void* storage;
   heddle_status (*data)(void* storage, const void** bytes, heddle_error* error);
+  const char*
+      encoding; /* of the rows that the elements are decoded from, such as "q4_1"; null: they are no such rows */
 } heddle_frozen;
 
 typedef struct heddle_operand {
@@ -77,6 +87,11 @@ typedef struct heddle_pair {
   uint32_t output;
 } heddle_pair;
 
+typedef struct heddle_input_form {
+  uint32_t input;
+  uint32_t form; /* heddle_form */
+} heddle_input_form;
+
 /* A compiled instruction. The arrays belong to it and live until destroy(). */
 typedef struct heddle_kernel {
   void* implementation;
@@ -85,6 +100,8 @@ typedef struct heddle_kernel {
   uint64_t consumed_count;
   const heddle_pair* in_place; /* operands that may share memory */
   uint64_t in_place_count;
+  const heddle_input_form* forms; /* of frozen inputs that run() gets in another form than their elements */
+  uint64_t form_count;
   uint32_t recordable; /* 0: run() waits, or does what a recording cannot hold */
   uint32_t announced;  /* 1: announce() is of use */
 } heddle_kernel;

@@ -4,6 +4,7 @@
 #include <new>
 #include <utility>
 
+#include "core/dtype.h"
 #include "core/status.h"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -172,9 +173,38 @@ std::shared_ptr<DeviceMemory> Storage::on_device(const heddle_backend& backend) 
   auto memory = std::make_shared<DeviceMemory>(backend, size_);
   memory->fill(bytes);
   device_ = std::move(memory);
-  if (decodes && pins_ == 0) buffer_ = AlignedBuffer();
-  if (kind_ == Kind::kView && pins_ == 0) drop_file_pages(view_);
+  let_go(decodes);
   return device_;
+}
+
+std::shared_ptr<DeviceMemory> Storage::on_device(const heddle_backend& backend, heddle_form form) {
+  if (form == HEDDLE_ELEMENTS) return on_device(backend);
+  const bool blocks = form == HEDDLE_BLOCKS;
+  const auto made = derived(std::string(backend.name) + (blocks ? " blocks" : " bf16"), [&]() -> std::shared_ptr<void> {
+    const AlignedBuffer bytes = blocks ? rows_->planes() : rounded_to_bf16();
+    auto memory = std::make_shared<DeviceMemory>(backend, bytes.size());
+    memory->fill(bytes.data());
+    return memory;
+  });
+  return std::static_pointer_cast<DeviceMemory>(made);
+}
+
+AlignedBuffer Storage::rounded_to_bf16() {
+  const std::lock_guard lock(mutex_);
+  const bool decodes = kind_ == Kind::kDecoded && buffer_.size() != size_;
+  const auto* const from = reinterpret_cast<const float*>(load());
+  AlignedBuffer rounded(size_ / 2);
+  auto* const to = reinterpret_cast<uint16_t*>(rounded.data());
+  for (size_t i = 0; i < size_ / sizeof(float); ++i) to[i] = f32_to_bf16(from[i]);
+  let_go(decodes);
+  return rounded;
+}
+
+/// Of what was read for a copy on a device alone.
+void Storage::let_go(bool decoded_for_it) {
+  if (pins_ != 0) return;
+  if (decoded_for_it) buffer_ = AlignedBuffer();
+  if (kind_ == Kind::kView) drop_file_pages(view_);
 }
 
 void Storage::changed_on_device() {

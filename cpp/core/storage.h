@@ -55,13 +55,15 @@ class EncodedRows {
   EncodedRows& operator=(const EncodedRows&) = delete;
   virtual ~EncodedRows() = default;
 
-  /// The block format's name, such as "q4_1".
+  /// The format's name, such as "q4_1": static text that ends with a 0.
   virtual std::string_view encoding() const = 0;
   virtual size_t columns() const = 0;
   /// The first byte of a row's blocks.
   virtual const std::byte* row(size_t index) const = 0;
   /// The row's elements, in the storage's own type.
   virtual void decode_row(size_t index, std::byte* out) const = 0;
+  /// The blocks of all rows as devices take them, in planes (cpp/io/encoding.h).
+  virtual AlignedBuffer planes() const = 0;
   /// Says that the file's bytes are cold.
   virtual void drop_pages() const noexcept = 0;
 };
@@ -105,6 +107,8 @@ class Storage {
   /// The elements in the memory of a backend that has its own; copied there if they are not. It is kept for the next
   /// program, while the host lets go of what it has only decoded for the copy.
   std::shared_ptr<DeviceMemory> on_device(const heddle_backend& backend);
+  /// Another form of them there, kept until the contents change; see heddle_form for what must fit it.
+  std::shared_ptr<DeviceMemory> on_device(const heddle_backend& backend, heddle_form form);
   /// What on_device() gave has been written: the host's bytes are out of date.
   void changed_on_device();
 
@@ -139,6 +143,9 @@ class Storage {
   Storage(Kind kind, size_t size) : kind_(kind), size_(size) {}
   const std::byte* load();
   void fetch();
+  void let_go(bool decoded_for_it);
+  /// The elements, which are f32.
+  AlignedBuffer rounded_to_bf16();
 
   Kind kind_;
   size_t size_;

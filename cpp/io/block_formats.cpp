@@ -63,7 +63,7 @@ struct Source {
   }
 };
 
-/// A matrix of blocks, row by row.
+/// A matrix of blocks, or of 16-bit numbers that are decoded to f32, row by row.
 class BlockRows : public EncodedRows {
  public:
   explicit BlockRows(Source source) : source_(std::move(source)) {}
@@ -76,6 +76,30 @@ class BlockRows : public EncodedRows {
   void decode_row(size_t index, std::byte* out) const override {
     const size_t row_bytes = source_.run * dtype_size(source_.wanted.dtype);
     source_.decode(index * row_bytes, {out, row_bytes});
+  }
+  AlignedBuffer planes() const override {
+    const BlockPlanes planes = block_planes(source_.wanted.encoding);
+    const size_t size = block_bytes(source_.wanted.encoding);
+    const size_t blocks = source_.bytes.size() / size;
+    AlignedBuffer made(planes.heads_at(blocks) + blocks * planes.head_bytes);
+    std::byte* body = made.data();
+    std::byte* head = made.data() + planes.heads_at(blocks);
+    for (size_t row = 0; row < static_cast<size_t>(source_.wanted.shape[0]); ++row) {
+      const std::byte* block = this->row(row);
+      if (planes.head_bytes == 0) {
+        std::memcpy(body, block, source_.run_bytes);
+        body += source_.run_bytes;
+        continue;
+      }
+      for (const std::byte* const end = block + source_.run_bytes; block != end; block += size) {
+        std::memcpy(body, block + planes.body_begin, planes.body_bytes);
+        std::memcpy(head, block + planes.head_begin, planes.head_bytes);
+        body += planes.body_bytes;
+        head += planes.head_bytes;
+      }
+    }
+    drop_pages();
+    return made;
   }
   void drop_pages() const noexcept override { drop_file_pages(source_.bytes); }
 
@@ -113,7 +137,9 @@ Tensor tensor_from_file(std::shared_ptr<const MappedFile> file, const FileTensor
     return {wanted.dtype, wanted.shape, Storage::view(bytes, std::move(file))};
 
   Source source{std::move(file), bytes, wanted};
-  const bool by_rows = !is_dense(wanted.encoding) && wanted.shape.rank() == 2 && wanted.addend == 0;
+  const bool half = wanted.encoding == Encoding::kBF16 || wanted.encoding == Encoding::kF16;
+  const bool by_rows = (!is_dense(wanted.encoding) || (half && wanted.dtype == DType::kF32)) &&
+                       wanted.shape.rank() == 2 && wanted.addend == 0;
   if (by_rows || (wanted.interleaved_heads != 0 && wanted.shape.rank() == 2))
     source.run = static_cast<size_t>(wanted.shape[1]);
   else

@@ -48,6 +48,14 @@ size_t block_elements(Encoding encoding) noexcept { return layout_of(encoding).e
 
 size_t block_bytes(Encoding encoding) noexcept { return layout_of(encoding).bytes; }
 
+BlockPlanes block_planes(Encoding encoding) noexcept {
+  const size_t bytes = block_bytes(encoding);
+  const size_t head = is_dense(encoding) ? 0 : bytes % 16;
+  // Super-blocks end with their scales, except for iq4_xs.
+  const bool head_last = block_elements(encoding) == 256 && encoding != Encoding::kIQ4_XS;
+  return {head_last ? 0 : head, bytes - head, head_last ? bytes - head : 0, head};
+}
+
 size_t encoded_bytes(Encoding encoding, size_t count, const std::string& place) {
   return checked_mul(count / block_elements(encoding), block_bytes(encoding), place.c_str());
 }

@@ -50,6 +50,19 @@ bool is_float(Encoding encoding) noexcept;
 size_t block_elements(Encoding encoding) noexcept;
 size_t block_bytes(Encoding encoding) noexcept;
 
+/// How devices hold blocks, so that the words of codes lie aligned: the bodies of all blocks, one behind the other,
+/// then, from a multiple of 256 bytes on, their heads. A body is a part of the block that has a multiple of 16 bytes,
+/// or a dense element; the head is what remains before or behind it, if anything.
+struct BlockPlanes {
+  size_t body_begin = 0;
+  size_t body_bytes = 0;
+  size_t head_begin = 0;
+  size_t head_bytes = 0;
+
+  size_t heads_at(size_t blocks) const noexcept { return (blocks * body_bytes + 255) / 256 * 256; }
+};
+BlockPlanes block_planes(Encoding encoding) noexcept;
+
 /// Bytes of `count` elements, which are whole blocks. Throws kShape on overflow.
 size_t encoded_bytes(Encoding encoding, size_t count, const std::string& place);
 

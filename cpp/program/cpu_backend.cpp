@@ -69,6 +69,8 @@ heddle_status cpu_compile(void*, const heddle_instruction* instruction, heddle_k
                made->consumed.size(),
                made->in_place.data(),
                made->in_place.size(),
+               nullptr,
+               0,
                0,
                made->compiled.reads ? 1U : 0U};
     // Given to the caller, who hands it back to destroy().

@@ -38,9 +38,13 @@ std::vector<Operand> operands_of(const heddle_operand* operands, size_t count) {
   result.reserve(count);
   for (const heddle_operand& operand : std::span(operands, count)) {
     std::shared_ptr<Storage> frozen;
-    if (operand.frozen != nullptr) frozen = *static_cast<std::shared_ptr<Storage>*>(operand.frozen->storage);
+    std::string_view encoding;
+    if (operand.frozen != nullptr) {
+      frozen = *static_cast<std::shared_ptr<Storage>*>(operand.frozen->storage);
+      if (operand.frozen->encoding != nullptr) encoding = operand.frozen->encoding;
+    }
     result.push_back({static_cast<DType>(operand.dtype), Shape(std::span(operand.dims, operand.rank)),
-                      operand.present != 0, operand.buffer, std::move(frozen)});
+                      operand.present != 0, operand.buffer, std::move(frozen), encoding});
   }
   return result;
 }

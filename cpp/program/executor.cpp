@@ -174,7 +174,7 @@ class Program::Kernel {
 
 struct Program::Step {
   Kernel kernel;
-  /// Roots; kAbsent where nothing is passed.
+  /// Roots, or behind them numbers of other forms (Program::formed_); kAbsent where nothing is passed.
   std::vector<uint32_t> inputs;
   std::vector<uint32_t> outputs;
 };
@@ -188,6 +188,7 @@ struct Program::Consumed {
 
 /// Where each root's memory is during one run, and what keeps it there.
 struct Program::Addresses {
+  /// Those of other forms come last.
   std::vector<std::byte*> data;
   std::vector<Storage::Pin> pins;
   std::vector<std::shared_ptr<DeviceMemory>> device;
@@ -303,7 +304,8 @@ void Program::compile_step(uint32_t index) {
     if (is_input && frozen(buffer.root)) {
       storages.push_back(storage(buffer.root));
       pins.emplace_back(storages.back(), Storage::Pin::Load::kLazy);
-      frozen_handles.push_back({&storages.back(), frozen_data});
+      const EncodedRows* const rows = storages.back()->encoded_rows();
+      frozen_handles.push_back({&storages.back(), frozen_data, rows == nullptr ? nullptr : rows->encoding().data()});
       operand.frozen = &frozen_handles.back();
     }
     return operand;
@@ -341,8 +343,27 @@ void Program::compile_step(uint32_t index) {
     consumed_.push_back(versions[input]);
     step.inputs[input] = kAbsent;
   }
+  take_forms(step, instruction, inputs);
   for (const uint32_t root : step.inputs)
-    if (root != kAbsent) read_dense_[root] = true;
+    if (is_root(root)) read_dense_[root] = true;
+}
+
+/// Has the step get the forms in which the kernel wants its frozen inputs; they are made now.
+void Program::take_forms(Step& step, const Instruction& instruction, std::span<const heddle_operand> inputs) {
+  const heddle_kernel& kernel = step.kernel.get();
+  for (const auto& [input, form] : std::span(kernel.forms, kernel.form_count)) {
+    const bool frozen = input < inputs.size() && inputs[input].frozen != nullptr && backend_.host_memory == 0;
+    const bool fits = frozen && (form == HEDDLE_BLOCKS ? inputs[input].frozen->encoding != nullptr
+                                                       : static_cast<DType>(inputs[input].dtype) == DType::kF32);
+    if (!fits)
+      throw Error(ErrorCode::kInternal, instruction.op, "forms of frozen inputs that have them",
+                  "form " + std::to_string(form) + " of input " + std::to_string(input));
+    const std::pair wanted(step.inputs[input], static_cast<heddle_form>(form));
+    storage(wanted.first)->on_device(backend_, wanted.second);
+    const auto known = std::ranges::find(formed_, wanted);
+    step.inputs[input] = static_cast<uint32_t>(list_.buffers.size() + static_cast<size_t>(known - formed_.begin()));
+    if (known == formed_.end()) formed_.push_back(wanted);
+  }
 }
 
 void Program::check_overlaps(uint32_t index) const {
@@ -379,7 +400,7 @@ void Program::plan() {
   std::vector<uint32_t> range_of(list_.buffers.size(), kAbsent);
   for (uint32_t index = 0; index < steps_.size(); ++index) {
     const auto touch = [&](uint32_t root) {
-      if (root == kAbsent || list_.buffers[root].kind != BufferKind::kTemp) return;
+      if (!is_root(root) || list_.buffers[root].kind != BufferKind::kTemp) return;
       if (range_of[root] == kAbsent) {
         range_of[root] = static_cast<uint32_t>(ranges.size());
         ranges.push_back({list_.buffers[root].bytes, index, index});
@@ -426,6 +447,7 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, const Aborted& 
   const size_t scratch = scratch_bytes(session.threads());
   const Arena arena(backend_, checked_add(plan_.bytes, scratch, "program"));
   place_buffers(addresses, inputs, outputs, arena.data());
+  place_forms(addresses);
 
   const auto mark_state_changed = [&] {
     for (uint32_t root = 0; root < list_.buffers.size(); ++root) {
@@ -466,6 +488,11 @@ void Program::place_buffers(Addresses& addresses, std::span<const Tensor> inputs
   }
 }
 
+void Program::place_forms(Addresses& addresses) const {
+  for (const auto& [root, form] : formed_)
+    addresses.data.push_back(addresses.device.emplace_back(storage(root)->on_device(backend_, form))->data());
+}
+
 /// What is only read is never written through the pointer: the decoder refuses instructions that would.
 std::byte* Program::address_of(Addresses& addresses, const std::shared_ptr<Storage>& storage, bool written) const {
   if (backend_.host_memory == 0) return addresses.device.emplace_back(storage->on_device(backend_))->data();
@@ -482,7 +509,7 @@ void Program::recompile_stale() {
   for (const uint32_t index : stale) {
     compile_step(index);
     for (const uint32_t root : steps_[index].inputs)
-      if (root != kAbsent && frozen(root) && !dense_[root] && list_.buffers[root].bytes != 0)
+      if (is_root(root) && frozen(root) && !dense_[root] && list_.buffers[root].bytes != 0)
         throw Error(ErrorCode::kInternal, list_.instructions[index].op, "the same inputs packed as before", "fewer");
   }
 }

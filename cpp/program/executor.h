@@ -8,6 +8,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/backend.h"
@@ -59,6 +60,7 @@ class Program {
   void compile_steps(const Aborted& aborted);
   std::vector<std::vector<uint32_t>> group_by_frozen() const;
   void compile_step(uint32_t index);
+  void take_forms(Step& step, const Instruction& instruction, std::span<const heddle_operand> inputs);
   void check_overlaps(uint32_t index) const;
   void release_consumed(std::span<const uint32_t> group, std::vector<uint32_t>& uses_left);
   void plan();
@@ -68,6 +70,7 @@ class Program {
   std::vector<Tensor> allocate_outputs() const;
   void place_buffers(Addresses& addresses, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
                      std::byte* arena) const;
+  void place_forms(Addresses& addresses) const;
   std::byte* address_of(Addresses& addresses, const std::shared_ptr<Storage>& storage, bool written) const;
   size_t scratch_bytes(size_t threads) const;
   void execute(const Addresses& addresses, std::byte* scratch, const Aborted& aborted, bool profiled);
@@ -77,6 +80,8 @@ class Program {
   void add_to_profile(std::span<const double> seconds);
   std::unique_ptr<RecordedRuns> recorded_runs() const;
   bool replay(const Addresses& addresses, std::byte* scratch);
+  /// Neither absent nor another form of a tensor.
+  bool is_root(uint32_t number) const { return number < list_.buffers.size(); }
   bool frozen(uint32_t root) const;
   const std::shared_ptr<Storage>& storage(uint32_t root) const { return bound_[list_.buffers[root].index].storage; }
 
@@ -87,6 +92,8 @@ class Program {
   std::vector<Consumed> consumed_;
   /// Roots whose dense contents some step reads at run time.
   std::vector<bool> read_dense_;
+  /// Roots of frozen tensors and the other forms in which some step reads them.
+  std::vector<std::pair<uint32_t, heddle_form>> formed_;
   std::vector<Storage::Pin> pins_;
   /// By root: its place in the arena.
   std::vector<size_t> offsets_;

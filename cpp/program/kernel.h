@@ -32,6 +32,8 @@ struct Operand {
   /// Set when the buffer is a bound tensor that no instruction of the program writes: its contents may be packed.
   /// A kernel that packs returns `consumed` so that the dense copy can be evicted.
   std::shared_ptr<Storage> frozen;
+  /// Of the rows that frozen contents are decoded from; empty where they are no such rows. For other devices' kernels.
+  std::string_view encoding = {};
 };
 
 using AttributeValue =

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/backend.h"
 #include "core/status.h"
 #include "program/kernel.h"
 
@@ -94,6 +95,8 @@ struct Kernel {
   std::vector<size_t> consumed_inputs = {};
   /// (input, output) pairs that may share memory.
   std::vector<std::pair<size_t, size_t>> in_place = {};
+  /// Frozen inputs that `run` gets in another form than their elements.
+  std::vector<std::pair<size_t, heddle_form>> forms = {};
   /// False where `run` calls a library that may wait for the stream: a CUDA graph cannot hold that.
   bool recordable = true;
 };

@@ -23,6 +23,7 @@ struct CompiledInstruction {
   size_t outputs;
   std::vector<uint32_t> consumed;
   std::vector<heddle_pair> in_place;
+  std::vector<heddle_input_form> forms;
 };
 
 std::unique_ptr<CompiledInstruction> compile_instruction(const heddle_instruction& instruction) {
@@ -41,6 +42,8 @@ std::unique_ptr<CompiledInstruction> compile_instruction(const heddle_instructio
     compiled->consumed.push_back(static_cast<uint32_t>(input));
   for (const auto& [input, output] : compiled->kernel.in_place)
     compiled->in_place.push_back({static_cast<uint32_t>(input), static_cast<uint32_t>(output)});
+  for (const auto& [input, form] : compiled->kernel.forms)
+    compiled->forms.push_back({static_cast<uint32_t>(input), static_cast<uint32_t>(form)});
   return compiled;
 }
 
@@ -83,6 +86,8 @@ heddle_status compile(void*, const heddle_instruction* instruction, heddle_kerne
                made->consumed.size(),
                made->in_place.data(),
                made->in_place.size(),
+               made->forms.data(),
+               made->forms.size(),
                made->kernel.recordable ? 1U : 0U,
                0};
     // Given to the caller, who hands it back to destroy().

@@ -118,6 +118,13 @@ void inject(const std::string& kind) {
 
 bool convergence_fails() { return std::exchange(runtime().fail_convergence, false); }
 
+size_t allocated_bytes() {
+  const std::lock_guard lock(runtime().mutex);
+  size_t bytes = 0;
+  for (const auto& [block, size] : runtime().blocks) bytes += size;
+  return bytes;
+}
+
 size_t objects() {
   const std::lock_guard lock(runtime().mutex);
   return runtime().blocks.size() + handles;

@@ -9,6 +9,7 @@
 #include "cuda/core/shared.cuh"
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/library/sort.h"
+#include "cuda/quant/blocks.h"
 
 namespace heddle::cuda {
 namespace {
@@ -29,10 +30,21 @@ __global__ void gather_row_elements(const T* table, const int32_t* index, T* y, 
   }
 }
 
+Kernel gather_block_rows(const BlockMatrix& table, DType dtype, int64_t count) {
+  Kernel kernel;
+  kernel.forms = {{0, HEDDLE_BLOCKS}};
+  kernel.run = [=](const Run& run) {
+    gather_rows(run, table, run.in[0], run.input<int32_t>(1), count, dtype, run.out[0]);
+  };
+  return kernel;
+}
+
 Kernel compile_gather_rows(const KernelRequest& request) {
   const Operand& table = request.inputs[0];
   const int64_t rows = table.shape[0], width = row_elements(table), count = elements(request.inputs[1]);
   if (count * width == 0) return nothing();
+  const std::optional<BlockMatrix> blocks = BlockMatrix::of(table);
+  if (blocks && blocks->form == HEDDLE_BLOCKS) return gather_block_rows(*blocks, table.dtype, count);
   return with_element(table.dtype, [=](auto element) -> Kernel {
     using T = decltype(element);
     return {.run = [=](const Run& run) {

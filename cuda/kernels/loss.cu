@@ -8,6 +8,7 @@
 #include "cuda/core/rows.cuh"
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/library/products.h"
+#include "cuda/quant/weight.cuh"
 
 namespace heddle::cuda {
 namespace {
@@ -101,7 +102,9 @@ struct Plan {
   int64_t n = 0, d = 0, v = 0, tile = 0;
   bool half = false;
   ScratchLayout scratch;
-  size_t x = 0, w = 0, logits = 0, terms = 0, shares = 0, workspace = 0;
+  ProductOperand x;
+  WeightOperand w;
+  size_t logits = 0, terms = 0, shares = 0, workspace = 0;
 
   int64_t tiles() const { return ceil_div(n, tile); }
   int64_t rows(int64_t index) const { return std::min(tile, n - index * tile); }
@@ -116,10 +119,9 @@ Plan read_plan(const KernelRequest& request) {
   plan.half = request.attributes.has("precision") && request.attributes.text("precision") != "f32";
   plan.logits = plan.scratch.take(plan.tile * plan.v, sizeof(float));
   plan.terms = plan.half ? plan.scratch.take(plan.tile * plan.v, sizeof(Bf16)) : plan.logits;
-  if (plan.half) {
-    plan.x = plan.scratch.take(plan.n * plan.d, sizeof(Bf16));
-    plan.w = plan.scratch.take(plan.v * plan.d, sizeof(Bf16));
-  }
+  const DType element = plan.half ? DType::kBF16 : DType::kF32;
+  plan.x = {request.inputs[0], element, plan.scratch};
+  plan.w = {request.inputs[1], element, plan.scratch};
   return plan;
 }
 
@@ -167,23 +169,15 @@ struct LossProducts {
 template <class T>
 struct Operands {
   const T *x, *w;
+
+  Operands(const Run& run, const Plan& plan)
+      : x(static_cast<const T*>(plan.x.start(run, run.in[0]))),
+        w(static_cast<const T*>(plan.w.start(run, run.in[1]))) {}
 };
 
 template <class T>
-Operands<T> prepare(const Run& run, const Plan& plan) {
-  if constexpr (std::is_same_v<T, float>) {
-    return {run.input<float>(0), run.input<float>(1)};
-  } else {
-    auto *const x = run.scratch_at<Bf16>(plan.x), *const w = run.scratch_at<Bf16>(plan.w);
-    launch(run, convert_elements<float, Bf16>, grid_of(plan.n * plan.d), run.input<float>(0), x, plan.n * plan.d);
-    launch(run, convert_elements<float, Bf16>, grid_of(plan.v * plan.d), run.input<float>(1), w, plan.v * plan.d);
-    return {x, w};
-  }
-}
-
-template <class T>
 void run_forward(const Run& run, const Plan& plan, const LossProducts& products) {
-  const Operands<T> operands = prepare<T>(run, plan);
+  const Operands<T> operands(run, plan);
   auto* const logits = run.scratch_at<float>(plan.logits);
   auto* const workspace = run.scratch_at<void>(plan.workspace);
   float* const dx = run.output<float>(2);
@@ -210,6 +204,7 @@ Kernel compile_linear_cross_entropy(const KernelRequest& request) {
   if (wants_dx) plan.shares = plan.scratch.take(plan.tile, sizeof(RowShares));
   const LossProducts products(plan, wants_dx, false);
   Kernel kernel;
+  plan.w.claim(1, kernel);
   kernel.scratch_bytes = plan.scratch.bytes;
   kernel.run = [plan, products](const Run& run) {
     plan.half ? run_forward<Bf16>(run, plan, products) : run_forward<float>(run, plan, products);
@@ -219,7 +214,7 @@ Kernel compile_linear_cross_entropy(const KernelRequest& request) {
 
 template <class T>
 void run_backward(const Run& run, const Plan& plan, const LossProducts& products) {
-  const Operands<T> operands = prepare<T>(run, plan);
+  const Operands<T> operands(run, plan);
   auto* const logits = run.scratch_at<float>(plan.logits);
   auto* const terms = run.scratch_at<T>(plan.terms);
   auto* const workspace = run.scratch_at<void>(plan.workspace);
@@ -252,6 +247,7 @@ Kernel compile_linear_cross_entropy_vjp(const KernelRequest& request) {
   }
   const LossProducts products(plan, request.outputs[0].present, wants_dw);
   Kernel kernel;
+  plan.w.claim(1, kernel);
   kernel.scratch_bytes = plan.scratch.bytes;
   kernel.run = [plan, products](const Run& run) {
     plan.half ? run_backward<Bf16>(run, plan, products) : run_backward<float>(run, plan, products);

@@ -9,6 +9,7 @@
 #include "cuda/core/warp.cuh"
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/library/products.h"
+#include "cuda/quant/weight.cuh"
 
 namespace heddle::cuda {
 namespace {
@@ -169,9 +170,10 @@ struct Plan {
   DType element = DType::kF32;
   LowRank all;
   bool has_c = false, fused = false;
-  /// a, b, and where the library does it all u, v and z.
+  /// a, and where the library does it all u, v and z; b is the base product's.
   std::array<ProductOperand, 5> matrices;
-  std::shared_ptr<const Product> base, down, up;
+  WeightProduct base;
+  std::shared_ptr<const Product> down, up;
   ScratchLayout scratch;
   size_t workspace = 0;
 };
@@ -219,18 +221,20 @@ Plan make_plan(const KernelRequest& request) {
   Plan plan;
   plan.all = sizes_of(request);
   if (request.attributes.has("precision") && request.attributes.text("precision") != "f32") plan.element = DType::kBF16;
-  for (const size_t input : {kA, kB}) plan.matrices[input] = {request.inputs[input], plan.element, plan.scratch};
+  plan.matrices[kA] = {request.inputs[kA], plan.element, plan.scratch};
   plan.has_c = request.inputs.size() == 5 && request.inputs[kC].present;
   plan.fused = plan.all.m >= kFusedRows && plan.all.r <= kFusedRank;
-  plan.base = Product::get({.m = plan.all.m,
-                            .n = plan.all.n,
-                            .k = plan.all.k,
-                            .transpose_b = request.attributes.integer("transpose_b", 0) != 0,
-                            .element = plan.element,
-                            .beta = plan.has_c ? 1.0 : 0.0});
+  plan.base = {{.m = plan.all.m,
+                .n = plan.all.n,
+                .k = plan.all.k,
+                .transpose_b = request.attributes.integer("transpose_b", 0) != 0,
+                .element = plan.element,
+                .beta = plan.has_c ? 1.0 : 0.0},
+               request.inputs[kB],
+               plan.scratch};
   if (!plan.fused) plan_separate(request, plan);
-  size_t bytes = 0;
-  for (const auto& product : {plan.base, plan.down, plan.up})
+  size_t bytes = plan.base.scratch_bytes();
+  for (const auto& product : {plan.down, plan.up})
     if (product != nullptr) bytes = std::max(bytes, product->scratch_bytes());
   plan.workspace = plan.scratch.take(static_cast<int64_t>(bytes), 1);
   return plan;
@@ -254,11 +258,12 @@ Kernel compile_low_rank_matmul(const KernelRequest& request) {
   const Plan plan = make_plan(request);
   Kernel kernel;
   if (plan.has_c) kernel.in_place = {{kC, kY}};
+  plan.base.claim(kB, kernel);
   kernel.scratch_bytes = plan.scratch.bytes;
   kernel.run = [plan](const Run& run) {
     const void* const a = plan.matrices[kA].start(run, run.in[kA]);
-    plan.base->run(run.stream, a, plan.matrices[kB].start(run, run.in[kB]), plan.has_c ? run.in[kC] : run.out[kY],
-                   run.out[kY], run.scratch_at<void>(plan.workspace));
+    plan.base.run(run, a, run.in[kB], plan.has_c ? run.in[kC] : run.out[kY], run.out[kY],
+                  run.scratch_at<void>(plan.workspace));
     plan.fused ? run_fused(run, plan, a) : run_separate(run, plan, a);
   };
   return kernel;

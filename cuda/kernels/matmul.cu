@@ -1,6 +1,7 @@
 // y = alpha a @ b + c by the library's products. Operands of another type than it multiplies are converted into scratch
 // memory first: to bf16 with precision "bf16" or "stored", and a lone bf16 operand to f32 otherwise, as the CPU does.
-// Two bf16 operands are multiplied as they are, for their products are exact in f32.
+// Two bf16 operands are multiplied as they are, for their products are exact in f32. A frozen b keeps the form in which
+// it is multiplied (cuda/quant/weight.cuh).
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -8,6 +9,7 @@
 #include "cuda/core/elements.cuh"
 #include "cuda/kernels/kernel_table.h"
 #include "cuda/library/products.h"
+#include "cuda/quant/weight.cuh"
 
 namespace heddle::cuda {
 namespace {
@@ -24,11 +26,25 @@ enum class Addend : uint8_t { kNone, kFull, kBias };
 struct Plan {
   ProductShape shape;
   Addend addend = Addend::kNone;
-  ProductOperand a, b;
+  ProductOperand a;
+  WeightProduct product;
   /// Rows of y over all items.
   int64_t rows = 0;
   ScratchLayout scratch;
 };
+
+/// In which the operands are multiplied. Precision "stored" multiplies few rows with blocks as exactly as f32 does.
+DType element_of(const KernelRequest& request, const ProductShape& shape) {
+  const Operand &a = request.inputs[0], &b = request.inputs[1];
+  if (request.outputs[0].dtype == DType::kF64) return DType::kF64;
+  const std::string precision = request.attributes.has("precision") ? request.attributes.text("precision") : "f32";
+  if (precision == "stored" && shape.batch == 1 && WeightProduct::is_few(shape)) {
+    const auto blocks = BlockMatrix::of(b);
+    if (blocks && !is_dense(blocks->encoding)) return DType::kF32;
+  }
+  const bool both_half = a.dtype == DType::kBF16 && b.dtype == DType::kBF16;
+  return precision != "f32" || both_half ? DType::kBF16 : DType::kF32;
+}
 
 Plan read_plan(const KernelRequest& request) {
   const Operand &a = request.inputs[0], &b = request.inputs[1], &y = request.outputs[0];
@@ -51,13 +67,9 @@ Plan read_plan(const KernelRequest& request) {
   shape.stride_b = shared_b ? 0 : shape.k * shape.n;
   if (request.inputs.size() == 3 && request.inputs[2].present)
     plan.addend = request.inputs[2].shape == y.shape ? Addend::kFull : Addend::kBias;
-  const bool half = request.attributes.has("precision") && request.attributes.text("precision") != "f32";
-  const bool both_half = a.dtype == DType::kBF16 && b.dtype == DType::kBF16;
-  shape.element = y.dtype == DType::kF64 ? DType::kF64 : half || both_half ? DType::kBF16 : DType::kF32;
+  shape.element = element_of(request, shape);
   shape.bias = plan.addend == Addend::kBias && shape.element != DType::kF64;
   shape.beta = plan.addend == Addend::kNone || shape.bias ? 0.0 : 1.0;
-  plan.a = {a, shape.element, plan.scratch};
-  plan.b = {b, shape.element, plan.scratch};
   return plan;
 }
 
@@ -87,16 +99,17 @@ Kernel compile_matmul(const KernelRequest& request) {
     kernel.run = [plan](const Run& run) { place_addend(run, plan); };
     return kernel;
   }
-  const auto product = Product::get(plan.shape);
-  const size_t workspace = plan.scratch.take(static_cast<int64_t>(product->scratch_bytes()), 1);
+  plan.a = {request.inputs[0], plan.shape.element, plan.scratch};
+  plan.product = {plan.shape, request.inputs[1], plan.scratch};
+  plan.product.claim(1, kernel);
+  const size_t workspace = plan.scratch.take(static_cast<int64_t>(plan.product.scratch_bytes()), 1);
   kernel.scratch_bytes = plan.scratch.bytes;
-  kernel.run = [plan, product, workspace](const Run& run) {
+  kernel.run = [plan, workspace](const Run& run) {
     const void* const a = plan.a.start(run, run.in[0]);
-    const void* const b = plan.b.start(run, run.in[1]);
     const bool read = plan.addend == Addend::kFull || plan.shape.bias;
     if (plan.addend == Addend::kBias && !read) place_addend(run, plan);
     const void* const c = read ? run.in[2] : run.out[0];
-    product->run(run.stream, a, b, c, run.out[0], run.scratch_at<void>(workspace));
+    plan.product.run(run, a, run.in[1], c, run.out[0], run.scratch_at<void>(workspace));
   };
   return kernel;
 }

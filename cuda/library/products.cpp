@@ -40,9 +40,9 @@ cudaDataType_t type_of(DType dtype) {
 /// Layout of a row-major matrix as the library's column-major one of the transposed matrix.
 class Layout {
  public:
-  Layout(DType dtype, int64_t rows, int64_t columns, int64_t batch, int64_t stride) {
+  Layout(DType dtype, int64_t rows, int64_t columns, int64_t batch, int64_t stride, int64_t row = 0) {
     check_blas(cublasLtMatrixLayoutCreate(&layout_, type_of(dtype), static_cast<uint64_t>(columns),
-                                          static_cast<uint64_t>(rows), columns),
+                                          static_cast<uint64_t>(rows), row == 0 ? columns : row),
                "matmul");
     const auto count = static_cast<int32_t>(batch);
     check_blas(cublasLtMatrixLayoutSetAttribute(layout_, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
@@ -66,10 +66,11 @@ class LtProduct : public Product {
   explicit LtProduct(const ProductShape& shape)
       : shape_(shape),
         a_(shape.element, shape.transpose_a ? shape.k : shape.m, shape.transpose_a ? shape.m : shape.k, shape.batch,
-           shape.stride_a),
+           shape.stride_a, shape.row_a),
         b_(shape.element, shape.transpose_b ? shape.n : shape.k, shape.transpose_b ? shape.k : shape.n, shape.batch,
            shape.stride_b),
-        y_(result_type(), shape.m, shape.n, shape.batch, shape.m * shape.n) {
+        y_(result_type(), shape.m, shape.n, shape.batch, shape.m * (shape.row_y == 0 ? shape.n : shape.row_y),
+           shape.row_y) {
     const bool wide = shape.element == DType::kF64;
     const bool rounds = shape.element == DType::kF32 && shape.tf32;
     const cublasComputeType_t compute = wide     ? CUBLAS_COMPUTE_64F
@@ -146,7 +147,8 @@ class LtProduct : public Product {
 
 auto key_of(const ProductShape& shape) {
   return std::make_tuple(shape.batch, shape.m, shape.n, shape.k, shape.transpose_a, shape.transpose_b, shape.stride_a,
-                         shape.stride_b, shape.element, shape.alpha, shape.beta, shape.bias, shape.tf32);
+                         shape.stride_b, shape.row_a, shape.row_y, shape.element, shape.alpha, shape.beta, shape.bias,
+                         shape.tf32);
 }
 
 }  // namespace

@@ -20,6 +20,8 @@ struct ProductShape {
   bool transpose_a = false, transpose_b = false;
   /// From one item to the next, in elements; 0 for one matrix for all.
   int64_t stride_a = 0, stride_b = 0;
+  /// From one row of a, as it lies, and of c and y to the next, in elements; 0 for as long as a row is.
+  int64_t row_a = 0, row_y = 0;
   /// f32, f64, or bf16 (summed up in f32). y and c are f32, or f64 where these are.
   DType element = DType::kF32;
   /// f32 is rounded to TF32, 10 binary digits behind the point, on its way into the product; sums stay f32.

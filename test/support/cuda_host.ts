@@ -14,6 +14,7 @@ export const emulated = process.env.HEDDLE_CUDA_ADDON.endsWith('heddle_cuda_host
 interface EmulatedAddon {
   inject(kind: string): void
   objects(): number
+  allocatedBytes(): number
 }
 
 const addonOf = () => createRequire(import.meta.url)(process.env.HEDDLE_CUDA_ADDON!) as EmulatedAddon
@@ -25,3 +26,6 @@ export function inject(kind: 'memory' | 'pool' | 'launch' | 'fault' | 'capture' 
 
 /** How many blocks of memory, events and graphs the emulated device has. */
 export const objects = (): number => addonOf().objects()
+
+/** Bytes of all blocks of memory of the emulated device. */
+export const allocatedBytes = (): number => addonOf().allocatedBytes()

@@ -302,6 +302,8 @@ void inject(const std::string& kind);
 bool convergence_fails();
 /// How many blocks of memory, events and graphs there are.
 size_t objects();
+/// Of all blocks of memory.
+size_t allocated_bytes();
 /// Does the work of a stream: at once, or, while the stream is captured, whenever the graph runs. Whatever works on a
 /// stream goes through it.
 void start(cudaStream_t stream, std::function<void()> work);

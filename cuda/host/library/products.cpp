@@ -27,14 +27,16 @@ void multiply(const ProductShape& shape, const void* a_at, const void* b_at, con
   const auto* b = static_cast<const From*>(b_at);
   const auto* c = static_cast<const To*>(c_at);
   auto* y = static_cast<To*>(y_at);
+  const int64_t row_a = shape.row_a != 0 ? shape.row_a : shape.transpose_a ? shape.m : shape.k;
+  const int64_t row_y = shape.row_y != 0 ? shape.row_y : shape.n;
   for (int64_t item = 0; item < shape.batch; ++item, a += shape.stride_a, b += shape.stride_b)
     for (int64_t row = 0; row < shape.m; ++row)
       for (int64_t column = 0; column < shape.n; ++column) {
         double sum = 0;
         for (int64_t i = 0; i < shape.k; ++i)
-          sum += static_cast<double>(value_of(a[shape.transpose_a ? i * shape.m + row : row * shape.k + i])) *
+          sum += static_cast<double>(value_of(a[shape.transpose_a ? i * row_a + row : row * row_a + i])) *
                  static_cast<double>(value_of(b[shape.transpose_b ? column * shape.k + i : i * shape.n + column]));
-        const int64_t at = (item * shape.m + row) * shape.n + column;
+        const int64_t at = (item * shape.m + row) * row_y + column;
         const double before = shape.bias          ? static_cast<double>(c[column])
                               : shape.beta == 0.0 ? 0.0
                                                   : shape.beta * static_cast<double>(c[at]);
