@@ -155,6 +155,7 @@ export {
   type Program,
   type ProgramOptions,
   type ProgramPlan,
+  type ProgramRunOptions,
   program,
   type RunOptions,
 } from './graph/program.js'

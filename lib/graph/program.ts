@@ -18,6 +18,10 @@ export interface RunOptions {
    * replays ends only before it starts.
    */
   readonly signal?: AbortSignal | undefined
+}
+
+/** Options of one run of a {@link Program}. */
+export interface ProgramRunOptions extends RunOptions {
   /**
    * Measures the run's operators for {@link Program.profile} on a GPU, by events between them; it then is not replayed.
    * Default false, or what the environment variable `HEDDLE_CUDA_PROFILE` says (0 or 1). Runs on the CPU are always
@@ -40,7 +44,7 @@ export interface ProgramPlan {
   readonly recomputedFlops: number
 }
 
-/** Seconds spent per operator since the program was made; on a GPU, by runs that were {@link RunOptions.profiled}. */
+/** Seconds spent per operator since the program was made; on a GPU, by runs that were {@link ProgramRunOptions.profiled}. */
 export interface OperatorTime {
   readonly op: string
   readonly calls: number
@@ -52,7 +56,7 @@ export interface Program<O> {
   /** Runs the program; runs of one program queue up. */
   (...inputs: readonly Tensor[]): Promise<Computed<O>>
   /** Runs the program with options. */
-  run(inputs: readonly Tensor[], options?: RunOptions): Promise<Computed<O>>
+  run(inputs: readonly Tensor[], options?: ProgramRunOptions): Promise<Computed<O>>
   /** Compiles for these inputs without running, and says what a run will need. */
   plan(inputs: readonly Tensor[]): Promise<ProgramPlan>
   /** Time per operator. */
@@ -154,7 +158,7 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
   const runCompiled = async (
     { native, assemble }: Compiled,
     inputs: readonly Tensor[],
-    { signal, profiled = false }: RunOptions,
+    { signal, profiled = false }: ProgramRunOptions,
   ): Promise<Computed<O>> => {
     throwIfAborted(signal, 'program')
     const abort = signal && new NativeAbort()
@@ -172,7 +176,7 @@ export function program<O>(fn: (...inputs: Sym[]) => O | Promise<O>, options: Pr
     }
   }
 
-  const run = async (inputs: readonly Tensor[], options: RunOptions = {}): Promise<Computed<O>> => {
+  const run = async (inputs: readonly Tensor[], options: ProgramRunOptions = {}): Promise<Computed<O>> => {
     throwIfAborted(options.signal, 'program')
     return using(inputs, (compiled) => runCompiled(compiled, inputs, options))
   }
