@@ -107,7 +107,7 @@ const limitOptions = (byDefault: (ofServer: string) => string): Option[] =>
       ['--max-new-tokens <n>', 'tokens that a request may ask for', '4096', integerFrom(1)],
       ['--max-concurrency <n>', 'requests at the same time', '64', integerFrom(1)],
       ['--max-rate <n>', 'requests per minute', '600', integerFrom(1)],
-      ['--max-seconds <s>', 'time for an answer', '600', numberFrom(0)],
+      ['--max-seconds <s>', 'time for an answer', '600', numberFrom(0.001)],
     ] as const
   ).map(([flag, words, ofServer, parse]) =>
     new Option(flag, `${words} (default: ${byDefault(ofServer)})`).argParser(parse),
@@ -191,7 +191,9 @@ function keysCommand(): Command {
     .description('Make a key, print it, and add its hash to the file. It cannot be printed again.')
     .argument('<name>', 'who has it')
     .addOption(keysOption())
-    .addOption(new Option('--scopes <list>', `out of ${scopes.join(', ')}`).argParser(scopesFrom).default(['infer']))
+    .addOption(
+      new Option('--scopes <list>', `out of ${scopes.join(', ')}`).argParser(scopesFrom).default(['infer'], 'infer'),
+    )
   for (const each of limitOptions(() => "the server's")) add.addOption(each)
   const commands = [
     add
