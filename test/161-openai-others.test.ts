@@ -5,8 +5,10 @@ import test from 'ava'
 import fastify from 'fastify'
 import type OpenAI from 'openai'
 import { APIError, BadRequestError, NotFoundError, RateLimitError } from 'openai'
+import { z } from 'zod'
 import { createEngine, type Engine, HeddleError, loadEncoder } from '../lib/index.js'
 import { heddle } from '../lib/serve/index.js'
+import { readItems } from '../lib/serve/openai/request.js'
 import { clientOf, type Served, serveTiny } from './support/serve.js'
 import { temporaryFolder } from './support/temporary_folder.js'
 import { tinyEncoderFolder } from './tiny_model.js'
@@ -301,6 +303,24 @@ test('of a list, the first element that is wrong is named', async (t) => {
   t.regex(String(await refusal({ prompt: 7 })), /Invalid 'prompt': expected a string/)
   t.regex(String(await refusal({ prompt: undefined })), /Missing required parameter: 'prompt'/)
   t.regex(String(await refusal({ prompt: Array.from({ length: 3000 }, () => 'a') })), /maximum length 2048/)
+})
+
+test('a long list is read with turns of the event loop in between, up to the first element that is wrong', async (t) => {
+  const slow = z.string().refine(() => {
+    for (const until = performance.now() + 1; performance.now() < until; );
+    return true
+  })
+  let turns = 0
+  const counting = setInterval(() => {
+    turns += 1
+  })
+  const texts = Array.from({ length: 20 }, () => 'a')
+  t.deepEqual(await readItems(slow, texts, 'texts'), texts)
+  clearInterval(counting)
+  t.true(turns >= 3, `${turns}`)
+  await t.throwsAsync(readItems(slow, ['a', 1, {}], 'texts'), {
+    message: /Invalid type for 'texts\[1\]': expected a string/,
+  })
 })
 
 test('an answer that takes too long ends with a status of its own, or an event where the stream has begun', async (t) => {

@@ -428,6 +428,7 @@ test('where keys are asked for, the page asks, and keeps a key in its tab only',
   const kept = '[Object.values(sessionStorage), Object.values(localStorage), document.cookie, location.href]'
   t.deepEqual(await page.evaluate(kept), [[key], [], '', `${server.url}/`])
   const other = await page.context().newPage()
+  t.teardown(() => other.close())
   await other.goto(server.url)
   await other.getByLabel('API key').waitFor()
   await page.getByRole('button', { name: 'Forget key' }).click()

@@ -108,7 +108,7 @@ const limitOptions = (byDefault: (ofServer: string) => string): Option[] =>
       ['--max-new-tokens <n>', 'tokens that a request may ask for', '4096', integerFrom(1)],
       ['--max-concurrency <n>', 'requests at the same time', '64', integerFrom(1)],
       ['--max-rate <n>', 'requests per minute', '600', integerFrom(1)],
-      ['--max-seconds <s>', 'time for an answer', '600', numberFrom(0)],
+      ['--max-seconds <s>', 'time for an answer', '600', numberFrom(0.001)],
     ] as const
   ).map(([flag, words, ofServer, parse]) =>
     new Option(flag, `${words} (default: ${byDefault(ofServer)})`).argParser(parse),
@@ -190,56 +190,59 @@ function keysCommand(): Command {
   const keys = command('keys').description(
     'Make, list and remove the keys of a server. Running servers see the change.',
   )
+  for (const each of [addKeyCommand(), listKeysCommand(), removeKeyCommand()])
+    keys.addCommand(each.addOption(keysOption()).showSuggestionAfterError().exitOverride())
+  return keys.exitOverride()
+}
+
+function addKeyCommand(): Command {
   const add = command('add')
     .description('Make a key, print it, and add its hash to the file. It cannot be printed again.')
     .argument('<name>', 'who has it')
-    .addOption(keysOption())
-    .addOption(new Option('--scopes <list>', `out of ${scopes.join(', ')}`).argParser(scopesFrom).default(['infer']))
+    .addOption(
+      new Option('--scopes <list>', `out of ${scopes.join(', ')}`).argParser(scopesFrom).default(['infer'], 'infer'),
+    )
   for (const each of limitOptions(() => "the server's")) add.addOption(each)
-  const commands = [
-    add
-      .addHelpText(
-        'after',
-        `
+  return add
+    .addHelpText(
+      'after',
+      `
 Examples:
   $ heddle serve keys add alice --keys keys.txt --scopes infer,train
   $ heddle serve keys add crawler --keys keys.txt --max-rate 30 --max-new-tokens 256`,
-      )
-      .action((name: string, _, action: Command) =>
-        inKeySession(action, async (session, flags) => {
-          const limits = limitsOf(flags)
-          const key = await addKey(flags.keys, { name, scopes: flags.scopes, limits })
-          session.report('key', { name, scopes: flags.scopes, limits, key }, key)
-          session.note(`Next: heddle serve --model <source> --keys ${flags.keys}`)
-        }),
-      ),
-    command('list')
-      .description('Print the names, scopes and limits in the file.')
-      .addOption(keysOption())
-      .action((_, action: Command) =>
-        inKeySession(action, async (session, flags) => {
-          for (const { name, scopes: granted, limits } of await listKeys(flags.keys))
-            session.report(
-              'key',
-              { name, scopes: granted, limits },
-              [name, granted.join(','), ...limitsText(limits)].join(' '),
-            )
-        }),
-      ),
-    command('remove')
-      .description('Take a key out of the file.')
-      .argument('<name>', 'who had it')
-      .addOption(keysOption())
-      .action((name: string, _, action: Command) =>
-        inKeySession(action, async (session, flags) => {
-          await removeKey(flags.keys, name)
-          session.report('removed', { name }, `Removed ${name}.`)
-        }),
-      ),
-  ]
-  for (const each of commands) keys.addCommand(each.showSuggestionAfterError().exitOverride())
-  return keys.exitOverride()
+    )
+    .action((name: string, _, action: Command) =>
+      inKeySession(action, async (session, flags) => {
+        const limits = limitsOf(flags)
+        const key = await addKey(flags.keys, { name, scopes: flags.scopes, limits })
+        session.report('key', { name, scopes: flags.scopes, limits, key }, key)
+        session.note(`Next: heddle serve --model <source> --keys ${flags.keys}`)
+      }),
+    )
 }
+
+const listKeysCommand = (): Command =>
+  command('list')
+    .description('Print the names, scopes and limits in the file.')
+    .action((_, action: Command) =>
+      inKeySession(action, async (session, flags) => {
+        for (const { name, scopes: granted, limits } of await listKeys(flags.keys)) {
+          const line = [name, granted.join(','), ...limitsText(limits)].join(' ')
+          session.report('key', { name, scopes: granted, limits }, line)
+        }
+      }),
+    )
+
+const removeKeyCommand = (): Command =>
+  command('remove')
+    .description('Take a key out of the file.')
+    .argument('<name>', 'who had it')
+    .action((name: string, _, action: Command) =>
+      inKeySession(action, async (session, flags) => {
+        await removeKey(flags.keys, name)
+        session.report('removed', { name }, `Removed ${name}.`)
+      }),
+    )
 
 function scopesFrom(text: string): readonly Scope[] {
   const names = text.split(',')

@@ -267,5 +267,6 @@ const unreadable = (path: string, cause: unknown): HeddleError =>
     place: path,
     expected: 'a file of keys that can be read and written',
     got: (cause as NodeJS.ErrnoException).code ?? String(cause),
+    hint: 'Make one with `heddle serve keys add <name> --keys <file>`.',
     cause,
   })

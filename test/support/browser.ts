@@ -2,13 +2,15 @@
 import { accessSync, constants } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import type { ExecutionContext } from 'ava'
-import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core'
+import { type Browser, type BrowserContext, type BrowserContextOptions, chromium, type Page } from 'playwright-core'
 
 const names = ['chromium', 'chromium-browser', 'google-chrome']
 
+/** A process of its own for every tab costs more than what the tab does. */
+const args = ['--no-sandbox', '--renderer-process-limit=1']
+
 /** @throws when the machine has none, with the command that installs it */
-export const openBrowser = (): Promise<Browser> =>
-  chromium.launch({ executablePath: findChromium(), args: ['--no-sandbox'] })
+export const openBrowser = (): Promise<Browser> => chromium.launch({ executablePath: findChromium(), args })
 
 function findChromium(): string {
   const folders = (process.env.PATH ?? '').split(delimiter)
@@ -42,20 +44,30 @@ export interface PageOptions extends BrowserContextOptions {
   readonly allowed?: readonly number[]
 }
 
-/** Opens an address in a tab with its own storage, closed when the test ends. */
+/** That of all tabs which want nothing else. */
+const usual = new WeakMap<Browser, Promise<BrowserContext>>()
+
+function contextOf(browser: Browser, options: BrowserContextOptions): Promise<BrowserContext> {
+  if (Object.keys(options).length > 0) return browser.newContext(options)
+  const made = usual.get(browser) ?? browser.newContext()
+  usual.set(browser, made)
+  return made
+}
+
+/** Opens an address in a tab, closed when the test ends. */
 export async function openPage(
   t: ExecutionContext,
   browser: Browser,
   url: string,
   { allowed = [], ...options }: PageOptions = {},
 ): Promise<WatchedPage> {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options })
-  t.teardown(() => context.close())
-  const page = await context.newPage()
+  const page = await (await contextOf(browser, options)).newPage()
+  t.teardown(() => page.close())
+  await page.setViewportSize({ width: 1280, height: 900 })
   page.setDefaultTimeout(30_000)
   const faults: string[] = []
   const { origin } = new URL(url)
-  context.on('request', (request) => {
+  page.on('request', (request) => {
     if (new URL(request.url()).origin !== origin) faults.push(`asked ${request.url()}`)
   })
   // Includes what a policy forbids, and answers with an error status.

@@ -40,6 +40,30 @@ async function run(task: WorkerTask): Promise<WorkerMessage> {
   // What training keeps of the data on disk ends with the job.
   process.env.TMPDIR = task.folder
   const lock = await lockFolder(task.folder)
+  const { model, ...trained } = await prepared(task)
+  await tellEarlierSteps(task.folder)
+  const steps = train(model, {
+    ...trained,
+    epochs: task.epochs,
+    maxSteps: task.maxSteps,
+    batchSize: task.batchSize,
+    accumulation: task.accumulation,
+    maxLength: task.maxLength,
+    optimizer: adamw({ lr: task.learningRate }),
+    seed: task.seed,
+    outputFolder: task.folder,
+    checkpointEvery: task.checkpointEvery,
+    resume: true,
+    signal: stop.signal,
+  })
+  for await (const step of steps) await tell({ kind: 'step', report: reportOf(step) })
+  await trained.adapter.save(join(task.folder, 'adapter'))
+  lock.close()
+  return { kind: 'done' }
+}
+
+/** Reads the data and attaches the adapter, which may be shown it. */
+async function prepared(task: WorkerTask) {
   const model = await loadModel(task.source, { precision: task.precision })
   const objective = objectiveType(task.objective.name).create(task.objective.options)
   const open = (path: string) => openExamples(path, { model, objective, task })
@@ -50,28 +74,7 @@ async function run(task: WorkerTask): Promise<WorkerMessage> {
   // The same data and seed attach the same adapter, so that a job that is gone on with has the tensors of its checkpoint.
   const adapter = await attachShown(model, methodOf(task.adapter), { objective, data, batchSize, seed, signal })
   await expectServable(adapter, task.mostRank)
-  await tellEarlierSteps(task.folder)
-  const steps = train(model, {
-    adapter,
-    objective,
-    data,
-    evaluationData,
-    epochs: task.epochs,
-    maxSteps: task.maxSteps,
-    batchSize,
-    accumulation: task.accumulation,
-    maxLength: task.maxLength,
-    optimizer: adamw({ lr: task.learningRate }),
-    seed,
-    outputFolder: task.folder,
-    checkpointEvery: task.checkpointEvery,
-    resume: true,
-    signal,
-  })
-  for await (const step of steps) await tell({ kind: 'step', report: reportOf(step) })
-  await adapter.save(join(task.folder, 'adapter'))
-  lock.close()
-  return { kind: 'done' }
+  return { model, objective, data, evaluationData, adapter }
 }
 
 /** The server may have been killed before it had heard of them. */

@@ -38,7 +38,7 @@ export const brief = (text: string, most = 100): string => (text.length > most ?
 /** A name that is neither the base's nor an adapter's. */
 export const modelNotFound = (name: string): OpenAiError =>
   new OpenAiError(404, {
-    message: `The model '${brief(name)}' does not exist or you do not have access to it.`,
+    message: `The model '${brief(name)}' does not exist or you do not have access to it. GET /v1/models lists those that do.`,
     type: 'invalid_request_error',
     param: 'model',
     code: 'model_not_found',
