@@ -90,7 +90,7 @@ for (const kind of ['memory', 'launch'] as const)
       let failures = 0
       for (let failed = true; failed; ) {
         const step = longer('cuda')
-        const valueOf = async () => {
+        const outcome = async () => {
           const total = await step(x)
           const value = total.item()
           total.dispose()
@@ -98,12 +98,12 @@ for (const kind of ['memory', 'launch'] as const)
         }
         inject(kind, failures)
         // The second run is recorded as a graph, the third one runs the graph.
-        const found = await Promise.allSettled([valueOf(), valueOf(), valueOf()])
+        const found = await Promise.allSettled([outcome(), outcome(), outcome()])
         inject('nothing')
         for (const each of found)
           if (each.status === 'fulfilled') t.is(each.value, expected)
           else t.is(each.reason.code, code)
-        t.is(await valueOf(), expected)
+        t.is(await outcome(), expected)
         step.dispose()
         failed = found.some(({ status }) => status === 'rejected')
         if (failed) failures += 1
