@@ -21,7 +21,7 @@ export async function run([part = 'all', runs = '7', scale = 'full']: readonly s
   const chosen = casesAt(scale as Scale).filter(({ op }) => part === 'all' || op.includes(part))
   const kernels: Record<string, object> = {}
   for (const each of chosen) {
-    const found = await measured(each, info, Number(runs))
+    const found = await measured(each, info, { runs: Number(runs), mostCopies: scale === 'full' ? 64 : 1 })
     kernels[`${each.op} ${each.name}`] = found
     console.log(lineOf(each, found))
   }
@@ -47,15 +47,19 @@ interface Found {
   readonly bound?: string | undefined
 }
 
-/** Enough copies for some milliseconds, few enough for the memory of their results. */
-const [leastCopies, mostCopies, wantedSeconds] = [4, 64, 3e-3]
+/** Enough copies for some milliseconds. */
+const [leastCopies, wantedSeconds] = [4, 3e-3]
 
-async function measured(each: CudaCase, { name }: CudaInfo, runs: number): Promise<Found> {
+async function measured(
+  each: CudaCase,
+  { name }: CudaInfo,
+  { runs, mostCopies }: { readonly runs: number; readonly mostCopies: number },
+): Promise<Found> {
   const work = { flops: each.flops, bytes: bytesOf(each), unit: each.unit ?? 'f32' }
   const card = cards.find(({ pattern }) => pattern.test(name))
   const limit = card && roofline(card, work)
   const estimate = limit?.seconds ?? work.bytes / 1e12
-  const copies = Math.max(leastCopies, Math.min(mostCopies, Math.ceil(wantedSeconds / estimate)))
+  const copies = Math.min(mostCopies, Math.max(leastCopies, Math.ceil(wantedSeconds / estimate)))
   const seconds = await instructionSeconds(each, { copies, runs })
   return {
     seconds,

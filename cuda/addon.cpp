@@ -38,7 +38,7 @@ Napi::Value open(const Napi::CallbackInfo& info) {
 
 #ifndef HEDDLE_CUDA_TOOLKIT
 Napi::Value inject(const Napi::CallbackInfo& info) {
-  heddle::cuda::host::inject(info[0].As<Napi::String>().Utf8Value());
+  heddle::cuda::host::inject(info[0].As<Napi::String>().Utf8Value(), info[1].As<Napi::Number>().Int32Value());
   return info.Env().Undefined();
 }
 

@@ -3,13 +3,15 @@
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import test from 'ava'
-import { mul } from '../lib/graph/ops/elementwise.js'
+import { add, mul } from '../lib/graph/ops/elementwise.js'
 import { gatherRows } from '../lib/graph/ops/index.js'
+import { matmul } from '../lib/graph/ops/matmul.js'
 import { sum } from '../lib/graph/ops/reduce.js'
+import { sort } from '../lib/graph/ops/sort.js'
 import { program } from '../lib/graph/program.js'
 import { addon } from '../lib/native.js'
 import { tensor } from '../lib/tensor/tensor.js'
-import { emulated, inject } from './support/cuda_host.js'
+import { emulated, inject, objects } from './support/cuda_host.js'
 import { encode } from './support/instruction_list.js'
 
 const run = promisify(execFile)
@@ -71,6 +73,97 @@ emulatedOnly('a launch that fails is an ERR_HEDDLE_DEVICE, and the next run work
     message: /^elementwise: .*cudaErrorLaunchOutOfResources/,
   })
   t.deepEqual([...(await (await step(tensor([3, 4]))).data())], [6, 8])
+})
+
+/** Several instructions, of which sorting and the product have scratch memory. */
+const longer = (device: 'cpu' | 'cuda') =>
+  program((x) => sum(matmul(sort(add(x!, 1)).values, mul(x!, 2), { transposeB: true })), { device })
+
+for (const kind of ['memory', 'launch'] as const)
+  emulatedOnly(
+    `whichever ${kind} fails, in whichever run: an error, nothing leaks, and the next run works`,
+    async (t) => {
+      const x = tensor([3, 2, 1, 4, 5, 6, 9, 8, 7, 10, 12, 11], [3, 4])
+      const expected = (await longer('cpu')(x)).item()
+      const code = { memory: 'ERR_HEDDLE_OOM', launch: 'ERR_HEDDLE_DEVICE' }[kind]
+      const rounds: number[] = []
+      let failures = 0
+      for (let failed = true; failed; ) {
+        const step = longer('cuda')
+        const outcome = async () => {
+          const total = await step(x)
+          const value = total.item()
+          total.dispose()
+          return value
+        }
+        inject(kind, failures)
+        // The second run is recorded as a graph, the third one runs the graph.
+        const found = await Promise.allSettled([outcome(), outcome(), outcome()])
+        inject('nothing')
+        for (const each of found)
+          if (each.status === 'fulfilled') t.is(each.value, expected)
+          else t.is(each.reason.code, code)
+        t.is(await outcome(), expected)
+        step.dispose()
+        failed = found.some(({ status }) => status === 'rejected')
+        if (failed) failures += 1
+        rounds.push(objects())
+      }
+      t.true(failures >= 3, `only ${failures} calls could fail`)
+      t.true(rounds.at(-1)! <= rounds[0]!, `${rounds.join(', ')} objects after each round`)
+    },
+  )
+
+emulatedOnly('one program runs out of memory while others run: they end as if nothing had happened', async (t) => {
+  const steps = Array.from({ length: 4 }, () => doubled('cuda'))
+  inject('memory', 3)
+  const found = await Promise.allSettled(steps.map((step, i) => step(tensor([i]))))
+  inject('nothing')
+  const failed = found.filter(({ status }) => status === 'rejected')
+  t.is(failed.length, 1)
+  t.is((failed[0] as PromiseRejectedResult).reason.code, 'ERR_HEDDLE_OOM')
+  for (const [i, each] of found.entries())
+    if (each.status === 'fulfilled') t.deepEqual([...(await each.value.data())], [2 * i])
+})
+
+emulatedOnly('a device that vanishes: what runs or lies there fails, and nothing else', async (t) => {
+  const lib = (path: string) => new URL(`../lib/${path}.js`, import.meta.url).href
+  const script = `
+    import { createRequire } from 'node:module'
+    import { program } from '${lib('graph/program')}'
+    import { add, mul } from '${lib('graph/ops/elementwise')}'
+    import { assign, read } from '${lib('graph/sym')}'
+    import { tensor } from '${lib('tensor/tensor')}'
+    const say = (name, promise) => promise.then((x) => console.log(name, x), (error) => console.log(name, error.code))
+    const twice = (device) => program((x) => mul(x, 2), { device })
+    const [state, untouched] = [tensor([1]), tensor([7])]
+    const count = program(() => { assign(state, add(read(state), read(untouched))); return read(state) }, { device: 'cuda' })
+    const kept = await count()
+    createRequire('/')(process.env.HEDDLE_CUDA_ADDON).inject('gone', 0)
+    const values = async (promise) => [...(await (await promise).data())].join()
+    await say('the program', count())
+    await say('a new one', twice('cuda')(tensor([1])))
+    await say('its result', kept.data())
+    await say('its state', state.data())
+    await say('its state on the CPU', values(program(() => mul(read(state), 2), { device: 'cpu' })()))
+    await say('what it has read', values(untouched.data().then(() => untouched)))
+    await say('the CPU', values(twice('cpu')(tensor([4]))))
+    count.dispose()
+    kept.dispose()
+    state.dispose()
+    console.log('lives')
+  `
+  const { stdout } = await run(process.execPath, ['--input-type=module', '-e', script])
+  t.deepEqual(stdout.trimEnd().split('\n'), [
+    'the program ERR_HEDDLE_DEVICE',
+    'a new one ERR_HEDDLE_DEVICE',
+    'its result ERR_HEDDLE_DEVICE',
+    'its state ERR_HEDDLE_DEVICE',
+    'its state on the CPU ERR_HEDDLE_DEVICE',
+    'what it has read 7',
+    'the CPU 8',
+    'lives',
+  ])
 })
 
 test.serial('a device that there is none of is refused by name', (t) => {

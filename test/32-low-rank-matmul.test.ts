@@ -1,5 +1,6 @@
 // A frozen product and its low-rank update run as one instruction; it must compute what the separate ones compute.
 import test from 'ava'
+import { currentDevice } from '../lib/graph/device.js'
 import { gradients } from '../lib/graph/grad.js'
 import { add, cast, mul } from '../lib/graph/ops/elementwise.js'
 import { matmul, type Precision } from '../lib/graph/ops/matmul.js'
@@ -45,7 +46,9 @@ for (const rows of [600, 1024, 40])
       const x = matrix(rows, k, 5)
       const fused = await program((value) => linear(value!, precision).y)(x)
       const { y } = await program((value) => ({ ...linear(value!, precision) }))(x)
-      t.true((await relativeError(fused, y)) < (precision === 'f32' ? 1e-6 : 1e-5))
+      // A device sums z up in another order when it does all at once, so that some of it is rounded to another bf16.
+      const half = currentDevice() === 'cpu' ? 1e-5 : 1e-3
+      t.true((await relativeError(fused, y)) < (precision === 'f32' ? 1e-6 : half))
     })
 
 for (const rows of [600, 40])

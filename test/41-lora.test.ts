@@ -8,6 +8,7 @@ import { lora } from '../lib/adapters/methods/lora.js'
 import type { LoraOptions } from '../lib/adapters/methods/lora_config.js'
 import { selectSites } from '../lib/adapters/target_modules.js'
 import { HeddleError } from '../lib/errors.js'
+import { currentDevice } from '../lib/graph/device.js'
 import { reshape } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
 import type { CausalLm } from '../lib/models/causal_lm.js'
@@ -55,7 +56,10 @@ test('a fresh adapter changes nothing: B is zero', async (t) => {
   const model = await goldenLlama('tiny-llama')
   const ids = await goldenIds()
   const adapter = await Adapter.attach(model, lora({ r: 4 }))
-  t.is(await relativeError(await logits(model, ids, adapter), await logits(model, ids)), 0)
+  const change = await relativeError(await logits(model, ids, adapter), await logits(model, ids))
+  // A device adds what else belongs to a sum before or after it is rounded.
+  if (currentDevice() === 'cpu') t.is(change, 0)
+  else t.true(change < 1e-6)
 })
 
 test('A is uniform on ±1/√in', async (t) => {

@@ -1,5 +1,6 @@
 /** What the assembler says about each kernel, as `npm run build:cuda` leaves it in `.cache/cuda/kernels`. */
 import { execFileSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -32,7 +33,9 @@ const entry =
 /** @throws Error where no kernel has been compiled */
 export async function kernelResources(): Promise<KernelResources[]> {
   const folder = join(root, '.cache', 'cuda', 'kernels')
-  const files = (await readdir(folder).catch(() => [] as string[])).sort()
+  const accounts = await readdir(folder).catch(() => [] as string[])
+  // Those of files that are gone stay behind.
+  const files = accounts.filter((file) => existsSync(join(root, sourceOf(file)))).sort()
   if (files.length === 0) throw new Error('No kernel has been compiled: npm run build:cuda')
   const kernels = await Promise.all(
     files.map(async (file) => inAccount(await readFile(join(folder, file), 'utf8'), sourceOf(file))),

@@ -31,9 +31,14 @@ std::string text_of(cudaError_t error) {
   return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
 }
 
-/// Errors that a broken context gives for every later call.
+/// Errors that a broken context, or a device that is gone, gives for every later call.
 bool is_sticky(cudaError_t error) {
   switch (error) {
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorNoDevice:
+    case cudaErrorDeviceUninitialized:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContextIsDestroyed:
     case cudaErrorECCUncorrectable:
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:

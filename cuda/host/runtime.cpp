@@ -50,7 +50,9 @@ void destroyed(T* handle) {
 struct Runtime {
   std::mutex mutex;
   std::map<void*, size_t> blocks;
-  int failing_allocations = 0;
+  /// Of allocations, and of launches: those that still succeed before one fails, and those that fail then.
+  int sound_allocations = 0, failing_allocations = 0;
+  int sound_launches = 0;
   bool fail_launch = false;
   bool fail_capture = false;
   bool fail_convergence = false;
@@ -83,7 +85,7 @@ constexpr std::align_val_t kAlignment{256};
 
 cudaError_t allocate(void** memory, size_t bytes) {
   const std::lock_guard lock(runtime().mutex);
-  if (runtime().failing_allocations > 0) {
+  if (runtime().failing_allocations > 0 && runtime().sound_allocations-- <= 0) {
     --runtime().failing_allocations;
     return result(cudaErrorMemoryAllocation);
   }
@@ -107,10 +109,20 @@ cudaError_t release(void* memory) {
 
 namespace heddle::cuda::host {
 
-void inject(const std::string& kind) {
-  if (kind == "memory") runtime().failing_allocations = 2;
-  if (kind == "pool") runtime().failing_allocations = 1;
-  if (kind == "launch") runtime().fail_launch = true;
+void inject(const std::string& kind, int after) {
+  if (kind == "memory" || kind == "pool") {
+    runtime().sound_allocations = after;
+    runtime().failing_allocations = kind == "memory" ? 2 : 1;
+  }
+  if (kind == "launch") {
+    runtime().sound_launches = after;
+    runtime().fail_launch = true;
+  }
+  if (kind == "nothing") {
+    runtime().failing_allocations = 0;
+    runtime().fail_launch = false;
+  }
+  if (kind == "gone") runtime().sticky = cudaErrorDevicesUnavailable;
   if (kind == "capture") runtime().fail_capture = true;
   if (kind == "convergence") runtime().fail_convergence = true;
   if (kind == "fault") runtime().fault_pending = true;
@@ -139,7 +151,8 @@ void start(cudaStream_t stream, std::function<void()> work) {
 
 bool launch_allowed() {
   if (runtime().sticky != cudaSuccess) return result(cudaSuccess) == cudaSuccess;
-  if (!std::exchange(runtime().fail_launch, false)) return true;
+  if (!runtime().fail_launch || runtime().sound_launches-- > 0) return true;
+  runtime().fail_launch = false;
   last_error = cudaErrorLaunchOutOfResources;
   return false;
 }
@@ -151,6 +164,7 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaSuccess: return "cudaSuccess";
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
+    case cudaErrorDevicesUnavailable: return "cudaErrorDevicesUnavailable";
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     default: return "cudaError";
   }

@@ -267,7 +267,7 @@ __device__ void store_log_probabilities(const SamplePlan& plan, const Operands& 
   }
 }
 
-__global__ void __launch_bounds__(kThreads) sample_rows(SamplePlan plan, Operands given, std::byte* scratch) {
+__global__ void __launch_bounds__(kThreads, 1) sample_rows(SamplePlan plan, Operands given, std::byte* scratch) {
   __shared__ Shared<double, kWarpSize> sums;
   __shared__ Shared<float, kWarpSize> values;
   __shared__ Shared<int, kWarpSize> places;

@@ -12,16 +12,18 @@ process.env.HEDDLE_CUDA_ADDON ??= join(dirname(addonPath()), 'heddle_cuda_host.n
 export const emulated = process.env.HEDDLE_CUDA_ADDON.endsWith('heddle_cuda_host.node')
 
 interface EmulatedAddon {
-  inject(kind: string): void
+  inject(kind: string, after: number): void
   objects(): number
   allocatedBytes(): number
 }
 
 const addonOf = () => createRequire(import.meta.url)(process.env.HEDDLE_CUDA_ADDON!) as EmulatedAddon
 
-/** Makes the next call of a kind fail; only the emulation can. */
-export function inject(kind: 'memory' | 'pool' | 'launch' | 'fault' | 'capture' | 'convergence'): void {
-  addonOf().inject(kind)
+type Failure = 'memory' | 'pool' | 'launch' | 'fault' | 'capture' | 'convergence' | 'gone' | 'nothing'
+
+/** Makes the next call of a kind fail, of memory and launches the one after so many; only the emulation can. */
+export function inject(kind: Failure, after = 0): void {
+  addonOf().inject(kind, after)
 }
 
 /** How many blocks of memory, events and graphs the emulated device has. */

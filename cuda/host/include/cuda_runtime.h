@@ -206,11 +206,15 @@ enum cudaError_t {
   cudaErrorCudartUnloading = 4,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInsufficientDriver = 35,
+  cudaErrorDevicesUnavailable = 46,
   cudaErrorNoDevice = 100,
+  cudaErrorDeviceUninitialized = 201,
   cudaErrorECCUncorrectable = 214,
+  cudaErrorNvlinkUncorrectable = 220,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorLaunchTimeout = 702,
+  cudaErrorContextIsDestroyed = 709,
   cudaErrorAssert = 710,
   cudaErrorHardwareStackError = 714,
   cudaErrorIllegalInstruction = 715,
@@ -296,8 +300,9 @@ namespace heddle::cuda::host {
 
 /// Makes the next call of a kind fail: what tests of failures need. Kinds: memory, for two allocations; pool, for
 /// one; launch, capture and convergence (of a factorisation), once; fault, which is found when the stream is next
-/// waited for and stays.
-void inject(const std::string& kind);
+/// waited for and stays; gone, for every call from now on. Of memory, pool and launch `after` calls succeed before.
+/// Kind nothing takes these back.
+void inject(const std::string& kind, int after);
 /// For stand-ins of solvers: true once after it was injected.
 bool convergence_fails();
 /// How many blocks of memory, events and graphs there are.
