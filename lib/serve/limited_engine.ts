@@ -2,7 +2,7 @@
 import type { Engine } from '../engine/engine.js'
 import type { EngineRequestOptions } from '../engine/options.js'
 import { HeddleError } from '../errors.js'
-import { pause } from '../graph/pause.js'
+import { due, turn } from '../graph/pause.js'
 import type { Prompt } from '../model.js'
 import type { Limits } from './limits.js'
 import { serverEnds } from './openai/error.js'
@@ -28,11 +28,11 @@ export function limitEngine(
     prompt: Prompt,
     options: EngineRequestOptions = {},
   ): ReturnType<Engine['generateTokens']> {
-    // A request may ask for many texts, each with options to be checked.
-    await pause()
     const { maxTokens = newTokens, chat } = options
     expectFew('maxTokens', newTokens, maxTokens)
     const tokens = await tokensOf(prompt, chat === undefined ? {} : { chat })
+    // A request may ask for many texts, whose options are checked next, one text's after the other's.
+    if (due()) await turn()
     if (engine.state().isClosed) throw serverEnds()
     yield* engine.generateTokens(tokens, { ...options, maxTokens })
   }
