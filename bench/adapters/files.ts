@@ -20,10 +20,10 @@ export const mailFiles = async (ends: readonly [number, number, number] = [640, 
   steps: 40,
 })
 
-/** Mails of people, as texts: 160 to learn from, 24 by which the rate is chosen, 48 to judge. */
-export async function textFiles(): Promise<Files> {
+/** Mails of people, as texts: 160 to learn from, 24 by which the rate is chosen, 48 to judge; or other numbers. */
+export async function textFiles(ends: readonly [number, number, number] = [160, 184, 232]): Promise<Files> {
   const texts = (await mails()).flatMap(({ text, label }) => (label === 'ham' ? [JSON.stringify({ text })] : []))
-  return { model: await fetchModel('smollm2'), ...(await splitFiles(texts, [160, 184, 232])), steps: 15 }
+  return { model: await fetchModel('smollm2'), ...(await splitFiles(texts, ends)), steps: 15 }
 }
 
 /** Three files of the rows in an order that is the same everywhere, up to these places. */
