@@ -59,7 +59,7 @@ test('the roof is that of the bytes for a copy and that of the operations for a 
   t.deepEqual(roofline(a100, { flops: 312e12, bytes: 8, unit: 'bf16' }), { seconds: 1, bound: 'flops' })
 })
 
-// By the examples of CUDA's occupancy calculator.
+// Worked out by hand from the limits in bench/cuda/chips.ts.
 test('occupancy: threads, blocks, registers and shared memory each can be what there is too little of', (t) => {
   const [sm80, sm86] = [multiprocessors[0]!, multiprocessors[1]!]
   const block = { threads: 256, registersPerThread: 32, sharedBytes: 0 }

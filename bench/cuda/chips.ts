@@ -1,5 +1,5 @@
 /**
- * NVIDIA's published numbers. Peaks (dense, with boost clocks) and bandwidths: the data sheets of A100 (2021), H100 (2023),
+ * NVIDIA's published numbers, written down from memory and not yet compared with these sources. Peaks (dense, with boost clocks) and bandwidths: the data sheets of A100 (2021), H100 (2023),
  * L4 (2023), and the whitepapers of GA102 (2020) and AD102 (2022). Limits of multiprocessors: CUDA C++ Programming Guide,
  * "Technical Specifications per Compute Capability"; granularities: CUDA's occupancy calculator (cuda_occupancy.h).
  */

@@ -177,7 +177,7 @@ function text(
     `are what nvcc's assembler says for ${multiprocessors.map(({ architecture }) => `sm_${architecture}`).join(', ')} (where these differ, in this order); threads and dynamic shared`,
     'memory are those with which the operators start the kernels at the shapes below (of kernels that these do not start: at the small',
     'shapes of the tests; – where neither does); occupancy is computed from them and the published limits of the multiprocessors',
-    '(bench/cuda/chips.ts has them, with their sources). Stack is local memory that is indexed at run time; spills are registers that',
+    '(bench/cuda/chips.ts: from memory, still to be compared with their sources). Stack is local memory that is indexed at run time; spills are registers that',
     `did not suffice. Kernels: ${kernels.length}, of which ${spilling.length} spill.`,
     '',
     '## Operators: what they take at best',
