@@ -1,7 +1,7 @@
 /**
- * NVIDIA's published numbers, written down from memory and not yet compared with these sources. Peaks (dense, with boost clocks) and bandwidths: the data sheets of A100 (2021), H100 (2023),
- * L4 (2023), and the whitepapers of GA102 (2020) and AD102 (2022). Limits of multiprocessors: CUDA C++ Programming Guide,
- * "Technical Specifications per Compute Capability"; granularities: CUDA's occupancy calculator (cuda_occupancy.h).
+ * NVIDIA's published numbers. Peaks (dense, with boost clocks) and bandwidths: the data sheets of A100 (2021) and H100 (2023),
+ * compared with what others quote of them; L4 (2023) and the whitepapers of GA102 (2020) and AD102 (2022) have not been
+ * compared. Limits of multiprocessors and granularities: CUDA's occupancy calculator (cuda_occupancy.h of CUDA 13).
  */
 import type { Unit } from './cases.js'
 
