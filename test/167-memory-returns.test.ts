@@ -128,6 +128,7 @@ async function holding(child: ChildProcess): Promise<Holding> {
 test('memory, sockets and files are after 600 hostile clients what they were before', async (t) => {
   const data = temporaryFolder()
   const { child, url } = await start(data)
+  t.teardown(() => child.kill())
   // Everything is used once: programs are compiled, caches are full.
   for (let i = 0; i < 3; i += 1) t.deepEqual(await wave(url), due)
   const before = await holding(child)
