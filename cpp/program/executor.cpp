@@ -604,6 +604,7 @@ std::unique_ptr<RecordedRuns> Program::recorded_runs() const {
   if (backend_.record == nullptr || !std::ranges::all_of(steps_, recordable)) return nullptr;
   const auto operands = [&](const std::vector<uint32_t>& ids) {
     std::vector<RecordedRuns::Operand> found;
+    found.reserve(ids.size());
     for (const uint32_t id : ids) found.push_back({id, list_.buffers[id].bytes});
     return found;
   };
