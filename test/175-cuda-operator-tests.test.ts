@@ -49,20 +49,6 @@ const others = [
   '151-grouped-low-rank',
 ]
 
-/** By file, tests that say nothing about devices, or that a device cannot pass, and why. */
-const excepted: Readonly<Record<string, Readonly<Record<string, string>>>> = {
-  '150-paged-attention': Object.fromEntries(
-    [
-      'refused: a negative position',
-      'refused: a position beyond the table',
-      'refused: starts that fall',
-      'refused: more tokens than there are',
-      'a slot given twice is refused, and nothing is written',
-      'a slot given twice, apart is refused, and nothing is written',
-    ].map((title) => [title, 'it is refused with the same code, but a kernel says one number where the CPU says more']),
-  ),
-}
-
 interface Outcome {
   readonly passed: number
   /** By title, what ava says about it. */
@@ -95,11 +81,6 @@ for (const file of all ? [...quick, ...others] : quick)
   test.serial(`${file} on a CUDA device`, async (t) => {
     t.timeout(1_800_000)
     const { passed, failures } = await run(file)
-    const known = excepted[file] ?? {}
-    for (const [title, why] of Object.entries(known)) t.log(`${title}: ${why}`)
-    t.deepEqual(
-      [...failures].filter(([title]) => known[title] === undefined),
-      [],
-    )
+    t.deepEqual([...failures], [])
     t.true(passed > 0, 'no test of this file ran')
   })
