@@ -91,7 +91,7 @@ test("metrics show the engine's state and the process", async (t) => {
     running: 4,
     waiting: 9,
     cache: { usedBytes: 250, bytes: 1000 },
-    adapters: { usedBytes: 70, bytes: 100, loaded: ['a', 'b'] },
+    adapters: { usedBytes: 70, bytes: 100, loaded: ['a', 'b'], mostRank: 100 },
   }
   const text = await metricsOf(app)
   const values = ['texts_running', 'texts_waiting', 'batch_limit', 'cache_used_bytes', 'adapters_loaded'].map((name) =>

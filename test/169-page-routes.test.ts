@@ -197,7 +197,7 @@ test("an adapter's folder tells of it; one that lies elsewhere is listed without
   await write('a', { peft_type: 'LORA', r: 8 }, 1000)
   await write('b', { peft_type: 'IA3', r: null }, 10)
   const engine = Object.assign(new HandEngine(), { adapterNames: ['a', 'b', 'elsewhere'] })
-  engine.shown = { ...engine.shown, adapters: { usedBytes: 10, bytes: 100, loaded: ['b'] } }
+  engine.shown = { ...engine.shown, adapters: { usedBytes: 10, bytes: 100, loaded: ['b'], mostRank: 100 } }
   const cards = new AdapterCards(folder)
   const expected = [
     { name: 'a', isLoaded: false, about: { method: 'LORA', rank: 8, bytes: 1000 } },

@@ -1,21 +1,17 @@
 // Runs that a GPU has by heart (CUDA graphs), and what its own clock says about operators.
 
 import test from 'ava'
-import { Adapter } from '../lib/adapters/adapter.js'
-import { lora } from '../lib/adapters/methods/lora.js'
 import { onDevice } from '../lib/graph/device.js'
 import { mul } from '../lib/graph/ops/elementwise.js'
 import { matmul } from '../lib/graph/ops/matmul.js'
 import { program } from '../lib/graph/program.js'
 import { addon, type NativeProgram, type NativeTensor } from '../lib/native.js'
-import { causalLm } from '../lib/objectives/causal_lm.js'
-import { adamw } from '../lib/optim/adamw.js'
-import { trainingStep } from '../lib/optim/training_step.js'
 import { tensor } from '../lib/tensor/tensor.js'
 import { goldenLlama } from './golden.js'
 import { randomTensor } from './random_numbers.js'
 import { emulated, inject, objects } from './support/cuda_host.js'
 import { type Buffer, encode, type Program, pointwise } from './support/instruction_list.js'
+import { loraStep, syntheticBatch } from './support/lora_step.js'
 
 const shape = [2, 3]
 const input = (index: number): Buffer => ({ kind: 'input', index, shape })
@@ -148,26 +144,8 @@ async function settled(): Promise<number> {
 /** A LoRA step with dropout, in three runs: losses, norms, and what the plan says. */
 async function trained(): Promise<{ readonly results: unknown; readonly peakBytes: number }> {
   const network = await goldenLlama('tiny-llama')
-  const adapter = await Adapter.attach(network, lora({ r: 4, lora_dropout: 0.1, target_modules: 'all-linear' }))
-  const parameters = [...adapter.parameters().values()]
-  const step = await trainingStep({
-    network,
-    objective: causalLm(),
-    parameters,
-    optimizer: adamw(),
-    hook: adapter.hook,
-  })
-  const [rows, length] = [2, 12]
-  const inputIds = Int32Array.from({ length: rows * length }, (_, i) => (i * 7919 + 13) % network.vocabularySize)
-  const targets = inputIds.map((_, i) => ((i + 1) % length === 0 ? -100 : inputIds[i + 1]!))
-  const batch = {
-    rows,
-    length,
-    inputIds,
-    targets,
-    segments: new Int32Array(rows * length),
-    tokens: rows * (length - 1),
-  }
+  const { step, parameters } = await loraStep(network)
+  const batch = syntheticBatch(2, 12, network.vocabularySize)
   const results: unknown[] = []
   for (const index of [1, 2, 3])
     results.push(await step.run({ batches: [batch], step: index, learningRate: 1e-2, seed: 3 }))

@@ -1,6 +1,5 @@
 // Recomputing modules in the backward pass: the same numbers from less memory, planned before the run.
 import test, { type ExecutionContext } from 'ava'
-import { Adapter } from '../lib/adapters/adapter.js'
 import { lora } from '../lib/adapters/methods/lora.js'
 import type { RecomputePolicy } from '../lib/graph/compile.js'
 import { gradients } from '../lib/graph/grad.js'
@@ -9,15 +8,12 @@ import { matmul } from '../lib/graph/ops/matmul.js'
 import { sum } from '../lib/graph/ops/reduce.js'
 import { program } from '../lib/graph/program.js'
 import { read, within } from '../lib/graph/sym.js'
-import type { CausalLm } from '../lib/models/causal_lm.js'
 import { llama } from '../lib/models/llama.js'
-import { causalLm } from '../lib/objectives/causal_lm.js'
-import { adamw } from '../lib/optim/adamw.js'
-import { trainingStep } from '../lib/optim/training_step.js'
 import { type Tensor, tensor, zeros } from '../lib/tensor/tensor.js'
 import { train } from '../lib/train/train.js'
 import { goldenLlama } from './golden.js'
 import { randomNumbers } from './random_numbers.js'
+import { loraStep, syntheticBatch } from './support/lora_step.js'
 import { tinyDataset, tinyModel } from './tiny_model.js'
 
 const width = 64
@@ -94,30 +90,10 @@ test('what no gradient reads is not recomputed', async (t) => {
   t.deepEqual([plan.recomputed, plan.recomputedFlops], [[], 0])
 })
 
-const batch = (rows: number, length: number, vocabulary: number) => {
-  const inputIds = Int32Array.from({ length: rows * length }, (_, i) => (i * 7919 + 13) % vocabulary)
-  const targets = inputIds.map((_, i) => ((i + 1) % length === 0 ? -100 : inputIds[i + 1]!))
-  return { rows, length, inputIds, targets, segments: new Int32Array(rows * length), tokens: rows * (length - 1) }
-}
-
-async function loraStep(network: CausalLm, recompute?: RecomputePolicy) {
-  const adapter = await Adapter.attach(network, lora({ r: 4, lora_dropout: 0.1, target_modules: 'all-linear' }))
-  const parameters = [...adapter.parameters().values()]
-  const step = await trainingStep({
-    network,
-    objective: causalLm(),
-    parameters,
-    optimizer: adamw(),
-    hook: adapter.hook,
-    recompute,
-  })
-  return { step, parameters }
-}
-
 test('a model trained with its layers recomputed, dropout and all, is the same bit for bit', async (t) => {
   const network = await goldenLlama('tiny-llama')
   const [kept, recomputed] = [await loraStep(network), await loraStep(network, { scopes: 'model.layers.*' })]
-  const batches = [batch(2, 16, network.vocabularySize)]
+  const batches = [syntheticBatch(2, 16, network.vocabularySize)]
   t.deepEqual((await recomputed.step.plan(batches[0]!)).recomputed, ['model.layers.0', 'model.layers.1'])
   for (const step of [1, 2]) {
     const request = { batches, step, learningRate: 1e-2, seed: 3 }
@@ -161,7 +137,7 @@ test('SmolLM2-135M at 4 × 256 tokens: the plan shrinks to a quarter', async (t)
   const plans = []
   for (const recompute of [undefined, { scopes: 'model.layers.*' }]) {
     const { step } = await loraStep(network, recompute)
-    plans.push(await step.plan(batch(4, 256, config.vocab_size)))
+    plans.push(await step.plan(syntheticBatch(4, 256, config.vocab_size)))
     step.dispose()
   }
   const [whole, least] = plans as [(typeof plans)[0], (typeof plans)[0]]

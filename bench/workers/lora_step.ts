@@ -15,6 +15,7 @@ import { adamw } from '../../lib/optim/adamw.js'
 import { clipByGlobalNorm } from '../../lib/optim/clip.js'
 import { chain } from '../../lib/optim/gradient_transform.js'
 import { trainingStep } from '../../lib/optim/training_step.js'
+import { syntheticBatch } from '../../test/support/lora_step.js'
 
 export const smollm2Config = {
   hidden_size: 576,
@@ -74,10 +75,7 @@ export async function syntheticStep({
     hook: adapter.hook,
     precision,
   })
-  const inputIds = Int32Array.from({ length: rows * length }, (_, i) => (i * 7919 + 13) % config.vocab_size)
-  const targets = inputIds.map((_, i) => ((i + 1) % length === 0 ? -100 : inputIds[i + 1]!))
-  const tokens = targets.filter((target) => target >= 0).length
-  const batch = { rows, length, inputIds, targets, segments: new Int32Array(rows * length), tokens }
+  const batch = syntheticBatch(rows, length, config.vocab_size)
   let count = 0
   const timed = async (): Promise<{ seconds: number; loss: number }> => {
     const start = performance.now()

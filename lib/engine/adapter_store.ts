@@ -74,6 +74,11 @@ export class AdapterStore {
     return this.#entries.get(name)?.isWritten ?? false
   }
 
+  /** Of the largest adapter that there can be room for. */
+  get mostRank(): number {
+    return this.#ranges.rows
+  }
+
   get usedBytes(): number {
     return this.#ranges.usedRows * this.options.rowBytes
   }
@@ -146,7 +151,7 @@ export class AdapterStore {
 
   /** Rows for an adapter, one adapter after the other, so that a large one isn't overtaken for ever. */
   #place(name: string, rank: number): Promise<RowRange> {
-    if (rank > this.#ranges.rows) {
+    if (rank > this.mostRank) {
       const { bytes, rowBytes } = this.options
       throw misuse(`an adapter of at most ${bytes} bytes`, `${name} of ${rank * rowBytes}`, 'Raise memory.adapters.')
     }

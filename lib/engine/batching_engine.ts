@@ -145,7 +145,7 @@ export class BatchingEngine implements Engine {
 
   state(): EngineState {
     const { memory, maxBatch } = this.#settings
-    const { usedBytes, loaded } = this.#adapters
+    const { usedBytes, loaded, mostRank } = this.#adapters
     return {
       isClosed: this.#isClosed,
       running: this.#scheduler.running,
@@ -154,7 +154,7 @@ export class BatchingEngine implements Engine {
       // The last token of a text is never fed.
       maxTokens: Math.min(this.model.network.maxPositions, this.#room) + 1,
       cache: { usedBytes: this.#table.used * this.#pageBytes, bytes: memory.cache },
-      adapters: { usedBytes, bytes: memory.adapters, loaded },
+      adapters: { usedBytes, bytes: memory.adapters, loaded, mostRank },
     }
   }
 

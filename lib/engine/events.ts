@@ -57,5 +57,7 @@ export interface EngineState {
     readonly bytes: number
     /** Names of those in memory. */
     readonly loaded: readonly string[]
+    /** Rank of the largest adapter that there can be room for. */
+    readonly mostRank: number
   }
 }

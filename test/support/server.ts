@@ -17,7 +17,7 @@ const idle: EngineState = {
   maxBatch: 8,
   maxTokens: 1000,
   cache: { usedBytes: 0, bytes: 1000 },
-  adapters: { usedBytes: 0, bytes: 100, loaded: [] },
+  adapters: { usedBytes: 0, bytes: 100, loaded: [], mostRank: 100 },
 }
 
 /** Generates nothing by itself: each call of `push` gives every running text a token. */

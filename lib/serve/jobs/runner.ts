@@ -2,7 +2,6 @@
 import { mkdir, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { FastifyBaseLogger } from 'fastify'
-import { rowBytes } from '../../engine/adapter_pool.js'
 import type { ServerContext } from '../context.js'
 import { crash, errorOf } from './failure.js'
 import { publishAdapter, sweepUnpublished, withdrawAdapter } from './publish.js'
@@ -118,7 +117,7 @@ export class JobRunner {
 
   async #train({ id, settings }: Job): Promise<Outcome> {
     const { store, folders, context, log } = this.#parts
-    const mostRank = mostRankOf(context)
+    const { mostRank } = context.engine.state().adapters
     const task = taskOf(settings, { folder: join(folders.jobs, id), uploads: folders.uploads, mostRank })
     const process = new TrainingProcess(task, {
       log: log.child({ job: id }),
@@ -161,13 +160,6 @@ export class JobRunner {
       }
     }
   }
-}
-
-/** What the engine's memory for adapters has room for. */
-function mostRankOf({ engine }: ServerContext): number {
-  const { network, precision } = engine.model
-  const row = rowBytes(network, { dtype: precision === 'f32' ? 'f32' : 'bf16' })
-  return Math.floor(engine.state().adapters.bytes / row)
 }
 
 const servedBy = ({ modelName, engine }: ServerContext): ServedModel => ({
